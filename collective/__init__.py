@@ -1,0 +1,97 @@
+"""Collective communication for data-parallel training, over any MPI.
+
+`collective` works on NumPy arrays and torch tensors; `collective.torch` has Horovod's names on top of it. Importing
+either never initialises MPI: `init()` does.
+"""
+
+from .errors import (
+    CollectiveError,
+    CollectiveTimeoutError,
+    DuplicateNameError,
+    ForkError,
+    InternalError,
+    InvalidArgumentError,
+    MismatchError,
+    MPIMismatchError,
+    NotInitializedError,
+    ShutdownError,
+    UnsupportedTypeError,
+)
+from .handles import Handle
+from .ops import (
+    Average,
+    Compression,
+    Max,
+    Min,
+    Op,
+    Product,
+    Sum,
+    allgather,
+    allgather_async,
+    allreduce,
+    allreduce_,
+    allreduce_async,
+    allreduce_async_,
+    barrier,
+    broadcast,
+    broadcast_,
+    broadcast_async,
+    broadcast_async_,
+)
+from .runtime import (
+    cross_rank,
+    cross_size,
+    init,
+    is_homogeneous,
+    is_initialized,
+    local_rank,
+    local_size,
+    rank,
+    shutdown,
+    size,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Average",
+    "CollectiveError",
+    "CollectiveTimeoutError",
+    "Compression",
+    "DuplicateNameError",
+    "ForkError",
+    "Handle",
+    "InternalError",
+    "InvalidArgumentError",
+    "MPIMismatchError",
+    "Max",
+    "Min",
+    "MismatchError",
+    "NotInitializedError",
+    "Op",
+    "Product",
+    "ShutdownError",
+    "Sum",
+    "UnsupportedTypeError",
+    "allgather",
+    "allgather_async",
+    "allreduce",
+    "allreduce_",
+    "allreduce_async",
+    "allreduce_async_",
+    "barrier",
+    "broadcast",
+    "broadcast_",
+    "broadcast_async",
+    "broadcast_async_",
+    "cross_rank",
+    "cross_size",
+    "init",
+    "is_homogeneous",
+    "is_initialized",
+    "local_rank",
+    "local_size",
+    "rank",
+    "shutdown",
+    "size",
+]

@@ -1,0 +1,61 @@
+"""Handles of asynchronous operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from . import _core
+from .errors import error_class
+
+__all__ = ["Handle"]
+
+T = TypeVar("T")
+
+# A wait returns to the interpreter this often, so that Ctrl-C is heard.
+_SLICE_S = 0.1
+
+# Arrays of operations whose handle was dropped before they finished: the engine still reads and writes them.
+_orphans: list[tuple[_core.Ticket, Any]] = []
+
+
+class Handle(Generic[T]):
+    """An operation in flight. Keeps its arrays alive until it is finished, even when the handle is dropped."""
+
+    __slots__ = ("_engine", "_keep", "_result", "_ticket")
+
+    def __init__(
+        self, engine: _core.Engine, ticket: _core.Ticket, keep: Any, result: Callable[[_core.Ticket], T]
+    ) -> None:
+        self._engine = engine
+        self._ticket = ticket
+        self._keep = keep
+        self._result = result
+        if _orphans:
+            _orphans[:] = [orphan for orphan in _orphans if not orphan[0].done]
+
+    @property
+    def name(self) -> str:
+        """The name under which the ranks agree on the operation."""
+        return self._ticket.name
+
+    def poll(self) -> bool:
+        """Whether the operation is finished; wait() then returns or raises at once."""
+        return self._ticket.done
+
+    def wait(self) -> T:
+        """Block until the operation is finished and return its result; may be called again.
+
+        Raises what went wrong, on every rank that took part: MismatchError, CollectiveTimeoutError, ShutdownError,
+        InternalError.
+        """
+        ticket = self._ticket
+        while not self._engine.wait(ticket, _SLICE_S):
+            pass
+        if ticket.code:
+            raise error_class(ticket.code)(ticket.text)
+        return self._result(ticket)
+
+    def __del__(self) -> None:
+        if not self._ticket.done:
+            _orphans.append((self._ticket, self._keep))

@@ -1,0 +1,339 @@
+#include "agreement.h"
+
+#include <algorithm>
+
+#include "log.h"
+
+namespace collective {
+namespace {
+
+constexpr int kRequestTag = 1;
+constexpr int kDecisionTag = 2;
+// Ids are never recycled; a job with more names than this goes on with full descriptors.
+constexpr size_t kMostIds = 1 << 16;
+constexpr auto kCheckEvery = std::chrono::milliseconds(100);
+constexpr size_t kNamesInWarning = 6;
+
+enum class Word : uint8_t { kId, kFull, kLeave };
+enum class NameForm : uint8_t { kId, kPlain, kNewId };
+
+std::string seconds_text(std::chrono::duration<double> duration) {
+  const double seconds = duration.count();
+  std::string text = std::to_string(seconds);
+  return text.substr(0, text.find('.') + (seconds < 10 ? 2 : 0)) + " s";
+}
+
+}  // namespace
+
+Agreement::Agreement(const Comm& comm, const Limits& limits)
+    : comm_(&comm), limits_(limits), left_(static_cast<size_t>(comm.size())) {}
+
+void Agreement::submit(const std::string& name, const Descriptor& descriptor, int64_t rows, bool recurring) {
+  std::string encoded = descriptor.encode();
+  const auto id = id_of_.find(name);
+  if (id != id_of_.end() && known_[id->second].encoded == encoded) {
+    requests_.put(Word::kId);
+    requests_.put(id->second);
+  } else {
+    requests_.put(Word::kFull);
+    requests_.put_text(name);
+    requests_.put_text(encoded);
+    requests_.put(rows);
+    requests_.put(recurring);
+  }
+  mine_.insert_or_assign(name, std::move(encoded));
+}
+
+void Agreement::leave(const std::vector<uint32_t>& started) {
+  requests_.put(Word::kLeave);
+  requests_.put_list(started);
+}
+
+bool Agreement::progress(std::vector<Decision>& decisions) {
+  bool moved = false;
+  if (!requests_.empty()) {
+    moved = true;
+    std::string bytes = requests_.take();
+    if (coordinates())
+      take_requests(0, bytes);
+    else
+      send(std::make_shared<const std::string>(std::move(bytes)), 0, kRequestTag);
+  }
+  if (coordinates()) {
+    if (comm_->size() > 1)
+      while (auto message = comm_->poll(kRequestTag)) {
+        take_requests(message->source, message->bytes);
+        moved = true;
+      }
+    const auto now = Clock::now();
+    if (now >= next_check_) check_stalls(now);
+    decide_ready();
+    if (!decisions_.empty()) {
+      const auto bytes = std::make_shared<const std::string>(decisions_.take());
+      for (int peer = 1; peer < comm_->size(); ++peer) send(bytes, peer, kDecisionTag);
+      take_decisions(*bytes, decisions);
+      moved = true;
+    }
+  } else {
+    while (auto message = comm_->poll(kDecisionTag)) {
+      take_decisions(message->bytes, decisions);
+      moved = true;
+    }
+  }
+  while (!outgoing_.empty() && outgoing_.front().request.done()) outgoing_.pop_front();
+  return moved;
+}
+
+void Agreement::send(std::shared_ptr<const std::string> bytes, int peer, int tag) {
+  Request request = comm_->isend(bytes->data(), bytes->size(), peer, tag);
+  outgoing_.push_back({std::move(bytes), std::move(request)});
+}
+
+// ---- the coordinator ----
+
+void Agreement::take_requests(int source, const std::string& bytes) {
+  Reader r(bytes);
+  while (!r.empty()) {
+    switch (r.get<Word>()) {
+      case Word::kId: {
+        // A copy: arrive() may complete the name, and completing may add an id.
+        const Known known = known_.at(r.get<uint32_t>());
+        arrive(source, known.name, known.encoded, 0, true);
+        break;
+      }
+      case Word::kFull: {
+        const std::string name = r.get_text();
+        const std::string encoded = r.get_text();
+        const auto rows = r.get<int64_t>();
+        arrive(source, name, encoded, rows, r.get<bool>());
+        break;
+      }
+      case Word::kLeave: take_left(source, r.get_list<uint32_t>()); break;
+    }
+  }
+}
+
+void Agreement::arrive(int source, const std::string& name, const std::string& encoded, int64_t rows,
+                       bool recurring) {
+  const auto operation = [&] { return std::string(name_of(Descriptor::decode(encoded).kind)) + " '" + name + "'"; };
+  if (left_count_ > 0) {
+    std::vector<int> gone;
+    for (int rank = 0; rank < comm_->size(); ++rank)
+      if (left_[static_cast<size_t>(rank)]) gone.push_back(rank);
+    fail(name, {source}, ErrorCode::kShutdown, operation() + ": " + ranks_text(gone) + " had already shut down");
+    return;
+  }
+  if (const auto expired = expired_.find(name); expired != expired_.end()) {
+    auto& late = expired->second;
+    if (const auto me = std::find(late.begin(), late.end(), source); me != late.end()) {
+      late.erase(me);
+      if (late.empty()) expired_.erase(expired);
+      fail(name, {source}, ErrorCode::kTimeout,
+           operation() + ": submitted too late, the other ranks gave up after " + seconds_text(limits_.timeout));
+      return;
+    }
+  }
+  const size_t size = static_cast<size_t>(comm_->size());
+  Pending& pending = pending_[name];
+  if (pending.here.empty()) {
+    pending.here.resize(size);
+    pending.rows.resize(size);
+    pending.missing = comm_->size();
+    pending.since = pending.warned = Clock::now();
+  }
+  pending.here[static_cast<size_t>(source)] = 1;
+  pending.rows[static_cast<size_t>(source)] = rows;
+  pending.recurring = recurring;
+  auto variant = std::find_if(pending.variants.begin(), pending.variants.end(),
+                              [&](const Variant& v) { return v.encoded == encoded; });
+  if (variant == pending.variants.end()) variant = pending.variants.insert(variant, {encoded, {}});
+  variant->ranks.push_back(source);
+  if (--pending.missing > 0) return;
+  complete(name, pending);
+  pending_.erase(name);
+}
+
+void Agreement::complete(const std::string& name, Pending& pending) {
+  if (pending.variants.size() > 1) {
+    for (Variant& variant : pending.variants) std::sort(variant.ranks.begin(), variant.ranks.end());
+    std::sort(pending.variants.begin(), pending.variants.end(),
+              [](const Variant& a, const Variant& b) { return a.ranks < b.ranks; });
+    const auto first = Descriptor::decode(pending.variants[0].encoded);
+    fail(name, present(pending), ErrorCode::kMismatch,
+         std::string(name_of(first.kind)) + " '" + name + "': " + describe_difference(pending.variants));
+    return;
+  }
+  ready_.push_back({name, std::move(pending.variants[0].encoded), std::move(pending.rows), pending.recurring});
+}
+
+void Agreement::take_left(int source, std::vector<uint32_t> started) {
+  for (auto& [name, pending] : pending_) {
+    const auto kind = Descriptor::decode(pending.variants[0].encoded).kind;
+    fail(name, present(pending), ErrorCode::kShutdown,
+         std::string(name_of(kind)) + " '" + name + "': rank " + std::to_string(source) +
+             " has shut down (its script ended, or it called shutdown()) before it took part");
+  }
+  pending_.clear();
+  left_[static_cast<size_t>(source)] = 1;
+  ++left_count_;
+  decisions_.put(Decision::Kind::kLeft);
+  decisions_.put(source);
+  decisions_.put_list(started);
+  if (left_count_ == comm_->size()) decisions_.put(Decision::Kind::kAllLeft);
+}
+
+void Agreement::fail(const std::string& name, const std::vector<int>& targets, ErrorCode code,
+                     const std::string& text) {
+  decisions_.put(Decision::Kind::kFail);
+  decisions_.put_text(name);
+  decisions_.put_list(targets);
+  decisions_.put(code);
+  decisions_.put_text(text);
+}
+
+void Agreement::decide_ready() {
+  if (ready_.empty()) return;
+  struct Bucket {
+    std::string_view key;
+    size_t nbytes;
+    std::vector<Ready*> members;
+  };
+  std::vector<Bucket> buckets;
+  for (Ready& ready : ready_) {
+    const Descriptor d = Descriptor::decode(ready.encoded);
+    const size_t nbytes = d.kind == Kind::kAllreduce ? d.count() * size_of(d.wire) : 0;
+    const bool fusable = d.kind == Kind::kAllreduce && nbytes < limits_.fusion_threshold;
+    const std::string_view key = fusable ? fusion_key(ready.encoded) : std::string_view();
+    const auto open = std::find_if(buckets.begin(), buckets.end(), [&](const Bucket& bucket) {
+      return fusable && bucket.key == key && bucket.nbytes + nbytes <= limits_.fusion_threshold;
+    });
+    if (open == buckets.end()) {
+      buckets.push_back({key, nbytes, {&ready}});
+    } else {
+      open->nbytes += nbytes;
+      open->members.push_back(&ready);
+    }
+  }
+  for (const Bucket& bucket : buckets) write_execution(bucket.members);
+  ready_.clear();
+}
+
+void Agreement::write_execution(const std::vector<Ready*>& bucket) {
+  decisions_.put(Decision::Kind::kExecute);
+  const Kind kind = Descriptor::decode(bucket[0]->encoded).kind;
+  decisions_.put(kind == Kind::kChannel ? channels_++ : uint32_t{0});
+  decisions_.put(static_cast<uint32_t>(bucket.size()));
+  // known_ grows where the decision is taken (take_decisions); ids given out in this round are counted here.
+  for (const Ready* ready : bucket) {
+    const auto id = id_of_.find(ready->name);
+    if (id != id_of_.end() && known_[id->second].encoded == ready->encoded) {
+      decisions_.put(NameForm::kId);
+      decisions_.put(id->second);
+    } else {
+      decisions_.put(ready->recurring ? NameForm::kNewId : NameForm::kPlain);
+      decisions_.put_text(ready->name);
+    }
+    decisions_.put_list(kind == Kind::kAllgather ? ready->rows : std::vector<int64_t>());
+  }
+}
+
+std::vector<int> Agreement::absent(const Pending& pending) const {
+  std::vector<int> ranks;
+  for (int rank = 0; rank < comm_->size(); ++rank)
+    if (!pending.here[static_cast<size_t>(rank)]) ranks.push_back(rank);
+  return ranks;
+}
+
+std::vector<int> Agreement::present(const Pending& pending) const {
+  std::vector<int> ranks;
+  for (int rank = 0; rank < comm_->size(); ++rank)
+    if (pending.here[static_cast<size_t>(rank)]) ranks.push_back(rank);
+  return ranks;
+}
+
+void Agreement::check_stalls(Clock::time_point now) {
+  next_check_ = now + kCheckEvery;
+  std::vector<std::string> stalled;
+  for (auto it = pending_.begin(); it != pending_.end();) {
+    auto& [name, pending] = *it;
+    const auto waited = now - pending.since;
+    const auto kind = Descriptor::decode(pending.variants[0].encoded).kind;
+    if (waited >= limits_.timeout) {
+      const std::vector<int> late = absent(pending);
+      fail(name, present(pending), ErrorCode::kTimeout,
+           std::string(name_of(kind)) + " '" + name + "': " + ranks_text(late) + " did not submit it within " +
+               seconds_text(limits_.timeout));
+      expired_[name] = late;
+      it = pending_.erase(it);
+      continue;
+    }
+    // Warn at 1, 2, 4, ... times the interval.
+    if (waited >= limits_.stall_warning && now - pending.warned >= (pending.warned - pending.since) + limits_.stall_warning) {
+      pending.warned = now;
+      stalled.push_back("  " + std::string(name_of(kind)) + " '" + name + "': submitted by " +
+                        ranks_text(present(pending)) + ", waits for " + ranks_text(absent(pending)) + " since " +
+                        seconds_text(waited));
+    }
+    ++it;
+  }
+  if (stalled.empty()) return;
+  std::string text = "stalled: some ranks have not submitted what others wait for\n";
+  std::sort(stalled.begin(), stalled.end());
+  for (size_t i = 0; i < std::min(stalled.size(), kNamesInWarning); ++i) text += stalled[i] + "\n";
+  if (stalled.size() > kNamesInWarning)
+    text += "  and " + std::to_string(stalled.size() - kNamesInWarning) + " more\n";
+  log_warning(text);
+}
+
+// ---- every rank ----
+
+void Agreement::take_decisions(const std::string& bytes, std::vector<Decision>& decisions) {
+  Reader r(bytes);
+  while (!r.empty()) {
+    Decision decision{r.get<Decision::Kind>(), {}, 0, ErrorCode::kNone, {}, -1, {}};
+    switch (decision.kind) {
+      case Decision::Kind::kExecute: {
+        decision.channel = r.get<uint32_t>();
+        decision.entries.resize(r.get<uint32_t>());
+        for (Decision::Entry& entry : decision.entries) {
+          const auto form = r.get<NameForm>();
+          entry.name = form == NameForm::kId ? known_.at(r.get<uint32_t>()).name : r.get_text();
+          entry.rows = r.get_list<int64_t>();
+          const auto mine = mine_.find(entry.name);
+          if (form == NameForm::kNewId && known_.size() < kMostIds) {
+            id_of_[entry.name] = static_cast<uint32_t>(known_.size());
+            known_.push_back({entry.name, mine->second});
+          }
+          mine_.erase(mine);
+        }
+        break;
+      }
+      case Decision::Kind::kFail: {
+        decision.entries.push_back({r.get_text(), {}});
+        const auto targets = r.get_list<int>();
+        decision.code = r.get<ErrorCode>();
+        decision.text = r.get_text();
+        if (std::find(targets.begin(), targets.end(), comm_->rank()) == targets.end()) continue;
+        mine_.erase(decision.entries[0].name);
+        break;
+      }
+      case Decision::Kind::kLeft:
+        decision.rank = r.get<int>();
+        decision.started = r.get_list<uint32_t>();
+        break;
+      case Decision::Kind::kAllLeft: break;
+    }
+    decisions.push_back(std::move(decision));
+  }
+}
+
+std::string Agreement::describe() const {
+  std::string text;
+  const auto now = Clock::now();
+  for (const auto& [name, pending] : pending_)
+    text += "  " + std::string(name_of(Descriptor::decode(pending.variants[0].encoded).kind)) + " '" + name +
+            "': waits for " + ranks_text(absent(pending)) + " since " + seconds_text(now - pending.since) + "\n";
+  return text;
+}
+
+}  // namespace collective

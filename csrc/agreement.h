@@ -1,0 +1,133 @@
+// Agreement by name: ranks submit named operations in any order; an operation runs when every rank has submitted it.
+//
+// Rank 0 of the set coordinates. A rank tells it what it has submitted; when the last rank's word for a name is in,
+// the coordinator tells all ranks to execute it, together with everything else that has become ready and fits into
+// the same bucket. All ranks receive all decisions in one order. Nothing is sent while nothing is submitted.
+//
+//   rank 1 ---- "w1: allreduce float32 (3, 4)" ---> rank 0 ---- "execute w0+w1+w2" ---> rank 1
+//   rank 2 ---- "w1, w0, w2" (ids, 4 bytes each) -> rank 0 ---- same ----------------> rank 2
+//
+// A descriptor crosses once per name: the first execution gives the name an id, which stands for name and descriptor
+// until the descriptor changes. Descriptors that differ between ranks become an error on every rank, in place of the
+// execution. So does a rank that does not come in time, or that has left.
+//
+// messages:  2(p-1) short ones per round, one hop to rank 0 and one back
+// limits:    rank 0 sends and receives p-1 messages a round
+// source:    the coordinator of Horovod (arXiv 1802.05799), without its cycle time
+#pragma once
+
+#include <chrono>
+#include <deque>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "comm.h"
+#include "descriptor.h"
+
+namespace collective {
+
+using Clock = std::chrono::steady_clock;
+
+struct Limits {
+  size_t fusion_threshold;     // bytes: tensors below it share buckets of up to this size
+  std::chrono::duration<double> stall_warning;  // name the missing ranks after this long
+  std::chrono::duration<double> timeout;        // give up after this long
+};
+
+struct Decision {
+  enum class Kind : uint8_t {
+    kExecute,  // entries, in one bucket when there are several
+    kFail,     // entries[0] fails on this rank, with code and text
+    kLeft,     // `rank` has shut down, having started each channel `started` times
+    kAllLeft,  // every rank has
+  };
+  struct Entry {
+    std::string name;
+    std::vector<int64_t> rows;  // of an allgather: first dimension by rank
+  };
+  Kind kind;
+  std::vector<Entry> entries;
+  uint32_t channel = 0;  // of an opened channel: its number
+  ErrorCode code = ErrorCode::kNone;
+  std::string text;
+  int rank = -1;
+  std::vector<uint32_t> started;
+};
+
+class Agreement {
+ public:
+  Agreement(const Comm& comm, const Limits& limits);
+
+  // rows: first dimension on this rank, for an allgather. Names that come once only are not worth an id.
+  void submit(const std::string& name, const Descriptor& descriptor, int64_t rows, bool recurring);
+  // This rank submits nothing any more.
+  void leave(const std::vector<uint32_t>& started);
+  // Sends what was submitted and takes what arrived; never blocks. True if anything moved.
+  bool progress(std::vector<Decision>& decisions);
+
+  // What rank 0 waits for, a line per name; empty on other ranks.
+  std::string describe() const;
+
+ private:
+  struct Known {
+    std::string name, encoded;
+  };
+  struct Pending {  // at the coordinator: a name that some ranks have submitted
+    std::vector<Variant> variants;
+    std::vector<int64_t> rows;
+    std::vector<char> here;  // by rank
+    int missing = 0;
+    bool recurring = false;
+    Clock::time_point since, warned;
+  };
+  struct Ready {
+    std::string name, encoded;
+    std::vector<int64_t> rows;
+    bool recurring;
+  };
+
+  bool coordinates() const { return comm_->rank() == 0; }
+  void arrive(int source, const std::string& name, const std::string& encoded, int64_t rows, bool recurring);
+  void complete(const std::string& name, Pending& pending);
+  void take_requests(int source, const std::string& bytes);
+  void take_left(int source, std::vector<uint32_t> started);
+  void fail(const std::string& name, const std::vector<int>& targets, ErrorCode code, const std::string& text);
+  void decide_ready();
+  void write_execution(const std::vector<Ready*>& bucket);
+  void check_stalls(Clock::time_point now);
+  void take_decisions(const std::string& bytes, std::vector<Decision>& decisions);
+  void send(std::shared_ptr<const std::string> bytes, int peer, int tag);
+  std::vector<int> absent(const Pending& pending) const;
+  std::vector<int> present(const Pending& pending) const;
+
+  const Comm* comm_;
+  Limits limits_;
+  Writer requests_;   // to the coordinator, since the last progress()
+  Writer decisions_;  // from the coordinator, likewise
+
+  // Alike on all ranks: changed by decisions only.
+  std::vector<Known> known_;                         // by id
+  std::unordered_map<std::string, uint32_t> id_of_;  // name -> latest id
+  std::unordered_map<std::string, std::string> mine_;  // submitted here and undecided: name -> encoded
+
+  // The coordinator's.
+  std::unordered_map<std::string, Pending> pending_;
+  std::vector<Ready> ready_;
+  uint32_t channels_ = 0;
+  // Names given up on, with the ranks that had not come: their late submission is answered at once, so that calls
+  // of all ranks stay paired.
+  std::unordered_map<std::string, std::vector<int>> expired_;
+  std::vector<char> left_;
+  int left_count_ = 0;
+  Clock::time_point next_check_;
+
+  struct Outgoing {
+    std::shared_ptr<const std::string> bytes;
+    Request request;
+  };
+  std::deque<Outgoing> outgoing_;
+};
+
+}  // namespace collective

@@ -1,0 +1,28 @@
+// What a reduction does to its elements, as the algorithms see it: combine in order, and finish once.
+#pragma once
+
+#include "reduce.h"
+#include "types.h"
+
+namespace collective {
+
+struct Arithmetic {
+  DType dtype;
+  ReduceOp op;
+  double scale = 1.0;   // applied to the finished result (average and postscale), in the same pass
+  int64_t divisor = 1;  // exact average of integers: the finished sum is divided, truncated toward zero
+
+  // dst = a op b; `last` when this completes the reduction of these elements. dst may be a or b.
+  void combine(void* dst, const void* a, const void* b, size_t count, bool last) const {
+    const void* sources[] = {a, b};
+    if (last && divisor != 1) {
+      reduce(dtype, op, dst, sources, 2, count);
+      divide(dtype, dst, dst, count, divisor);
+      if (scale != 1.0) convert(dtype, dst, dtype, dst, count, scale);
+    } else {
+      reduce(dtype, op, dst, sources, 2, count, last ? scale : 1.0);
+    }
+  }
+};
+
+}  // namespace collective

@@ -1,0 +1,148 @@
+// collective._core: the engine for Python. Takes addresses, counts, types and names; never sees an array or a framework.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+#include <type_traits>
+
+#include "bucket.h"
+#include "engine.h"
+
+namespace py = pybind11;
+
+namespace collective {
+namespace {
+
+template <typename Handle>
+Handle comm_from(uintptr_t handle) {
+  if constexpr (std::is_pointer_v<Handle>)
+    return reinterpret_cast<Handle>(handle);  // Open MPI
+  else
+    return static_cast<Handle>(handle);  // MPICH
+}
+
+std::shared_ptr<Ticket> submit(Engine& engine, Kind kind, std::string name, std::vector<int64_t> shape, DType dtype,
+                               DType wire, ReduceOp op, double prescale, double postscale, int root,
+                               std::string device, std::string layout, uintptr_t in, uintptr_t out, bool recurring,
+                               bool caller_waits) {
+  Descriptor d;
+  d.kind = kind;
+  d.dtype = dtype;
+  d.wire = wire;
+  d.op = op;
+  d.prescale = prescale;
+  d.postscale = postscale;
+  d.root = root;
+  d.device = std::move(device);
+  d.layout = std::move(layout);
+  d.shape = std::move(shape);
+  const size_t count = d.count();
+  int64_t rows = 0;
+  if (kind == Kind::kAllgather) rows = std::exchange(d.shape[0], -1);
+  return engine.submit(std::move(name),
+                       NamedSubmission{std::move(d),
+                                       {reinterpret_cast<const void*>(in), reinterpret_cast<void*>(out), count},
+                                       rows,
+                                       recurring},
+                       caller_waits);
+}
+
+// The bytes of an allgather's result as an array that owns them.
+py::array_t<uint8_t> take_output(Ticket& ticket, size_t nbytes) {
+  if (nbytes == 0) return py::array_t<uint8_t>(0);
+  std::byte* data = ticket.output.release();
+  const py::capsule owner(data, [](void* p) { std::free(p); });
+  return py::array_t<uint8_t>(static_cast<py::ssize_t>(nbytes), reinterpret_cast<uint8_t*>(data), owner);
+}
+
+}  // namespace
+}  // namespace collective
+
+PYBIND11_MODULE(_core, m) {
+  using namespace collective;
+
+  py::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const Error& error) {
+      const py::object type =
+          py::module_::import("collective.errors").attr("error_class")(static_cast<int>(error.code));
+      PyErr_SetString(type.ptr(), error.what());
+    }
+  });
+
+  py::enum_<Kind>(m, "Kind")
+      .value("allreduce", Kind::kAllreduce)
+      .value("broadcast", Kind::kBroadcast)
+      .value("allgather", Kind::kAllgather)
+      .value("barrier", Kind::kBarrier)
+      .value("channel", Kind::kChannel);
+  py::enum_<DType> dtype(m, "DType");
+  for (int i = 0; i < kDTypeCount; ++i) dtype.value(name_of(static_cast<DType>(i)), static_cast<DType>(i));
+  py::enum_<ReduceOp> op(m, "ReduceOp");
+  for (int i = 0; i <= static_cast<int>(ReduceOp::kProduct); ++i)
+    op.value(name_of(static_cast<ReduceOp>(i)), static_cast<ReduceOp>(i));
+
+  py::class_<Ticket, std::shared_ptr<Ticket>>(m, "Ticket")
+      .def_property_readonly("done", &Ticket::finished)
+      .def_property_readonly("name", [](const Ticket& t) { return t.name; })
+      .def_property_readonly("code", [](const Ticket& t) { return static_cast<int>(t.code); })
+      .def_property_readonly("text", [](const Ticket& t) { return t.text; })
+      .def_property_readonly("channel", [](const Ticket& t) { return t.channel; })
+      .def_property_readonly("rows", [](const Ticket& t) { return t.rows; })
+      .def("take_output", &take_output, py::arg("nbytes"));
+
+  py::class_<Topology>(m, "Topology")
+      .def_readonly("rank", &Topology::rank)
+      .def_readonly("size", &Topology::size)
+      .def_readonly("local_rank", &Topology::local_rank)
+      .def_readonly("local_size", &Topology::local_size)
+      .def_readonly("cross_rank", &Topology::cross_rank)
+      .def_readonly("cross_size", &Topology::cross_size)
+      .def_readonly("homogeneous", &Topology::homogeneous);
+
+  py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
+      .def(py::init([](uintptr_t comm, size_t fusion_threshold, double stall_warning, double timeout) {
+             using Seconds = std::chrono::duration<double>;
+             const py::gil_scoped_release nogil;
+             return std::make_shared<Engine>(comm_from<MPI_Comm>(comm),
+                                             Limits{fusion_threshold, Seconds(stall_warning), Seconds(timeout)});
+           }),
+           py::arg("comm"), py::arg("fusion_threshold"), py::arg("stall_warning"), py::arg("timeout"))
+      .def_property_readonly("topology", &Engine::topology)
+      .def("submit", &submit, py::arg("kind"), py::arg("name"), py::arg("shape"), py::arg("dtype"), py::arg("wire"),
+           py::arg("op"), py::arg("prescale"), py::arg("postscale"), py::arg("root"), py::arg("device"),
+           py::arg("layout"), py::arg("input"), py::arg("output"), py::arg("recurring"), py::arg("caller_waits"))
+      .def("wait", &Engine::wait, py::arg("ticket"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
+      .def("shutdown", &Engine::shutdown, py::call_guard<py::gil_scoped_release>())
+      .def("describe", &Engine::describe, py::call_guard<py::gil_scoped_release>());
+
+  py::class_<Bucket>(m, "Bucket")
+      .def(py::init([](std::shared_ptr<Engine> engine, std::string name, uint32_t channel, DType dtype, DType wire,
+                       ReduceOp op, double prescale, double postscale, std::vector<size_t> counts) {
+             return Bucket(std::move(engine), std::move(name), channel,
+                           AllreduceSpec{dtype, wire, op, prescale, postscale}, std::move(counts));
+           }),
+           py::arg("engine"), py::arg("name"), py::arg("channel"), py::arg("dtype"), py::arg("wire"), py::arg("op"),
+           py::arg("prescale"), py::arg("postscale"), py::arg("counts"))
+      .def("start",
+           [](Bucket& bucket, const std::vector<uintptr_t>& tensors) {
+             std::vector<const void*> pointers;
+             pointers.reserve(tensors.size());
+             for (const uintptr_t tensor : tensors) pointers.push_back(reinterpret_cast<const void*>(tensor));
+             return bucket.start(pointers);
+           })
+      .def("present", &Bucket::present)
+      .def("fetch", [](const Bucket& bucket, size_t i, uintptr_t out) {
+        const py::gil_scoped_release nogil;
+        bucket.fetch(i, reinterpret_cast<void*>(out));
+      });
+
+  // Keeps the engine for ever: in a forked child its thread does not exist and its destructor must not run.
+  m.def("leak", [](const std::shared_ptr<Engine>& engine) { new std::shared_ptr<Engine>(engine); });
+  m.def("built_for_mpi", &built_for_mpi);
+  m.def("running_mpi", &running_mpi);
+  m.def("running_mpi_path", &running_mpi_path);
+  m.def("simd_name", [] { return std::string(simd_name()); });
+}

@@ -1,0 +1,74 @@
+#include "bucket.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace collective {
+namespace {
+
+void write_one(DType dtype, std::byte* target) {
+  const auto write = [target](auto value) { std::memcpy(target, &value, sizeof value); };
+  switch (dtype) {
+    case DType::kUInt8:
+    case DType::kInt8:
+    case DType::kBool: write(uint8_t{1}); break;
+    case DType::kUInt16:
+    case DType::kInt16: write(uint16_t{1}); break;
+    case DType::kInt32: write(int32_t{1}); break;
+    case DType::kInt64: write(int64_t{1}); break;
+    case DType::kFloat16: write(uint16_t{0x3C00}); break;
+    case DType::kBFloat16: write(uint16_t{0x3F80}); break;
+    case DType::kFloat32:
+    case DType::kComplex64: write(1.0F); break;  // the imaginary part stays zero
+    case DType::kFloat64:
+    case DType::kComplex128: write(1.0); break;
+  }
+}
+
+}  // namespace
+
+Bucket::Bucket(std::shared_ptr<Engine> engine, std::string name, uint32_t channel, const AllreduceSpec& spec,
+               std::vector<size_t> counts)
+    : engine_(std::move(engine)),
+      name_(std::move(name)),
+      channel_(channel),
+      spec_(spec),
+      counts_(std::move(counts)),
+      storage_(std::make_shared<Storage>()) {
+  if (spec.op != ReduceOp::kSum && spec.op != ReduceOp::kAverage)
+    throw Error(ErrorCode::kInvalid, std::string("a bucket reduces by Sum or Average, not by ") + name_of(spec.op));
+  offsets_.push_back(0);
+  for (const size_t count : counts_) offsets_.push_back(offsets_.back() + count);
+  storage_->flags = Buffer(counts_.size() * size_of(spec.dtype));
+  storage_->bucket = Buffer((offsets_.back() + counts_.size()) * size_of(spec.wire));
+}
+
+std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors) {
+  if (tensors.size() != counts_.size())
+    throw Error(ErrorCode::kInvalid, "a bucket of " + std::to_string(counts_.size()) + " tensors was given " +
+                                         std::to_string(tensors.size()));
+  std::vector<Slot> slots;
+  slots.reserve(counts_.size() + 1);
+  std::byte* flags = storage_->flags.data();
+  std::memset(flags, 0, storage_->flags.nbytes());
+  for (size_t i = 0; i < counts_.size(); ++i) {
+    slots.push_back({tensors[i], nullptr, counts_[i]});
+    // A tensor without elements has no address, and is there all the same.
+    if (tensors[i] != nullptr || counts_[i] == 0) write_one(spec_.dtype, flags + i * size_of(spec_.dtype));
+  }
+  slots.push_back({flags, nullptr, counts_.size()});
+  return engine_->submit(name_, ChannelSubmission{channel_, spec_, std::move(slots), storage_->bucket.data(), storage_},
+                         false);
+}
+
+bool Bucket::present(size_t i) const {
+  const size_t element = size_of(spec_.wire);
+  const std::byte* flag = storage_->bucket.data() + (offsets_.back() + i) * element;
+  return std::any_of(flag, flag + element, [](std::byte b) { return b != std::byte{0}; });
+}
+
+void Bucket::fetch(size_t i, void* out) const {
+  convert(spec_.dtype, out, spec_.wire, storage_->bucket.data() + offsets_[i] * size_of(spec_.wire), counts_[i]);
+}
+
+}  // namespace collective

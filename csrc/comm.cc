@@ -1,0 +1,191 @@
+#include "comm.h"
+
+#include <dlfcn.h>
+
+#include <chrono>
+#include <limits>
+#include <map>
+#include <utility>
+
+namespace collective {
+namespace {
+
+void check(int status, const char* call) {
+  if (status == MPI_SUCCESS) return;
+  char text[MPI_MAX_ERROR_STRING] = {};
+  int length = 0;
+  MPI_Error_string(status, text, &length);
+  throw Error(ErrorCode::kInternal, std::string(call) + " failed: " + std::string(text, length));
+}
+
+bool finalized() {
+  int flag = 0;
+  MPI_Finalized(&flag);
+  return flag != 0;
+}
+
+int to_int(size_t nbytes) {
+  // The algorithms send segments; a message this long would be a bug of ours.
+  if (nbytes > static_cast<size_t>(std::numeric_limits<int>::max()))
+    throw Error(ErrorCode::kInternal, "a message of " + std::to_string(nbytes) + " bytes was not segmented");
+  return static_cast<int>(nbytes);
+}
+
+}  // namespace
+
+Request::Request(Request&& other) noexcept
+    : request_(std::exchange(other.request_, MPI_REQUEST_NULL)), receives_(other.receives_) {}
+
+Request& Request::operator=(Request&& other) noexcept {
+  if (this != &other) {
+    abandon();
+    request_ = std::exchange(other.request_, MPI_REQUEST_NULL);
+    receives_ = other.receives_;
+  }
+  return *this;
+}
+
+Request::~Request() { abandon(); }
+
+bool Request::done() {
+  if (request_ == MPI_REQUEST_NULL) return true;
+  int flag = 0;
+  check(MPI_Test(&request_, &flag, MPI_STATUS_IGNORE), "MPI_Test");
+  return flag != 0;
+}
+
+void Request::abandon() noexcept {
+  if (request_ == MPI_REQUEST_NULL || finalized()) return;
+  if (!receives_) {
+    MPI_Request_free(&request_);
+    return;
+  }
+  MPI_Cancel(&request_);
+  // A receive that was matched cannot be cancelled and ends when its data is there: wait for it a little,
+  // rather than for ever on a peer that died half way.
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+  int flag = 0;
+  while (flag == 0 && std::chrono::steady_clock::now() < deadline)
+    if (MPI_Test(&request_, &flag, MPI_STATUS_IGNORE) != MPI_SUCCESS) return;
+}
+
+Comm Comm::duplicate(MPI_Comm parent) {
+  Comm result;
+  check(MPI_Comm_dup(parent, &result.comm_), "MPI_Comm_dup");
+  check(MPI_Comm_set_errhandler(result.comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  check(MPI_Comm_rank(result.comm_, &result.rank_), "MPI_Comm_rank");
+  check(MPI_Comm_size(result.comm_, &result.size_), "MPI_Comm_size");
+  return result;
+}
+
+Comm::Comm(Comm&& other) noexcept
+    : comm_(std::exchange(other.comm_, MPI_COMM_NULL)), rank_(other.rank_), size_(other.size_) {}
+
+Comm& Comm::operator=(Comm&& other) noexcept {
+  comm_ = std::exchange(other.comm_, MPI_COMM_NULL);
+  rank_ = other.rank_;
+  size_ = other.size_;
+  return *this;
+}
+
+Comm::~Comm() = default;
+
+void Comm::release() {
+  if (comm_ != MPI_COMM_NULL && !finalized()) check(MPI_Comm_free(&comm_), "MPI_Comm_free");
+}
+
+Request Comm::isend(const void* data, size_t nbytes, int peer, int tag) const {
+  Request result;
+  check(MPI_Isend(data, to_int(nbytes), MPI_BYTE, peer, tag, comm_, &result.request_), "MPI_Isend");
+  return result;
+}
+
+Request Comm::irecv(void* data, size_t nbytes, int peer, int tag) const {
+  Request result;
+  result.receives_ = true;
+  check(MPI_Irecv(data, to_int(nbytes), MPI_BYTE, peer, tag, comm_, &result.request_), "MPI_Irecv");
+  return result;
+}
+
+std::optional<Message> Comm::poll(int tag) const {
+  int flag = 0;
+  MPI_Message handle;
+  MPI_Status status;
+  check(MPI_Improbe(MPI_ANY_SOURCE, tag, comm_, &flag, &handle, &status), "MPI_Improbe");
+  if (flag == 0) return std::nullopt;
+  int nbytes = 0;
+  check(MPI_Get_count(&status, MPI_BYTE, &nbytes), "MPI_Get_count");
+  Message message{status.MPI_SOURCE, std::string(static_cast<size_t>(nbytes), '\0')};
+  check(MPI_Mrecv(message.bytes.data(), nbytes, MPI_BYTE, &handle, MPI_STATUS_IGNORE), "MPI_Mrecv");
+  return message;
+}
+
+Topology find_topology(MPI_Comm comm) {
+  Topology t{};
+  check(MPI_Comm_rank(comm, &t.rank), "MPI_Comm_rank");
+  check(MPI_Comm_size(comm, &t.size), "MPI_Comm_size");
+  MPI_Comm local = MPI_COMM_NULL;
+  check(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, t.rank, MPI_INFO_NULL, &local), "MPI_Comm_split_type");
+  check(MPI_Comm_rank(local, &t.local_rank), "MPI_Comm_rank");
+  check(MPI_Comm_size(local, &t.local_size), "MPI_Comm_size");
+  int leader = t.rank;  // a node is named by its lowest rank
+  check(MPI_Bcast(&leader, 1, MPI_INT, 0, local), "MPI_Bcast");
+  check(MPI_Comm_free(&local), "MPI_Comm_free");
+
+  struct Place {
+    int leader, local_rank;
+  };
+  const Place mine{leader, t.local_rank};
+  std::vector<Place> places(static_cast<size_t>(t.size));
+  check(MPI_Allgather(&mine, 2, MPI_INT, places.data(), 2, MPI_INT, comm), "MPI_Allgather");
+  std::map<int, int> node_sizes;
+  for (const Place& place : places) {
+    ++node_sizes[place.leader];
+    if (place.local_rank != t.local_rank) continue;
+    ++t.cross_size;
+    if (place.leader < leader) ++t.cross_rank;
+  }
+  t.homogeneous = true;
+  for (const auto& [node, ranks] : node_sizes) t.homogeneous &= ranks == t.local_size;
+  return t;
+}
+
+void require_mpi_threads() {
+  int flag = 0;
+  MPI_Initialized(&flag);
+  if (flag == 0 || finalized())
+    throw Error(ErrorCode::kInvalid, flag == 0 ? "MPI is not initialised" : "MPI is already finalised");
+  int provided = MPI_THREAD_SINGLE;
+  check(MPI_Query_thread(&provided), "MPI_Query_thread");
+  if (provided != MPI_THREAD_MULTIPLE)
+    throw Error(ErrorCode::kInvalid,
+                "MPI was initialised without MPI_THREAD_MULTIPLE, which the background engine needs. Let mpi4py "
+                "initialise MPI (its default asks for it), or call MPI_Init_thread with MPI_THREAD_MULTIPLE.");
+}
+
+std::string built_for_mpi() {
+#if defined(OMPI_MAJOR_VERSION)
+  return "Open MPI " + std::to_string(OMPI_MAJOR_VERSION) + "." + std::to_string(OMPI_MINOR_VERSION) + "." +
+         std::to_string(OMPI_RELEASE_VERSION);
+#elif defined(MPICH_VERSION)
+  return std::string("MPICH ") + MPICH_VERSION;  // also Intel MPI, Cray MPICH, MVAPICH: one ABI
+#else
+  return "MPI " + std::to_string(MPI_VERSION) + "." + std::to_string(MPI_SUBVERSION);
+#endif
+}
+
+std::string running_mpi() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = {};
+  int length = 0;
+  check(MPI_Get_library_version(text, &length), "MPI_Get_library_version");
+  return {text, static_cast<size_t>(length)};
+}
+
+std::string running_mpi_path() {
+  Dl_info info{};
+  if (dladdr(reinterpret_cast<const void*>(&MPI_Get_library_version), &info) == 0 || info.dli_fname == nullptr)
+    return "unknown file";
+  return info.dli_fname;
+}
+
+}  // namespace collective

@@ -1,0 +1,141 @@
+#include "descriptor.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <functional>
+
+namespace collective {
+
+const char* name_of(Kind kind) {
+  switch (kind) {
+    case Kind::kAllreduce: return "allreduce";
+    case Kind::kBroadcast: return "broadcast";
+    case Kind::kAllgather: return "allgather";
+    case Kind::kBarrier: return "barrier";
+    case Kind::kChannel: return "bucket";
+  }
+  return "?";
+}
+
+size_t Descriptor::count() const {
+  size_t count = 1;
+  for (const int64_t extent : shape) count *= static_cast<size_t>(extent);
+  return count;
+}
+
+std::string Descriptor::encode() const {
+  Writer w;
+  w.put(kind);
+  w.put(dtype);
+  w.put(wire);
+  w.put(op);
+  w.put(prescale);
+  w.put(postscale);
+  w.put(root);
+  w.put_text(device);
+  w.put_text(layout);
+  w.put_list(shape);
+  return w.take();
+}
+
+Descriptor Descriptor::decode(std::string_view bytes) {
+  Reader r(bytes);
+  Descriptor d;
+  d.kind = r.get<Kind>();
+  d.dtype = r.get<DType>();
+  d.wire = r.get<DType>();
+  d.op = r.get<ReduceOp>();
+  d.prescale = r.get<double>();
+  d.postscale = r.get<double>();
+  d.root = r.get<int32_t>();
+  d.device = r.get_text();
+  d.layout = r.get_text();
+  d.shape = r.get_list<int64_t>();
+  return d;
+}
+
+std::string_view fusion_key(std::string_view encoded) {
+  Reader r(encoded);
+  r.get<std::array<char, 4>>();
+  r.get<double>();
+  r.get<double>();
+  r.get<int32_t>();
+  r.get_text();
+  r.get_text();
+  return encoded.substr(0, encoded.size() - r.remaining());
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); ++i)
+    text += (i > 0 ? ", " : "") + (shape[i] < 0 ? std::string("*") : std::to_string(shape[i]));
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+std::string ranks_text(const std::vector<int>& ranks) {
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (size_t i = 0; i < ranks.size();) {
+    size_t end = i + 1;
+    while (end < ranks.size() && ranks[end] == ranks[end - 1] + 1) ++end;
+    if (i > 0) text += ", ";
+    text += std::to_string(ranks[i]);
+    if (end - i > 1) text += (end - i > 2 ? "-" : ", ") + std::to_string(ranks[end - 1]);
+    i = end;
+  }
+  return text;
+}
+
+namespace {
+
+std::string number_text(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.17g", value);
+  return text;
+}
+
+struct Field {
+  const char* name;
+  std::function<std::string(const Descriptor&)> text;
+};
+
+const std::vector<Field>& fields() {
+  static const std::vector<Field> all = {
+      {"operation", [](const Descriptor& d) { return std::string(name_of(d.kind)); }},
+      {"dtype", [](const Descriptor& d) { return std::string(name_of(d.dtype)); }},
+      {"shape", [](const Descriptor& d) { return shape_text(d.shape); }},
+      {"reduction", [](const Descriptor& d) { return std::string(name_of(d.op)); }},
+      {"root_rank", [](const Descriptor& d) { return std::to_string(d.root); }},
+      {"compression", [](const Descriptor& d) { return std::string(d.wire == d.dtype ? "none" : name_of(d.wire)); }},
+      {"prescale_factor", [](const Descriptor& d) { return number_text(d.prescale); }},
+      {"postscale_factor", [](const Descriptor& d) { return number_text(d.postscale); }},
+      {"device", [](const Descriptor& d) { return d.device; }},
+      {"layout", [](const Descriptor& d) { return d.layout; }},
+  };
+  return all;
+}
+
+}  // namespace
+
+std::string describe_difference(const std::vector<Variant>& variants) {
+  for (const Field& field : fields()) {
+    // Variants that differ elsewhere may share this field: gather the ranks by its value.
+    std::vector<std::pair<std::string, std::vector<int>>> values;
+    for (const Variant& variant : variants) {
+      const std::string value = field.text(Descriptor::decode(variant.encoded));
+      auto known = std::find_if(values.begin(), values.end(), [&](const auto& v) { return v.first == value; });
+      if (known == values.end()) known = values.insert(values.end(), {value, {}});
+      known->second.insert(known->second.end(), variant.ranks.begin(), variant.ranks.end());
+    }
+    if (values.size() < 2) continue;
+    std::string text = std::string(field.name) + " differs: ";
+    for (size_t i = 0; i < values.size(); ++i) {
+      std::sort(values[i].second.begin(), values[i].second.end());
+      text += (i > 0 ? "; " : "") + values[i].first + " on " + ranks_text(values[i].second);
+    }
+    return text;
+  }
+  return "descriptors differ";
+}
+
+}  // namespace collective

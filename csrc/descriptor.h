@@ -1,0 +1,54 @@
+// What a rank asks for under a name: the part on which all ranks must agree, and how a disagreement is told.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "message.h"
+#include "types.h"
+
+namespace collective {
+
+enum class Kind : uint8_t {
+  kAllreduce = 0,
+  kBroadcast = 1,
+  kAllgather = 2,
+  kBarrier = 3,
+  kChannel = 4,  // opens a channel: a bucket that runs again and again without further agreement
+};
+const char* name_of(Kind kind);
+
+struct Descriptor {
+  Kind kind = Kind::kBarrier;
+  DType dtype = DType::kUInt8;
+  DType wire = DType::kUInt8;
+  ReduceOp op = ReduceOp::kSum;
+  double prescale = 1.0, postscale = 1.0;
+  int32_t root = 0;
+  std::string device = "cpu";
+  std::string layout;  // of a channel: its tensors, in words
+  // Of an allgather the first dimension may differ between ranks: it is -1 here and travels beside the descriptor.
+  std::vector<int64_t> shape;
+
+  size_t count() const;
+  // Equal bytes mean agreement. Everything that two tensors of one bucket must share comes before the shape.
+  std::string encode() const;
+  static Descriptor decode(std::string_view bytes);
+};
+
+// The bytes of an encoded descriptor that two tensors of one bucket share.
+std::string_view fusion_key(std::string_view encoded);
+
+// "shape differs: (2, 3) on ranks 0, 1; (2, 4) on rank 2": the first thing in which the variants differ.
+struct Variant {
+  std::string encoded;
+  std::vector<int> ranks;
+};
+std::string describe_difference(const std::vector<Variant>& variants);
+
+// "rank 3", "ranks 0-4, 7"
+std::string ranks_text(const std::vector<int>& ranks);
+std::string shape_text(const std::vector<int64_t>& shape);
+
+}  // namespace collective

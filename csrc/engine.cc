@@ -1,0 +1,236 @@
+#include "engine.h"
+
+#include <sched.h>
+#include <sys/prctl.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "log.h"
+
+namespace collective {
+namespace {
+
+constexpr auto kIdlePoll = std::chrono::milliseconds(100);
+// Waiting for a peer: spin this long, since most answers come within it, then sleep.
+constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr auto kShortestSleep = std::chrono::microseconds(20);
+constexpr auto kLongestSleep = std::chrono::microseconds(500);
+
+}  // namespace
+
+class Engine::Backoff {
+ public:
+  void reset() { idle_since_ = {}; }
+  // How long to sleep now; zero: spin on.
+  std::chrono::microseconds pause() {
+    const auto now = Clock::now();
+    if (idle_since_ == Clock::time_point{}) idle_since_ = now;
+    const auto idle = std::chrono::duration_cast<std::chrono::microseconds>(now - idle_since_);
+    if (idle < kSpin) return {};
+    // An eighth of the time waited so far: a late answer is noticed late by that share of the wait at most.
+    return std::clamp<std::chrono::microseconds>(idle / 8, kShortestSleep, kLongestSleep);
+  }
+
+ private:
+  Clock::time_point idle_since_{};
+};
+
+Engine::Engine(MPI_Comm comm, const Limits& limits)
+    : topology_((require_mpi_threads(), find_topology(comm))),
+      group_(comm, limits,
+             [this](Ticket& ticket, ErrorCode code, const std::string& text) { finish(ticket, code, text); }) {
+  set_log_rank(topology_.rank);
+  thread_ = std::thread([this] { run(); });
+}
+
+Engine::~Engine() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_thread_ = true;
+  }
+  wake_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+std::shared_ptr<Ticket> Engine::submit(std::string name, std::variant<NamedSubmission, ChannelSubmission> work,
+                                       bool caller_waits) {
+  auto ticket = std::make_shared<Ticket>();
+  ticket->name = std::move(name);
+  {
+    const std::lock_guard lock(mutex_);
+    if (failure_) throw *failure_;
+    if (closed_) throw Error(ErrorCode::kShutdown, "'" + ticket->name + "': the runtime was shut down");
+    if (!in_flight_.insert(ticket->name).second)
+      throw Error(ErrorCode::kDuplicateName,
+                  "rank " + std::to_string(topology_.rank) + ": an operation named '" + ticket->name +
+                      "' is still in flight; wait for it first, or give this one another name");
+    queue_.push_back({ticket, std::move(work)});
+    queued_.store(queue_.size(), std::memory_order_release);
+  }
+  if (!caller_waits) wake_.notify_all();
+  return ticket;
+}
+
+bool Engine::wait(const Ticket& ticket, double seconds) {
+  if (ticket.finished()) return true;
+  const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  {
+    const std::lock_guard lock(mutex_);
+    ++drivers_waiting_;
+  }
+  if (driving_.try_lock()) {
+    drive([&] { return ticket.finished() || Clock::now() >= deadline; });
+    driving_.unlock();
+    {
+      const std::lock_guard lock(mutex_);
+      --drivers_waiting_;
+    }
+    if (busy_.load(std::memory_order_relaxed) || queued_.load(std::memory_order_relaxed) > 0) wake_.notify_all();
+  } else {
+    std::unique_lock lock(mutex_);
+    --drivers_waiting_;
+    ++waiting_;
+    wake_.notify_all();  // the thread may have kept out of our way just as it came to rest
+    finished_.wait_until(lock, deadline, [&] { return ticket.finished(); });
+    --waiting_;
+  }
+  return ticket.finished();
+}
+
+bool Engine::shutdown() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_) return !failure_;
+    closed_ = true;
+    ++drivers_waiting_;
+  }
+  bool released = false;
+  driving_.lock();
+  if (!failed()) {
+    group_.leave();
+    drive([&] { return group_.over(); });
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    stop_thread_ = true;
+    --drivers_waiting_;
+  }
+  wake_.notify_all();
+  if (!failed() && group_.over()) {
+    group_.release();
+    released = true;
+  }
+  driving_.unlock();
+  thread_.join();
+  return released;
+}
+
+void Engine::run() {
+  // The default slack of 50 us would double the short sleeps.
+  prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
+  std::unique_lock lock(mutex_);
+  while (!stop_thread_) {
+    if (failure_) {
+      wake_.wait(lock, [this] { return stop_thread_; });
+      break;
+    }
+    wake_.wait_for(lock, kIdlePoll, [this] {
+      return stop_thread_ || (drivers_waiting_ == 0 && (busy_.load(std::memory_order_relaxed) || !queue_.empty()));
+    });
+    if (stop_thread_ || drivers_waiting_ > 0) continue;
+    lock.unlock();
+    if (driving_.try_lock()) {
+      // Once closed, it is shutdown() that drives.
+      drive([this] { return closed_ || (queued_.load(std::memory_order_relaxed) == 0 && !group_.busy()); });
+      driving_.unlock();
+    }
+    lock.lock();
+  }
+}
+
+template <typename Enough>
+void Engine::drive(const Enough& enough) {
+  Backoff backoff;
+  for (;;) {
+    bool moved = false;
+    try {
+      moved = progress();
+    } catch (const Error& error) {
+      stop_with(error.code, error.what());
+      return;
+    } catch (const std::exception& error) {
+      stop_with(ErrorCode::kInternal, error.what());
+      return;
+    }
+    busy_.store(group_.busy(), std::memory_order_relaxed);
+    if (enough()) return;
+    if (moved) {
+      backoff.reset();
+      continue;
+    }
+    const auto pause = backoff.pause();
+    if (pause.count() == 0) {
+      sched_yield();  // costs little when nobody else wants the core, and is all when somebody does
+      continue;
+    }
+    std::unique_lock lock(mutex_);
+    wake_.wait_for(lock, pause, [this] { return !queue_.empty() || stop_thread_; });
+  }
+}
+
+bool Engine::failed() {
+  const std::lock_guard lock(mutex_);
+  return failure_.has_value();
+}
+
+bool Engine::progress() {
+  const bool took = queued_.load(std::memory_order_acquire) > 0;
+  if (took) take_submissions();
+  return group_.progress() || took;
+}
+
+void Engine::take_submissions() {
+  std::vector<Work> work;
+  {
+    const std::lock_guard lock(mutex_);
+    work.swap(queue_);
+    queued_.store(0, std::memory_order_relaxed);
+  }
+  for (Work& item : work)
+    std::visit([&](auto& submission) { group_.submit(std::move(item.ticket), std::move(submission)); },
+               item.submission);
+}
+
+void Engine::finish(Ticket& ticket, ErrorCode code, const std::string& text) {
+  const std::lock_guard lock(mutex_);
+  in_flight_.erase(ticket.name);
+  ticket.code = code;
+  ticket.text = text;
+  ticket.done.store(true, std::memory_order_release);
+  if (waiting_ > 0) finished_.notify_all();
+}
+
+void Engine::stop_with(ErrorCode code, const std::string& text) noexcept {
+  log_warning("the engine stops: " + text);
+  std::vector<Work> work;
+  {
+    const std::lock_guard lock(mutex_);
+    failure_ = Error(code, "the engine has stopped: " + text);
+    work.swap(queue_);
+    queued_.store(0, std::memory_order_relaxed);
+  }
+  for (const Work& item : work) finish(*item.ticket, code, text);
+  group_.fail_all(code, text);
+  busy_.store(false, std::memory_order_relaxed);
+}
+
+std::string Engine::describe() {
+  std::string text = "collective: rank " + std::to_string(topology_.rank) + " of " + std::to_string(topology_.size);
+  const std::unique_lock driving(driving_, std::chrono::seconds(1));
+  if (!driving) return text + ": the driver is inside MPI or a long copy and does not come to rest\n";
+  const std::string state = group_.describe();
+  return text + (state.empty() ? ": nothing in flight\n" : ":\n" + state);
+}
+
+}  // namespace collective

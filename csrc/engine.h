@@ -1,0 +1,88 @@
+// The background engine: takes submissions from any thread, makes progress on them, and wakes who waits.
+//
+// One thread at a time drives: either the engine's own, or a caller that waits for its operation and finds the engine
+// idle. So a blocking call costs no hand-over between threads (measured in docs/architecture.md), and while a script
+// computes, the engine's thread goes on. Only the driver calls MPI.
+//
+// Idle means asleep: with nothing in flight the thread wakes ten times a second to answer inquiries of other ranks.
+// Waiting for the network it spins for some microseconds, then sleeps in growing steps, so that compute keeps its core.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <unordered_set>
+#include <variant>
+#include <vector>
+
+#include "group.h"
+
+namespace collective {
+
+class Engine {
+ public:
+  // Collective over `comm`.
+  Engine(MPI_Comm comm, const Limits& limits);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  const Topology& topology() const { return topology_; }
+
+  // Throws kDuplicateName when the name is in flight on this rank, kShutdown after shutdown(), and the error that
+  // stopped the engine if one did. `caller_waits`: the caller calls wait() next, so nobody else need be woken.
+  std::shared_ptr<Ticket> submit(std::string name, std::variant<NamedSubmission, ChannelSubmission> work,
+                                 bool caller_waits);
+
+  // Blocks until the ticket is finished, or for about `seconds`; true if it is finished.
+  bool wait(const Ticket& ticket, double seconds);
+
+  // Collective: returns when every rank has called it. False when the engine had failed, so that MPI resources were
+  // left as they are.
+  bool shutdown();
+
+  // The state in words; waits up to a second for the driver to come to rest.
+  std::string describe();
+
+ private:
+  struct Work {
+    std::shared_ptr<Ticket> ticket;
+    std::variant<NamedSubmission, ChannelSubmission> submission;
+  };
+  class Backoff;
+
+  void run();  // the engine's thread
+  // Makes progress until `enough` or nothing is in flight. The caller holds driving_.
+  template <typename Enough>
+  void drive(const Enough& enough);
+  bool failed();
+  bool progress();
+  void take_submissions();
+  void finish(Ticket& ticket, ErrorCode code, const std::string& text);
+  void stop_with(ErrorCode code, const std::string& text) noexcept;
+
+  Topology topology_;
+  std::timed_mutex driving_;  // held by the driver; guards group_
+  Group group_;
+
+  std::mutex mutex_;  // guards what follows, up to the atomics; taken after driving_
+  std::condition_variable wake_;      // for the thread, and for a driver that sleeps
+  std::condition_variable finished_;  // for callers that wait while another thread drives
+  std::vector<Work> queue_;
+  std::unordered_set<std::string> in_flight_;
+  std::optional<Error> failure_;
+  bool stop_thread_ = false;
+  int waiting_ = 0;            // callers in finished_
+  int drivers_waiting_ = 0;    // callers that drive, or are about to: the thread keeps out of their way
+
+  std::atomic<bool> closed_{false};  // shutdown() was called; set under the mutex
+  std::atomic<size_t> queued_{0};   // == queue_.size(), readable without the mutex
+  std::atomic<bool> busy_{false};   // == group_.busy(), as of the driver's last look
+  std::thread thread_;
+};
+
+}  // namespace collective

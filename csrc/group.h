@@ -1,0 +1,88 @@
+// The operations of one set of ranks: what was submitted, what was agreed, what runs. Driven by one thread at a time.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "agreement.h"
+#include "buffer.h"
+#include "comm.h"
+#include "inquiry.h"
+#include "operation.h"
+#include "ticket.h"
+
+namespace collective {
+
+class Group {
+ public:
+  using Finish = std::function<void(Ticket&, ErrorCode, const std::string&)>;
+  // Collective over `comm`. `finish` is called once for every ticket that was submitted.
+  Group(MPI_Comm comm, const Limits& limits, Finish finish);
+
+  int rank() const { return control_.rank(); }
+  int size() const { return control_.size(); }
+
+  void submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission);
+  void submit(std::shared_ptr<Ticket> ticket, ChannelSubmission submission);
+  // Does what can be done without blocking; true if anything moved. Throws when the group cannot go on.
+  bool progress();
+  // Something is in flight here, so progress() should be called soon and again.
+  bool busy() const { return !pending_.empty() || !running_.empty() || leaving_; }
+
+  // Orderly end: what runs may finish, what is not agreed fails, on the other ranks too; nothing may be submitted
+  // after. Then progress() until over(): every rank has left.
+  void leave();
+  bool over() const { return all_left_ && running_.empty(); }
+  // Collective, after over().
+  void release();
+
+  // Fails everything in flight; nothing may be submitted after.
+  void fail_all(ErrorCode code, const std::string& text);
+
+  std::string describe() const;
+
+ private:
+  struct Pending {
+    std::shared_ptr<Ticket> ticket;
+    NamedSubmission submission;
+    Clock::time_point since;
+  };
+  struct Running {
+    std::unique_ptr<Operation> operation;
+    std::vector<std::shared_ptr<Ticket>> tickets;
+    std::string what;            // for people
+    Clock::time_point since;
+    int64_t channel = -1;        // of a channel's run
+    uint32_t run = 0;            // its number, from 1
+    std::shared_ptr<void> keep;
+    bool warned = false, asked = false;
+  };
+
+  void execute(Decision& decision);
+  void execute_allreduce(std::vector<Pending>& bucket, Running running);
+  void execute_allgather(Pending& pending, const std::vector<int64_t>& rows, Running running);
+  bool step_running();
+  void check_stalls(Clock::time_point now);
+  void peer_left(const Decision& decision);
+  int next_tag();
+
+  Comm control_, data_;
+  Agreement agreement_;
+  Inquiry inquiry_;
+  Limits limits_;
+  Finish finish_;
+  BufferPool pool_;
+
+  std::unordered_map<std::string, Pending> pending_;  // submitted here, not yet agreed
+  std::vector<Running> running_;
+  std::vector<Decision> decisions_;  // kept for its capacity
+  std::vector<uint32_t> started_;    // runs by channel
+  uint64_t executions_ = 0;          // agreed operations, alike on all ranks
+  Clock::time_point next_check_;
+  bool leaving_ = false, left_ = false, all_left_ = false;
+};
+
+}  // namespace collective

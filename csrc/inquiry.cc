@@ -1,0 +1,62 @@
+#include "inquiry.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "descriptor.h"
+
+namespace collective {
+namespace {
+constexpr int kQuestionTag = 3;
+constexpr int kAnswerTag = 4;
+}  // namespace
+
+template <typename T>
+void Inquiry::send(const T& value, int peer, int tag) {
+  std::vector<char> bytes(sizeof value);
+  std::memcpy(bytes.data(), &value, sizeof value);
+  Request request = comm_->isend(bytes.data(), bytes.size(), peer, tag);
+  outgoing_.push_back({std::move(bytes), std::move(request)});
+}
+
+void Inquiry::ask(uint32_t channel) {
+  asked_ = channel;
+  answers_.assign(static_cast<size_t>(comm_->size()), std::nullopt);
+  for (int peer = 0; peer < comm_->size(); ++peer)
+    if (peer != comm_->rank()) send(Question{channel}, peer, kQuestionTag);
+}
+
+void Inquiry::progress(const std::vector<uint32_t>& started) {
+  if (comm_->size() == 1) return;
+  while (auto message = comm_->poll(kQuestionTag)) {
+    Question question;
+    std::memcpy(&question, message->bytes.data(), sizeof question);
+    const uint32_t count = question.channel < started.size() ? started[question.channel] : 0;
+    send(Answer{question.channel, count}, message->source, kAnswerTag);
+  }
+  while (auto message = comm_->poll(kAnswerTag)) {
+    Answer answer;
+    std::memcpy(&answer, message->bytes.data(), sizeof answer);
+    if (answer.channel == asked_ && !answers_.empty()) answers_[static_cast<size_t>(message->source)] = answer.started;
+  }
+  std::erase_if(outgoing_, [](Outgoing& outgoing) { return outgoing.request.done(); });
+}
+
+std::string Inquiry::verdict(uint32_t channel, uint32_t run) const {
+  std::vector<int> silent, behind;
+  for (int peer = 0; peer < comm_->size(); ++peer) {
+    if (peer == comm_->rank()) continue;
+    const auto& answer = channel == asked_ && !answers_.empty() ? answers_[static_cast<size_t>(peer)] : std::nullopt;
+    if (!answer.has_value())
+      silent.push_back(peer);
+    else if (*answer < run)
+      behind.push_back(peer);
+  }
+  std::string text;
+  if (!behind.empty()) text = ranks_text(behind) + " did not start run " + std::to_string(run);
+  if (!silent.empty())
+    text += (text.empty() ? "" : "; ") + ranks_text(silent) + " did not answer";
+  return text.empty() ? "all ranks have started it" : text;
+}
+
+}  // namespace collective

@@ -1,0 +1,43 @@
+// "Have you started this?": asked when a channel, which runs without agreement, makes no progress. It costs nothing
+// until something stalls, and the engine of a rank answers even while its script is stuck elsewhere.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "comm.h"
+
+namespace collective {
+
+class Inquiry {
+ public:
+  explicit Inquiry(const Comm& comm) : comm_(&comm) {}
+
+  void ask(uint32_t channel);
+  // Answers others with how often this rank has started their channel, and takes answers.
+  void progress(const std::vector<uint32_t>& started);
+  // In words, who has not started run number `run` (from 1) of `channel`, as far as the answers tell.
+  std::string verdict(uint32_t channel, uint32_t run) const;
+
+ private:
+  struct Question {
+    uint32_t channel;
+  };
+  struct Answer {
+    uint32_t channel;
+    uint32_t started;
+  };
+  template <typename T>
+  void send(const T& value, int peer, int tag);
+
+  const Comm* comm_;
+  std::vector<std::optional<uint32_t>> answers_;  // by rank, to the last question
+  uint32_t asked_ = 0;
+  struct Outgoing {
+    std::vector<char> bytes;
+    Request request;
+  };
+  std::vector<Outgoing> outgoing_;
+};
+
+}  // namespace collective
