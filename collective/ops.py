@@ -111,24 +111,35 @@ def _in_place(kind: Kind, name: str | None, x: Any) -> View:
     return v
 
 
-def _checked_op(op: Any, dtype: DType, name: str | None) -> Op:
+def checked_op(op: Any) -> Op:
+    """The operator for what a caller gave; raises InvalidArgumentError."""
     try:
-        checked = Op(op)
+        return Op(op)
     except ValueError:
         raise InvalidArgumentError(
-            f"{_where(Kind.allreduce, name)}: op {op!r} is none of {', '.join(Op.__members__)}"
+            f"rank {runtime.rank()}: op {op!r} is none of {', '.join(Op.__members__)}"
         ) from None
+
+
+def _op_for(op: Any, dtype: DType, name: str | None) -> Op:
+    checked = checked_op(op)
     if (dtype == DType.bool and checked is Average) or (dtype in _COMPLEX and checked in (Min, Max)):
         raise UnsupportedTypeError(f"{_where(Kind.allreduce, name)}: op {checked.name} is not defined for {dtype.name}")
     return checked
 
 
-def _wire_of(compression: str | None, dtype: DType, name: str | None) -> DType:
+def reduce_op(op: Op) -> ReduceOp:
+    """The engine's operator."""
+    return _CORE_OPS[op]
+
+
+def wire_dtype(compression: str | None, dtype: DType) -> DType:
+    """The type in which elements of `dtype` travel."""
     if compression is None:
         return dtype
     if compression not in _WIRE:
         raise InvalidArgumentError(
-            f"{_where(Kind.allreduce, name)}: compression {compression!r} is none of None, {', '.join(map(repr, _WIRE))}"
+            f"rank {runtime.rank()}: compression {compression!r} is none of None, {', '.join(map(repr, _WIRE))}"
         )
     return _WIRE[compression] if dtype in _COMPRESSIBLE else dtype
 
@@ -156,8 +167,8 @@ def _allreduce(
         name,
         source,
         target,
-        op=_checked_op(op, source.dtype, name),
-        wire=_wire_of(compression, source.dtype, name),
+        op=_op_for(op, source.dtype, name),
+        wire=wire_dtype(compression, source.dtype),
         prescale=float(prescale_factor),
         postscale=float(postscale_factor),
         caller_waits=caller_waits,

@@ -220,8 +220,10 @@ void Agreement::decide_ready() {
 
 void Agreement::write_execution(const std::vector<Ready*>& bucket) {
   decisions_.put(Decision::Kind::kExecute);
-  const Kind kind = Descriptor::decode(bucket[0]->encoded).kind;
-  decisions_.put(kind == Kind::kChannel ? channels_++ : uint32_t{0});
+  const Descriptor first = Descriptor::decode(bucket[0]->encoded);
+  const Kind kind = first.kind;
+  decisions_.put(channels_);
+  if (kind == Kind::kChannel) channels_ += static_cast<uint32_t>(first.count());
   decisions_.put(static_cast<uint32_t>(bucket.size()));
   // known_ grows where the decision is taken (take_decisions); ids given out in this round are counted here.
   for (const Ready* ready : bucket) {

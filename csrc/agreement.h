@@ -49,7 +49,7 @@ struct Decision {
   };
   Kind kind;
   std::vector<Entry> entries;
-  uint32_t channel = 0;  // of an opened channel: its number
+  uint32_t channel = 0;  // of opened channels: the number of the first
   ErrorCode code = ErrorCode::kNone;
   std::string text;
   int rank = -1;

@@ -48,6 +48,14 @@ std::shared_ptr<Ticket> submit(Engine& engine, Kind kind, std::string name, std:
                        caller_waits);
 }
 
+template <typename T>
+std::vector<T*> pointers(const std::vector<uintptr_t>& addresses) {
+  std::vector<T*> result;
+  result.reserve(addresses.size());
+  for (const uintptr_t address : addresses) result.push_back(reinterpret_cast<T*>(address));
+  return result;
+}
+
 // The bytes of an allgather's result as an array that owns them.
 py::array_t<uint8_t> take_output(Ticket& ticket, size_t nbytes) {
   if (nbytes == 0) return py::array_t<uint8_t>(0);
@@ -120,24 +128,25 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Bucket>(m, "Bucket")
       .def(py::init([](std::shared_ptr<Engine> engine, std::string name, uint32_t channel, DType dtype, DType wire,
-                       ReduceOp op, double prescale, double postscale, std::vector<size_t> counts) {
+                       ReduceOp op, double prescale, double postscale, std::vector<size_t> counts, size_t notes) {
              return Bucket(std::move(engine), std::move(name), channel,
-                           AllreduceSpec{dtype, wire, op, prescale, postscale}, std::move(counts));
+                           AllreduceSpec{dtype, wire, op, prescale, postscale}, std::move(counts), notes);
            }),
            py::arg("engine"), py::arg("name"), py::arg("channel"), py::arg("dtype"), py::arg("wire"), py::arg("op"),
-           py::arg("prescale"), py::arg("postscale"), py::arg("counts"))
+           py::arg("prescale"), py::arg("postscale"), py::arg("counts"), py::arg("notes"))
       .def("start",
-           [](Bucket& bucket, const std::vector<uintptr_t>& tensors) {
-             std::vector<const void*> pointers;
-             pointers.reserve(tensors.size());
-             for (const uintptr_t tensor : tensors) pointers.push_back(reinterpret_cast<const void*>(tensor));
-             return bucket.start(pointers);
-           })
+           [](Bucket& bucket, const std::vector<uintptr_t>& tensors, const std::vector<size_t>& notes) {
+             return bucket.start(pointers<const void>(tensors), notes);
+           },
+           py::arg("tensors"), py::arg("notes"))
       .def("present", &Bucket::present)
-      .def("fetch", [](const Bucket& bucket, size_t i, uintptr_t out) {
-        const py::gil_scoped_release nogil;
-        bucket.fetch(i, reinterpret_cast<void*>(out));
-      });
+      .def("noted", &Bucket::noted)
+      .def(
+          "fetch",
+          [](const Bucket& bucket, const std::vector<uintptr_t>& targets) {
+            bucket.fetch(pointers<void>(targets));
+          },
+          py::arg("targets"), py::call_guard<py::gil_scoped_release>());
 
   // Keeps the engine for ever: in a forked child its thread does not exist and its destructor must not run.
   m.def("leak", [](const std::shared_ptr<Engine>& engine) { new std::shared_ptr<Engine>(engine); });

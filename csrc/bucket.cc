@@ -28,22 +28,23 @@ void write_one(DType dtype, std::byte* target) {
 }  // namespace
 
 Bucket::Bucket(std::shared_ptr<Engine> engine, std::string name, uint32_t channel, const AllreduceSpec& spec,
-               std::vector<size_t> counts)
+               std::vector<size_t> counts, size_t notes)
     : engine_(std::move(engine)),
       name_(std::move(name)),
       channel_(channel),
       spec_(spec),
       counts_(std::move(counts)),
+      notes_(notes),
       storage_(std::make_shared<Storage>()) {
   if (spec.op != ReduceOp::kSum && spec.op != ReduceOp::kAverage)
     throw Error(ErrorCode::kInvalid, std::string("a bucket reduces by Sum or Average, not by ") + name_of(spec.op));
   offsets_.push_back(0);
   for (const size_t count : counts_) offsets_.push_back(offsets_.back() + count);
-  storage_->flags = Buffer(counts_.size() * size_of(spec.dtype));
-  storage_->bucket = Buffer((offsets_.back() + counts_.size()) * size_of(spec.wire));
+  storage_->flags = Buffer(flag_count() * size_of(spec.dtype));
+  storage_->bucket = Buffer((offsets_.back() + flag_count()) * size_of(spec.wire));
 }
 
-std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors) {
+std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, const std::vector<size_t>& notes) {
   if (tensors.size() != counts_.size())
     throw Error(ErrorCode::kInvalid, "a bucket of " + std::to_string(counts_.size()) + " tensors was given " +
                                          std::to_string(tensors.size()));
@@ -56,19 +57,24 @@ std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors) {
     // A tensor without elements has no address, and is there all the same.
     if (tensors[i] != nullptr || counts_[i] == 0) write_one(spec_.dtype, flags + i * size_of(spec_.dtype));
   }
-  slots.push_back({flags, nullptr, counts_.size()});
+  for (const size_t note : notes)
+    if (note < notes_) write_one(spec_.dtype, flags + (counts_.size() + note) * size_of(spec_.dtype));
+  slots.push_back({flags, nullptr, flag_count()});
   return engine_->submit(name_, ChannelSubmission{channel_, spec_, std::move(slots), storage_->bucket.data(), storage_},
                          false);
 }
 
-bool Bucket::present(size_t i) const {
+bool Bucket::flag(size_t i) const {
   const size_t element = size_of(spec_.wire);
   const std::byte* flag = storage_->bucket.data() + (offsets_.back() + i) * element;
   return std::any_of(flag, flag + element, [](std::byte b) { return b != std::byte{0}; });
 }
 
-void Bucket::fetch(size_t i, void* out) const {
-  convert(spec_.dtype, out, spec_.wire, storage_->bucket.data() + offsets_[i] * size_of(spec_.wire), counts_[i]);
+void Bucket::fetch(const std::vector<void*>& targets) const {
+  for (size_t i = 0; i < counts_.size(); ++i)
+    if (targets.at(i) != nullptr)
+      convert(spec_.dtype, targets[i], spec_.wire, storage_->bucket.data() + offsets_[i] * size_of(spec_.wire),
+              counts_[i]);
 }
 
 }  // namespace collective

@@ -3,8 +3,9 @@
 // Its layout is agreed once, when its channel is opened. Then a run needs no agreement: pack, reduce. The result stays
 // in the bucket until it is fetched, so a run never writes into a tensor that its owner may still be using.
 //
-// Behind the tensors lies one flag per tensor, summed like them: a tensor that this rank does not have counts as
-// zeros, and the flag tells afterwards whether any rank had it.
+// Behind the tensors lie flags, reduced like them. One per tensor: a tensor that this rank does not have counts as
+// zeros, and its flag tells afterwards whether any rank had it. And some that the caller uses as it likes ("notes"):
+// what any rank has noted, all ranks know after the run, at no extra message.
 #pragma once
 
 #include <memory>
@@ -17,19 +18,24 @@ namespace collective {
 
 class Bucket {
  public:
-  // counts: elements by tensor. spec.op is Sum or Average: flags must add up.
+  // counts: elements by tensor. notes: how many. spec.op is Sum or Average: flags must add up.
   Bucket(std::shared_ptr<Engine> engine, std::string name, uint32_t channel, const AllreduceSpec& spec,
-         std::vector<size_t> counts);
+         std::vector<size_t> counts, size_t notes);
 
   // Starts a run. tensors: by position, null where this rank has none; they stay valid until the ticket is finished.
-  // The previous run must have finished.
-  std::shared_ptr<Ticket> start(const std::vector<const void*>& tensors);
+  // notes: the indices of those set here. The previous run must have finished.
+  std::shared_ptr<Ticket> start(const std::vector<const void*>& tensors, const std::vector<size_t>& notes);
 
-  // After the run: whether any rank had tensor i, and its result.
-  bool present(size_t i) const;
-  void fetch(size_t i, void* out) const;
+  // After the run: whether any rank had tensor i; whether any rank set note i; the results.
+  bool present(size_t i) const { return flag(i); }
+  bool noted(size_t i) const { return flag(counts_.size() + i); }
+  // targets: by tensor, null where the result is not wanted.
+  void fetch(const std::vector<void*>& targets) const;
 
  private:
+  bool flag(size_t i) const;
+  size_t flag_count() const { return counts_.size() + notes_; }
+
   struct Storage {
     Buffer flags;   // of this rank, in the tensors' type
     Buffer bucket;  // in the wire's type: tensors, then flags
@@ -39,6 +45,7 @@ class Bucket {
   uint32_t channel_;
   AllreduceSpec spec_;
   std::vector<size_t> counts_, offsets_;  // elements; offsets_.back() is where the flags begin
+  size_t notes_;
   std::shared_ptr<Storage> storage_;
 };
 

@@ -13,7 +13,7 @@ const char* name_of(Kind kind) {
     case Kind::kBroadcast: return "broadcast";
     case Kind::kAllgather: return "allgather";
     case Kind::kBarrier: return "barrier";
-    case Kind::kChannel: return "bucket";
+    case Kind::kChannel: return "buckets";
   }
   return "?";
 }
@@ -110,15 +110,43 @@ const std::vector<Field>& fields() {
       {"prescale_factor", [](const Descriptor& d) { return number_text(d.prescale); }},
       {"postscale_factor", [](const Descriptor& d) { return number_text(d.postscale); }},
       {"device", [](const Descriptor& d) { return d.device; }},
-      {"layout", [](const Descriptor& d) { return d.layout; }},
   };
   return all;
+}
+
+std::string line(const std::string& text, size_t number) {
+  size_t begin = 0;
+  for (; number > 0; --number) {
+    begin = text.find('\n', begin);
+    if (begin == std::string::npos) return "nothing";
+    ++begin;
+  }
+  const std::string found = text.substr(begin, text.find('\n', begin) - begin);
+  return found.empty() ? "nothing" : found;
+}
+
+// The first line that is not the same in all layouts.
+size_t differing_line(const std::vector<Variant>& variants) {
+  size_t first = SIZE_MAX;
+  const std::string reference = Descriptor::decode(variants[0].encoded).layout;
+  for (const Variant& variant : variants) {
+    const std::string layout = Descriptor::decode(variant.encoded).layout;
+    const auto [a, b] = std::mismatch(reference.begin(), reference.end(), layout.begin(), layout.end());
+    if (a == reference.end() && b == layout.end()) continue;
+    first = std::min(first, static_cast<size_t>(std::count(reference.begin(), a, '\n')));
+  }
+  return first;
 }
 
 }  // namespace
 
 std::string describe_difference(const std::vector<Variant>& variants) {
-  for (const Field& field : fields()) {
+  std::vector<Field> all = fields();
+  const size_t number = differing_line(variants);
+  all.insert(all.begin() + 1, {"parameter", [number](const Descriptor& d) {
+                                 return number == SIZE_MAX ? "" : line(d.layout, number);
+                               }});
+  for (const Field& field : all) {
     // Variants that differ elsewhere may share this field: gather the ranks by its value.
     std::vector<std::pair<std::string, std::vector<int>>> values;
     for (const Variant& variant : variants) {

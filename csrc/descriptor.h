@@ -15,7 +15,7 @@ enum class Kind : uint8_t {
   kBroadcast = 1,
   kAllgather = 2,
   kBarrier = 3,
-  kChannel = 4,  // opens a channel: a bucket that runs again and again without further agreement
+  kChannel = 4,  // opens channels, as many as the shape says: buckets that run again and again without agreement
 };
 const char* name_of(Kind kind);
 
@@ -27,7 +27,7 @@ struct Descriptor {
   double prescale = 1.0, postscale = 1.0;
   int32_t root = 0;
   std::string device = "cpu";
-  std::string layout;  // of a channel: its tensors, in words
+  std::string layout;  // of channels: their tensors, a line each
   // Of an allgather the first dimension may differ between ranks: it is -1 here and travels beside the descriptor.
   std::vector<int64_t> shape;
 

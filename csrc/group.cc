@@ -105,7 +105,7 @@ void Group::execute(Decision& decision) {
       finish_(*first.ticket, ErrorCode::kNone, {});
       break;
     case Kind::kChannel:
-      if (decision.channel >= kMostChannels)
+      if (decision.channel + d.count() > kMostChannels)
         throw Error(ErrorCode::kInternal, "more than " + std::to_string(kMostChannels) + " buckets were opened");
       first.ticket->channel = decision.channel;
       finish_(*first.ticket, ErrorCode::kNone, {});

@@ -20,7 +20,7 @@ struct Ticket {
 
   Buffer output;              // of an allgather: the concatenation, sum(rows) rows
   std::vector<int64_t> rows;  // of an allgather: the first dimension by rank
-  uint32_t channel = 0;       // of an opened channel
+  uint32_t channel = 0;       // of opened channels: the number of the first
 
   // Set with release after the fields above; pairs with the acquire in finished().
   std::atomic<bool> done{false};

@@ -1,0 +1,183 @@
+"""DistributedOptimizer: an optimizer whose step() sees gradients reduced over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+from .. import ops, runtime
+from ..errors import InvalidArgumentError
+from ..ops import Average, Op, Sum
+from .compression import Compression, Compressor
+from .reducer import GradientReducer, check_passes
+
+__all__ = ["DistributedOptimizer"]
+
+OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
+
+_count = 0  # optimizers wrapped so far: tells them apart in the agreement, alike on all ranks
+
+
+class _Distributed:
+    """What DistributedOptimizer adds to the wrapped optimizer's class."""
+
+    param_groups: list[dict[str, Any]]
+    _reducer: GradientReducer
+    _names: dict[torch.Tensor, str]
+    _skip: bool
+
+    def synchronize(self) -> None:
+        """Wait until the gradients of all ranks are reduced into `.grad`; collective.
+
+        For what must see reduced gradients before the step, such as clipping. The step that follows does not reduce
+        them again, with or without `skip_synchronize()`.
+        """
+        self._lay_out()
+        self._reducer.synchronize()
+
+    @contextmanager
+    def skip_synchronize(self) -> Iterator[None]:
+        """Within it, step() uses the gradients as they are."""
+        self._skip = True
+        try:
+            yield
+        finally:
+            self._skip = False
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Within it, backward passes only accumulate; the first pass after it completes the gradients."""
+        previous, self._reducer.enabled = self._reducer.enabled, False
+        try:
+            yield
+        finally:
+            self._reducer.enabled = previous
+
+    def set_backward_passes_per_step(self, passes: int) -> None:
+        """Change how many backward passes make up a gradient; between steps, alike on all ranks."""
+        self._reducer.passes = check_passes(passes)
+
+    def _lay_out(self) -> None:
+        """Follow what the optimizer holds now: groups may have been added, parameters frozen or unfrozen."""
+        parameters = []
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.requires_grad:
+                    parameters.append((self._names.setdefault(p, f"parameter.{len(self._names)}"), p))
+        self._reducer.lay_out(parameters)
+
+    def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        if self._skip:
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
+        if closure is None:
+            if not self._reducer.synchronized:
+                self.synchronize()
+            self._reducer.synchronized = False
+            return None
+        # The closure computes the gradients, so they are reduced inside it.
+        wrapped = self._wrap(closure)
+        return ((args[0], wrapped, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": wrapped})
+
+    def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def synchronized() -> Any:
+            loss = closure()
+            self.synchronize()
+            self._reducer.synchronized = False
+            if isinstance(self, torch.optim.LBFGS):
+                # Its line search decides by the loss, and must decide alike everywhere.
+                loss = ops.allreduce(torch.as_tensor(loss).detach(), Average)
+            return loss
+
+        return synchronized
+
+
+def DistributedOptimizer(  # noqa: N802 - Horovod's name
+    optimizer: OptimizerT,
+    named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
+    compression: type[Compressor] = Compression.none,
+    backward_passes_per_step: int = 1,
+    op: int = Average,
+    gradient_predivide_factor: float = 1.0,
+    sparse_as_dense: bool = False,
+) -> OptimizerT:
+    """Make an optimizer reduce gradients over all ranks before each step, overlapped with backward.
+
+    The optimizer itself is changed and returned: state, schedulers and references to it stay valid, and it stays an
+    instance of its class.
+
+    Args:
+        optimizer: any torch optimizer; the same class with the same parameters in the same order on all ranks.
+        named_parameters: usually `model.named_parameters()`: names for messages. Names are unique; with names given,
+            every parameter of the optimizer has one.
+        compression: `Compression.none`, `.fp16` or `.bf16`: how float32 and float64 gradients travel.
+        backward_passes_per_step: backward passes that are summed into one gradient. step() may come earlier.
+        op: Average or Sum.
+        gradient_predivide_factor: with Average, gradients are divided by it before and multiplied after the sum.
+        sparse_as_dense: turn sparse gradients into dense ones before they are reduced.
+
+    Returns:
+        `optimizer`, with these methods added: synchronize(), skip_synchronize(), no_sync(),
+        set_backward_passes_per_step(n).
+
+    Raises:
+        InvalidArgumentError: for what is wrong on this rank.
+        MismatchError: from the first backward or step, on every rank, when parameters differ between ranks; it names
+            the first that does.
+    """
+    global _count
+    runtime.current()
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InvalidArgumentError(f"expected a torch.optim.Optimizer, got {type(optimizer).__qualname__}")
+    if isinstance(optimizer, _Distributed):
+        raise InvalidArgumentError("the optimizer is a DistributedOptimizer already")
+    checked = ops.checked_op(op)
+    if checked not in (Average, Sum):
+        raise InvalidArgumentError(f"DistributedOptimizer reduces by Average or Sum, not by {checked.name}")
+    if gradient_predivide_factor != 1.0 and checked is not Average:
+        raise InvalidArgumentError("gradient_predivide_factor is defined for op=Average only")
+    names = _checked_names(optimizer, named_parameters)
+    label = f"optimizer.{_count}"
+    _count += 1
+    optimizer.__class__ = type(type(optimizer).__name__, (_Distributed, type(optimizer)), {})
+    wrapped: Any = optimizer
+    wrapped._names = names
+    wrapped._skip = False
+    wrapped._reducer = GradientReducer(
+        label,
+        compression=compression,
+        op=Op(checked),
+        prescale=1.0 / gradient_predivide_factor,
+        postscale=gradient_predivide_factor,
+        passes=check_passes(backward_passes_per_step),
+        sparse_as_dense=sparse_as_dense,
+    )
+    wrapped._lay_out()
+    # A hook rather than an override: schedulers that were made before put their own step() in front of the class's.
+    optimizer.register_step_pre_hook(lambda opt, args, kwargs: opt._before_step(args, kwargs))
+    return optimizer
+
+
+def _checked_names(
+    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.Tensor]] | None
+) -> dict[torch.Tensor, str]:
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    if named_parameters is None:
+        return {p: f"parameter.{number}" for number, p in enumerate(held)}
+    pairs = list(named_parameters)
+    if any(not isinstance(pair, tuple) or len(pair) != 2 for pair in pairs):
+        raise InvalidArgumentError("named_parameters are pairs (name, parameter), as from model.named_parameters()")
+    names = {p: name for name, p in pairs}
+    counted = [name for name, _ in pairs]
+    duplicates = sorted({name for name in counted if counted.count(name) > 1})
+    if duplicates:
+        raise InvalidArgumentError(f"named_parameters: these names stand for several: {', '.join(duplicates)}")
+    unnamed = [number for number, p in enumerate(held) if p not in names]
+    if unnamed:
+        raise InvalidArgumentError(
+            f"named_parameters: parameters number {', '.join(map(str, unnamed))} of the optimizer have no name"
+        )
+    return names
