@@ -43,9 +43,7 @@ class Config:
             config = cls(
                 timeout=env.float(_PREFIX + "TIMEOUT", 300.0, validate=positive),
                 stall_warning=env.float(_PREFIX + "STALL_WARNING", 10.0, validate=positive),
-                fusion_threshold=env.int(
-                    _PREFIX + "FUSION_THRESHOLD", 8 << 20, validate=validate.Range(min=0)
-                ),
+                fusion_threshold=env.int(_PREFIX + "FUSION_THRESHOLD", 8 << 20, validate=validate.Range(min=0)),
             )
         except EnvError as error:
             raise InvalidArgumentError(str(error)) from None

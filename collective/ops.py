@@ -54,7 +54,7 @@ class Op(IntEnum):
 
 Average, Sum, Min, Max, Product = Op.Average, Op.Sum, Op.Min, Op.Max, Op.Product
 
-_CORE_OPS = {op: getattr(ReduceOp, op.name) for op in Op}
+_CORE_OPS: dict[Op, ReduceOp] = {op: getattr(ReduceOp, op.name) for op in Op}
 _WIRE = {"fp16": DType.float16, "bf16": DType.bfloat16}
 _COMPRESSIBLE = (DType.float32, DType.float64)
 _COMPLEX = (DType.complex64, DType.complex128)
@@ -116,9 +116,7 @@ def checked_op(op: Any) -> Op:
     try:
         return Op(op)
     except ValueError:
-        raise InvalidArgumentError(
-            f"rank {runtime.rank()}: op {op!r} is none of {', '.join(Op.__members__)}"
-        ) from None
+        raise InvalidArgumentError(f"rank {runtime.rank()}: op {op!r} is none of {', '.join(Op.__members__)}") from None
 
 
 def _op_for(op: Any, dtype: DType, name: str | None) -> Op:

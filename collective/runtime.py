@@ -232,7 +232,9 @@ def _install_hooks() -> None:
         ranks = size()
         sys.stdout.flush()
         if ranks > 1:
-            print(f"[collective] rank {rank()}: uncaught {kind.__name__}, ends the job of {ranks} ranks", file=sys.stderr)
+            print(
+                f"[collective] rank {rank()}: uncaught {kind.__name__}, ends the job of {ranks} ranks", file=sys.stderr
+            )
             sys.stderr.flush()
             from mpi4py import MPI
 

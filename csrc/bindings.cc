@@ -121,7 +121,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("topology", &Engine::topology)
       .def("submit", &submit, py::arg("kind"), py::arg("name"), py::arg("shape"), py::arg("dtype"), py::arg("wire"),
            py::arg("op"), py::arg("prescale"), py::arg("postscale"), py::arg("root"), py::arg("device"),
-           py::arg("layout"), py::arg("input"), py::arg("output"), py::arg("recurring"), py::arg("caller_waits"))
+           py::arg("layout"), py::arg("source"), py::arg("target"), py::arg("recurring"), py::arg("caller_waits"))
       .def("wait", &Engine::wait, py::arg("ticket"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
       .def("shutdown", &Engine::shutdown, py::call_guard<py::gil_scoped_release>())
       .def("describe", &Engine::describe, py::call_guard<py::gil_scoped_release>());

@@ -125,7 +125,7 @@ def allreduce(
     Shape, dtype and arguments are the same on all ranks; see `collective.allreduce` for the rest.
     """
     op_ = _op_of(average, op)
-    result: torch.Tensor = _Allreduce.apply(tensor, op_, name, prescale_factor, postscale_factor, compression.wire)
+    result: torch.Tensor = _Allreduce.apply(tensor, op_, name, prescale_factor, postscale_factor, compression.wire)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -162,7 +162,7 @@ class _Allgather(torch.autograd.Function):
 
 def allgather(tensor: torch.Tensor, name: str | None = None) -> torch.Tensor:
     """Concatenate the tensors of all ranks along the first dimension, which may differ per rank; differentiable."""
-    result: torch.Tensor = _Allgather.apply(tensor, name)
+    result: torch.Tensor = _Allgather.apply(tensor, name)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -190,7 +190,7 @@ class _Broadcast(torch.autograd.Function):
 
 def broadcast(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:
     """Return the root's tensor on every rank; differentiable."""
-    result: torch.Tensor = _Broadcast.apply(tensor, root_rank, name)
+    result: torch.Tensor = _Broadcast.apply(tensor, root_rank, name)  # type: ignore[no-untyped-call]
     return result
 
 

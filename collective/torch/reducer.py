@@ -133,7 +133,7 @@ class GradientReducer:
             self._slots[parameter] = slot
             if parameter not in self._hooked:
                 self._hooked.add(parameter)
-                parameter.register_post_accumulate_grad_hook(self._on_gradient)
+                parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
         for bucket in self._plan:
             bucket.waiting = len(bucket.slots)
 
@@ -211,7 +211,9 @@ class GradientReducer:
                 )
             grad = slot.parameter.grad = grad.to_dense()
         if grad.device.type != "cpu":
-            raise UnsupportedTypeError(f"{self.label}: the gradient of '{slot.name}' is on {grad.device}, not on the CPU")
+            raise UnsupportedTypeError(
+                f"{self.label}: the gradient of '{slot.name}' is on {grad.device}, not on the CPU"
+            )
         return grad
 
     def _start(self, bucket: _Bucket, notes: list[int]) -> None:
