@@ -87,7 +87,11 @@ def init(comm: Sequence[int] | MPI.Intracomm | None = None) -> None:
     elif isinstance(comm, MPI.Comm):
         _runtime = _Runtime(comm, config)
     else:
-        _runtime = _Runtime(_communicator_of(comm), config)
+        members = _communicator_of(comm)
+        try:
+            _runtime = _Runtime(members, config)
+        finally:
+            members.Free()
     _install_hooks()
 
 

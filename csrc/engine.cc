@@ -164,6 +164,7 @@ void Engine::drive(const Enough& enough) {
       return;
     }
     busy_.store(group_.busy(), std::memory_order_relaxed);
+    if (state_wanted_.load(std::memory_order_relaxed)) publish_state();
     if (enough()) return;
     if (moved) {
       backoff.reset();
@@ -225,12 +226,31 @@ void Engine::stop_with(ErrorCode code, const std::string& text) noexcept {
   busy_.store(false, std::memory_order_relaxed);
 }
 
+void Engine::publish_state() {
+  std::string state = group_.describe();
+  const std::lock_guard lock(mutex_);
+  state_ = state.empty() ? "  nothing in flight\n" : std::move(state);
+  state_wanted_.store(false, std::memory_order_relaxed);
+  finished_.notify_all();
+}
+
 std::string Engine::describe() {
-  std::string text = "collective: rank " + std::to_string(topology_.rank) + " of " + std::to_string(topology_.size);
-  const std::unique_lock driving(driving_, std::chrono::seconds(1));
-  if (!driving) return text + ": the driver is inside MPI or a long copy and does not come to rest\n";
-  const std::string state = group_.describe();
-  return text + (state.empty() ? ": nothing in flight\n" : ":\n" + state);
+  const std::string who =
+      "collective: rank " + std::to_string(topology_.rank) + " of " + std::to_string(topology_.size) + "\n";
+  std::unique_lock lock(mutex_);
+  state_.clear();
+  state_wanted_.store(true, std::memory_order_relaxed);
+  // Whoever drives answers between two steps; when nobody does, this thread can look for itself.
+  for (int tries = 0; tries < 100 && state_.empty(); ++tries) {
+    lock.unlock();
+    if (driving_.try_lock()) {
+      publish_state();
+      driving_.unlock();
+    }
+    lock.lock();
+    finished_.wait_for(lock, std::chrono::milliseconds(10), [this] { return !state_.empty(); });
+  }
+  return who + (state_.empty() ? "  the driver is inside MPI or a long copy and does not answer\n" : state_);
 }
 
 }  // namespace collective

@@ -45,7 +45,7 @@ class Engine {
   // left as they are.
   bool shutdown();
 
-  // The state in words; waits up to a second for the driver to come to rest.
+  // The state in words; from any thread, also while another one drives.
   std::string describe();
 
  private:
@@ -62,11 +62,12 @@ class Engine {
   bool failed();
   bool progress();
   void take_submissions();
+  void publish_state();
   void finish(Ticket& ticket, ErrorCode code, const std::string& text);
   void stop_with(ErrorCode code, const std::string& text) noexcept;
 
   Topology topology_;
-  std::timed_mutex driving_;  // held by the driver; guards group_
+  std::mutex driving_;  // held by the driver; guards group_
   Group group_;
 
   std::mutex mutex_;  // guards what follows, up to the atomics; taken after driving_
@@ -76,11 +77,13 @@ class Engine {
   std::unordered_set<std::string> in_flight_;
   std::optional<Error> failure_;
   bool stop_thread_ = false;
-  int waiting_ = 0;            // callers in finished_
+  int waiting_ = 0;            // threads in finished_
+  std::string state_;          // the driver's answer to state_wanted_
   int drivers_waiting_ = 0;    // callers that drive, or are about to: the thread keeps out of their way
 
   std::atomic<bool> closed_{false};  // shutdown() was called; set under the mutex
   std::atomic<size_t> queued_{0};   // == queue_.size(), readable without the mutex
+  std::atomic<bool> state_wanted_{false};  // describe() waits for the driver to fill state_
   std::atomic<bool> busy_{false};   // == group_.busy(), as of the driver's last look
   std::thread thread_;
 };

@@ -29,7 +29,9 @@ struct Half {
   using V = Floats;
   static constexpr size_t kCount = 8, kBytes = 16;
   COLLECTIVE_INLINE static V get(const char* p) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    V v = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    __asm__("" : "+v"(v));  // or clang compares and multiplies float16 instead, element by element in software
+    return v;
   }
   COLLECTIVE_INLINE static void put(char* p, V v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));

@@ -28,7 +28,9 @@ struct Half {
   using V = Floats;
   static constexpr size_t kCount = 16, kBytes = 32;
   COLLECTIVE_INLINE static V get(const char* p) {
-    return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    V v = _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    __asm__("" : "+v"(v));  // or clang compares and multiplies float16 instead, element by element in software
+    return v;
   }
   COLLECTIVE_INLINE static void put(char* p, V v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));

@@ -74,11 +74,12 @@ struct DoubleToOddFloat : FloatAsDouble {
 // A 16-bit format is a Codec: decode() takes the low half of every word, encode() gives it back.
 struct BFloatCodec {
   COLLECTIVE_INLINE static Floats decode(Words low) { return (Floats)(low << 16); }
+  // Not for a NaN, which rounding could carry into the sign bit. It is cut off, and stays a NaN since one that comes out of a
+  // multiplication has its highest bit set.
   // AVX512_BF16's vcvtne2ps2bf16 flushes denormals to zero, so it would give other bits than the other sets.
   COLLECTIVE_INLINE static Words encode(Floats v) {
     Words bits = (Words)v;
-    Words nearest = bits + 0x7fff + ((bits >> 16) & 1);
-    return (v != v ? (bits | 0x400000) : nearest) >> 16;  // rounding could carry a NaN into infinity
+    return (bits + ((0x7fff + ((bits >> 16) & 1)) & (Words)(v == v))) >> 16;
   }
 };
 
@@ -120,11 +121,18 @@ struct Sum {
 struct Product {
   template <class V> COLLECTIVE_INLINE static V apply(V x, V y) { return x * y; }
 };
-struct Min {  // x != x: NaN, wherever it is, comes through
-  template <class V> COLLECTIVE_INLINE static V apply(V x, V y) { return ((x < y) | (x != x)) ? x : y; }
+// x < y ? x : y is one instruction, and gives y where either is NaN. So a NaN in y comes through; that in x is put back.
+COLLECTIVE_INLINE Vec<float> keep_nan(Vec<float> x, Vec<float> result) { return x != x ? x : result; }
+COLLECTIVE_INLINE Vec<double> keep_nan(Vec<double> x, Vec<double> result) { return x != x ? x : result; }
+template <class V>
+COLLECTIVE_INLINE V keep_nan(V, V result) {
+  return result;
+}
+struct Min {
+  template <class V> COLLECTIVE_INLINE static V apply(V x, V y) { return keep_nan(x, x < y ? x : y); }
 };
 struct Max {
-  template <class V> COLLECTIVE_INLINE static V apply(V x, V y) { return ((x > y) | (x != x)) ? x : y; }
+  template <class V> COLLECTIVE_INLINE static V apply(V x, V y) { return keep_nan(x, x > y ? x : y); }
 };
 struct Or {
   template <class V> COLLECTIVE_INLINE static V apply(V x, V y) { return x | y; }

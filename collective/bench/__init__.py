@@ -1,0 +1,10 @@
+"""`mpirun -np 2 python -m collective.bench`: what collectives and training steps cost, beside what others need.
+
+All figures of a table come from one run: contenders take turns, round after round, so that whatever else the machine
+does hits all of them alike. `python -m collective.bench --help` lists the workloads and options.
+
+Tables need the extra `bench` (rich; matplotlib for --plot). torch is optional: without it the workloads that need it
+are left out, with a line that says so.
+"""
+
+__all__: list[str] = []

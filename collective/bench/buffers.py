@@ -1,0 +1,106 @@
+"""Memory that the contenders reduce: the same bytes for each of them, so that none has the better addresses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .job import has_torch
+
+__all__ = ["DTYPES", "Buffer", "Slab", "cache_bytes", "check", "fill"]
+
+DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+"""What --dtype takes, and the bytes of an element."""
+
+_PAGE = 4096
+_DEFAULT_CACHE = 32 << 20
+
+
+def cache_bytes() -> int:
+    """The size of the last-level cache that core 0 uses, in bytes; 32 MiB where the system does not tell."""
+    sizes = [_DEFAULT_CACHE]
+    levels = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/level"), key=lambda p: p.read_text())
+    if levels:
+        text = (levels[-1].parent / "size").read_text().strip()
+        sizes = [int(text.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(text[-1], 0)]
+    return sizes[0]
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A piece of memory, as each contender wants to see it."""
+
+    dtype: str
+    nbytes: int
+    array: Any
+    """Tensor where torch is installed, else NumPy array; of `dtype`, one-dimensional."""
+    numeric: np.ndarray[Any, Any] | None
+    """NumPy array of `dtype`; None for bfloat16, which NumPy has not."""
+    data: np.ndarray[Any, Any]
+    """NumPy array of bytes."""
+    spare: np.ndarray[Any, Any]
+    """As many bytes elsewhere, for copies."""
+
+
+class Slab:
+    """One allocation, written to once, from which buffers are cut side by side, each on a page of its own.
+
+    It holds zeros, which no number of sums changes.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._memory = _pages(nbytes)
+        self._spare = _pages(nbytes)
+
+    def cut(self, dtype: str, nbytes: int) -> list[Buffer]:
+        """All buffers of this size that fit, in order of address; one at least must."""
+        stride = -(-nbytes // _PAGE) * _PAGE
+        count = max(1, len(self._memory) // stride)
+        return [self.at(dtype, nbytes, i * stride) for i in range(count)]
+
+    def at(self, dtype: str, nbytes: int, offset: int) -> Buffer:
+        """The buffer of `nbytes`, a multiple of the element's size, at `offset` bytes."""
+        data = self._memory[offset : offset + nbytes]
+        spare = self._spare[offset : offset + nbytes]
+        numeric = None if dtype == "bfloat16" else data.view(dtype)
+        array: Any = numeric
+        if has_torch():
+            import torch
+
+            array = torch.from_numpy(data).view(getattr(torch, dtype))
+        elif array is None:
+            raise SystemExit("bfloat16 arrays need torch, which is not installed")
+        return Buffer(dtype, nbytes, array, numeric, data, spare)
+
+
+def _pages(nbytes: int) -> np.ndarray[Any, Any]:
+    """Zeroed memory that begins on a page; filled, since untouched pages would all be one."""
+    memory = np.empty(nbytes + _PAGE, np.uint8)
+    memory.fill(0)
+    skip = -memory.ctypes.data % _PAGE
+    return memory[skip : skip + nbytes]
+
+
+# Values whose sum over ranks differs from each of them and is exact in every dtype up to 12 ranks: 1 on rank 0, 2 on
+# rank 1 and so on, and three times as much at every 61st element, so that a chunk at the wrong place is seen.
+_STRIDE = 61
+
+
+def fill(buffer: Buffer, rank: int) -> None:
+    """Write the values that `check` expects to be summed over all ranks."""
+    buffer.array[:] = rank + 1
+    buffer.array[::_STRIDE] = 3 * (rank + 1)
+
+
+def check(buffer: Buffer, size: int, what: str) -> None:
+    """Raise ArithmeticError unless the buffer holds the sum; then zero it."""
+    total = size * (size + 1) / 2
+    tolerance = 0.0 if 3 * total <= 256 else 2.0**-8 * size  # of bfloat16, which may be rounded once per rank
+    buffer.array[::_STRIDE] -= 2 * total
+    worst = float(abs(buffer.array - total).max())
+    if not worst <= tolerance * total:
+        raise ArithmeticError(f"{what}: an element of the sum over {size} ranks is off by {worst:g} of {total:g}")
+    buffer.array[:] = 0

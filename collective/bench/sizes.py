@@ -1,0 +1,103 @@
+"""The workloads `latency` and `bandwidth`: one blocking all-reduce, of every size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
+
+from .buffers import DTYPES, Buffer, Slab, cache_bytes, check, fill
+from .job import Job
+from .peers import Contender
+from .results import Result
+from .timing import Run, measure
+
+__all__ = ["LATENCY_BYTES", "bandwidth", "format_bytes", "latency"]
+
+LATENCY_BYTES = 16 << 10
+"""Up to this size a call's time is called latency: what counts is its fixed cost."""
+
+# Buffers that were used this many cache sizes ago, by all ranks of the node together, are no longer in the cache.
+_COLD_CACHES = 4
+
+
+def format_bytes(nbytes: int) -> str:
+    """8 B, 4 KiB, 1.5 MiB."""
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if nbytes >= 1 << shift:
+            return f"{nbytes / (1 << shift):.4g} {unit}"
+    return f"{nbytes} B"
+
+
+def latency(
+    job: Job, peers: Sequence[Contender], sizes: Sequence[int], dtypes: Sequence[str], rounds: int
+) -> list[Result]:
+    """The sizes up to LATENCY_BYTES, in buffers that stay in the cache."""
+    results = []
+    slab = Slab(LATENCY_BYTES)
+    for dtype in dtypes:
+        for nbytes in _whole(sizes, dtype, 0, LATENCY_BYTES):
+            case = f"{format_bytes(nbytes)}{_suffix(dtype)}"
+            job.progress(f"latency, {case}")
+            results += _measure(job, peers, "latency", case, [slab.at(dtype, nbytes, 0)], rounds)
+    return results
+
+
+def bandwidth(
+    job: Job, peers: Sequence[Contender], sizes: Sequence[int], dtypes: Sequence[str], rounds: int
+) -> list[Result]:
+    """The sizes above LATENCY_BYTES: warm, in one buffer again and again, and cold, in many by turns.
+
+    Sizes of which a single buffer is larger than the cache are always cold, and measured once.
+    """
+    results = []
+    rotated = _COLD_CACHES * cache_bytes() // job.local_size
+    slab = Slab(max(rotated, *sizes))
+    for dtype in dtypes:
+        for nbytes in _whole(sizes, dtype, LATENCY_BYTES, 1 << 62):
+            case = f"{format_bytes(nbytes)}{_suffix(dtype)}"
+            if 2 * nbytes > rotated:
+                job.progress(f"bandwidth, {case}")
+                results += _measure(job, peers, "bandwidth", case, [slab.at(dtype, nbytes, 0)], rounds)
+                continue
+            job.progress(f"bandwidth, {case}, warm and cold")
+            warm = [slab.at(dtype, nbytes, 0)]
+            results += _measure(job, peers, "bandwidth", f"{case} warm", warm, rounds)
+            results += _measure(job, peers, "bandwidth", f"{case} cold", slab.cut(dtype, nbytes), rounds)
+    return results
+
+
+def _whole(sizes: Sequence[int], dtype: str, above: int, up_to: int) -> list[int]:
+    """The sizes in this range, cut to whole elements."""
+    item = DTYPES[dtype]
+    return sorted({max(size // item, 1) * item for size in sizes if above < size <= up_to})
+
+
+def _suffix(dtype: str) -> str:
+    return "" if dtype == "float32" else f" {dtype}"
+
+
+def _measure(
+    job: Job, peers: Sequence[Contender], workload: str, case: str, buffers: Sequence[Buffer], rounds: int
+) -> list[Result]:
+    nbytes = buffers[0].nbytes
+    taking = [peer for peer in peers if peer.takes(buffers[0].dtype, nbytes)]
+    turns = cycle(range(len(buffers)))  # of all contenders together, so that each finds what others used long ago
+    runs = {}
+    for peer in taking:
+        runs[peer.name] = _rotate([peer.bind(buffer) for buffer in buffers], turns)
+        if peer.sums:
+            fill(buffers[0], job.rank)
+            peer.bind(buffers[0])()
+            check(buffers[0], job.size, f"{workload}, {case}, {peer.name}")
+    samples = measure(job, runs, rounds)
+    return [Result(workload, case, name, samples[name].wall, nbytes=nbytes) for name in runs]
+
+
+def _rotate(calls: Sequence[Callable[[], object]], turns: Iterator[int]) -> Run:
+    """A run whose calls each take the next buffer."""
+
+    def run(count: int) -> None:
+        for turn in islice(turns, count):
+            calls[turn]()
+
+    return run

@@ -1,0 +1,80 @@
+"""How a time is taken.
+
+A sample is the time of k back-to-back calls between two barriers, divided by k, and counts as the slowest rank's. k is
+such that a sample takes a few milliseconds. Contenders take turns: a round takes one sample of each, and every round
+starts with another one. So noise of the machine hits all alike, the median over rounds is what a user sees, the minimum
+is what the machine can do, and two contenders' samples of one round may be subtracted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .job import Job
+
+__all__ = ["Run", "Samples", "measure"]
+
+Run = Callable[[int], object]
+"""Makes the given number of calls."""
+
+_MOST_CALLS = 4096
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Seconds per call, one value a round, the largest of all ranks: on the clock, and of CPU over all threads."""
+
+    wall: list[float]
+    cpu: list[float]
+
+
+def measure(job: Job, runs: Mapping[str, Run], rounds: int, sample_seconds: float = 0.002) -> dict[str, Samples]:
+    """Time every run in turn; collective: all ranks pass the same runs in the same order.
+
+    Args:
+        runs: by contender.
+        rounds: samples of each, after two calls or more that are not counted.
+        sample_seconds: about the time of a sample, where a call takes less.
+    """
+    calls = {name: _calibrate(job, run, sample_seconds) for name, run in runs.items()}
+    names = list(runs)
+    taken = np.empty((len(names), rounds, 2))
+    for number in range(rounds):
+        for turn in range(len(names)):
+            which = (turn + number) % len(names)
+            name = names[which]
+            taken[which, number] = _sample(job, runs[name], calls[name])
+    slowest = np.empty_like(taken)
+    from mpi4py import MPI
+
+    job.comm.Allreduce(taken, slowest, MPI.MAX)
+    return {name: Samples(values[:, 0].tolist(), values[:, 1].tolist()) for name, values in zip(names, slowest)}
+
+
+def _sample(job: Job, run: Run, calls: int) -> tuple[float, float]:
+    job.comm.Barrier()
+    cpu = time.process_time()
+    begin = time.perf_counter()
+    run(calls)
+    wall = time.perf_counter() - begin
+    return wall / calls, (time.process_time() - cpu) / calls
+
+
+def _calibrate(job: Job, run: Run, sample_seconds: float) -> int:
+    """The number of calls that a sample needs, alike on all ranks."""
+    from mpi4py import MPI
+
+    run(1)  # connects, allocates, agrees on names
+    calls = 1
+    while True:
+        wall, _ = _sample(job, run, calls)
+        seconds = max(job.comm.allreduce(wall, MPI.MAX), 1e-9)
+        wanted = min(_MOST_CALLS, math.ceil(sample_seconds / seconds))
+        if wanted <= 2 * calls:
+            return max(wanted, 1)
+        calls = min(wanted, 8 * calls)  # the first calls are slower than the rest

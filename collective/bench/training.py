@@ -1,0 +1,154 @@
+"""The workloads `step` and `overlap`: whole training steps, with communication and without.
+
+How much of the communication backward hides. Of one optimizer are measured, in turn: the step without communication
+(`local`), the reduction of the same gradients alone (`communication`), and the step with both (`step`). Then
+
+    hidden = 1 - (step - local) / communication
+
+is 100 % where communication costs no time, 0 % where it only comes on top, and negative where it also slows the rest.
+
+- Behind computation (ResNet-50 on CPU threads). Where there are as many ranks as cores, the engine's threads have none
+  of their own: each microsecond in which they copy and add is taken from the computation. Overlap can then hide
+  waiting but no work, and a low figure says that the machine is full, not that the engine is late: compare
+  `CPU added` with `communication`.
+- Behind waiting: backward sleeps where it would compute, half as long again as the communication takes, as if a device
+  computed. Then nothing but a late start or a late end keeps communication from being hidden: this is the engine's own
+  overlap. The upper limit is set by the last bucket, whose gradients come when backward ends.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from . import gloo
+from .job import Job, has_torch
+from .peers import OURS
+from .resnet50 import gradient_shapes
+from .results import Result
+from .timing import Samples, measure
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["overlap", "step"]
+
+_BATCH = 4
+_PIXELS = 64
+_WAIT = 1.5  # backward's wait as a multiple of the communication
+
+
+def step(job: Job, rounds: int, with_gloo: bool) -> list[Result]:
+    """ms per step of ResNet-50, batch 4 of 64 x 64 images and one torch thread per rank, SGD with momentum.
+
+    Contenders: the step without communication, DistributedOptimizer (also with bfloat16 on the wire), and
+    DistributedDataParallel over gloo with bucket views.
+    """
+    if not _ready(job, "step"):
+        return []
+    job.progress("step")
+    steps = {"local": _Trainer(_resnet()).step, OURS: _Trainer(_resnet(), wrap=True).step}
+    steps[f"{OURS} bf16"] = _Trainer(_resnet(), wrap=True, bf16=True).step
+    if with_gloo and gloo.connect(job):
+        from torch.nn.parallel import DistributedDataParallel
+
+        steps["ddp gloo"] = _Trainer(DistributedDataParallel(_resnet(), gradient_as_bucket_view=True)).step
+    samples = _measure(job, steps, rounds)
+    return [Result("step", f"ResNet-50, batch {_BATCH}", name, samples[name].wall) for name in steps]
+
+
+def overlap(job: Job, rounds: int) -> list[Result]:
+    """The share of communication that backward hides, behind computation and behind waiting."""
+    if not _ready(job, "overlap"):
+        return []
+    job.progress("overlap, computing")
+    results, communication = _overlap(job, "computing", _resnet, rounds)
+    job.progress("overlap, waiting")
+    more, _ = _overlap(job, "waiting", lambda: _waiting(_WAIT * communication), rounds)
+    return results + more
+
+
+def _overlap(job: Job, case: str, model: Callable[[], torch.nn.Module], rounds: int) -> tuple[list[Result], float]:
+    local, ours = _Trainer(model()), _Trainer(model(), wrap=True)
+    ours.step()  # makes the gradients that `communication` reduces
+    steps = {"local": local.step, "communication": ours.synchronize, "step": ours.step}
+    samples = _measure(job, steps, rounds)
+    communication = statistics.median(samples["communication"].wall)
+    added = _differences(samples["step"].wall, samples["local"].wall)
+    results = [Result("overlap", case, name, samples[name].wall) for name in steps]
+    results.append(Result("overlap", case, "CPU added", _differences(samples["step"].cpu, samples["local"].cpu)))
+    results.append(Result("overlap", case, "hidden", [100 * (1 - a / communication) for a in added], unit="%"))
+    return results, communication
+
+
+def _differences(a: list[float], b: list[float]) -> list[float]:
+    """a - b, round by round."""
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def _ready(job: Job, workload: str) -> bool:
+    if not has_torch():
+        job.note(f"{workload} is left out: torch is not installed")
+        return False
+    import torch
+
+    torch.set_num_threads(1)
+    return True
+
+
+def _measure(job: Job, steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, Samples]:
+    """Samples of single steps."""
+    return measure(job, {name: lambda _, run=run: run() for name, run in steps.items()}, rounds, sample_seconds=0.0)
+
+
+def _resnet() -> torch.nn.Module:
+    from .models import ResNet50
+
+    return ResNet50()
+
+
+def _waiting(seconds: float) -> torch.nn.Module:
+    """ResNet-50's parameters, block by block as layers, with a backward that waits."""
+    from .models import WaitingModel
+
+    layers: dict[str, list[tuple[int, ...]]] = {}
+    for name, shape in gradient_shapes():
+        block = ".".join(name.split(".")[:2]) if name.startswith("layer") else "fc" if name[:2] == "fc" else "conv1"
+        layers.setdefault(block, []).append(shape)
+    return WaitingModel(list(layers.values()), seconds)
+
+
+class _Trainer:
+    """A model, its optimizer, and one batch that it sees again and again."""
+
+    def __init__(self, model: torch.nn.Module, wrap: bool = False, bf16: bool = False) -> None:
+        import torch
+
+        from .. import torch as hvd
+
+        self._model = model
+        self._images = torch.randn(_BATCH, 3, _PIXELS, _PIXELS)
+        self._labels = torch.randint(1000, (_BATCH,))
+        self._optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+        if wrap:
+            compression = hvd.Compression.bf16 if bf16 else hvd.Compression.none
+            self._optimizer = hvd.DistributedOptimizer(
+                self._optimizer, named_parameters=model.named_parameters(), compression=compression
+            )
+
+    def step(self) -> None:
+        """Forward, backward, update."""
+        from torch.nn import functional
+
+        self._optimizer.zero_grad()
+        output = self._model(self._images)
+        if output.dim() == 2:
+            functional.cross_entropy(output, self._labels).backward()
+        else:
+            output.sum().backward()
+        self._optimizer.step()
+
+    def synchronize(self) -> None:
+        """Reduce the gradients of the last step once more."""
+        self._optimizer.synchronize()  # type: ignore[attr-defined]
