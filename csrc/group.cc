@@ -177,24 +177,25 @@ void Group::check_stalls(Clock::time_point now) {
   // Of the runs that stall, the oldest tells the story; the others wait behind it.
   const auto oldest = std::min_element(running_.begin(), running_.end(),
                                        [](const Running& a, const Running& b) { return a.since < b.since; });
-  if (oldest == running_.end() || now - oldest->since < limits_.stall_warning) return;
+  const auto patience = std::min(limits_.stall_warning, limits_.timeout);
+  if (oldest == running_.end() || now - oldest->since < patience) return;
   Running& running = *oldest;
   const auto waited = now - running.since;
   const bool is_channel = running.channel >= 0;
   if (is_channel && !running.asked) {
     running.asked = true;
     inquiry_.ask(static_cast<uint32_t>(running.channel));
-    return;
   }
+  if (is_channel && waited < patience + kAnswerTime) return;
   const auto why = [&] {
     return running.what + ": " +
            (is_channel ? inquiry_.verdict(static_cast<uint32_t>(running.channel), running.run) + "; " : "") +
            running.operation->describe();
   };
   if (waited >= limits_.timeout)
-    throw Error(ErrorCode::kTimeout, why() + ". It did not finish within " +
-                                         std::to_string(static_cast<int>(limits_.timeout.count())) + " s");
-  if (!running.warned && waited >= limits_.stall_warning + (is_channel ? kAnswerTime : kAnswerTime * 0)) {
+    throw Error(ErrorCode::kTimeout,
+                why() + ". It did not finish within " + seconds_text(limits_.timeout));
+  if (!running.warned && waited >= limits_.stall_warning) {
     running.warned = true;
     log_warning("stalled: " + why());
   }
