@@ -249,7 +249,9 @@ void Agreement::decide_ready() {
   for (Ready& ready : ready_) {
     const Descriptor d = Descriptor::decode(ready.encoded);
     const size_t nbytes = d.kind == Kind::kAllreduce ? d.count() * size_of(d.wire) : 0;
-    const bool fusable = d.kind == Kind::kAllreduce && nbytes < limits_.fusion_threshold;
+    // Adasum looks at each tensor as a whole.
+    const bool fusable =
+        d.kind == Kind::kAllreduce && nbytes < limits_.fusion_threshold && d.op != ReduceOp::kAdasum;
     const std::string_view key = fusable ? fusion_key(ready.encoded) : std::string_view();
     const auto open = std::find_if(buckets.begin(), buckets.end(), [&](const Bucket& bucket) {
       return fusable && bucket.key == key && bucket.nbytes + nbytes <= limits_.fusion_threshold;

@@ -47,7 +47,7 @@ Scaling scaling_of(const AllreduceSpec& spec, int size) {
 
 std::unique_ptr<Operation> make_reduction(const Comm& comm, BufferPool& pool, int tag, const void* in, void* out,
                                           size_t count, const Arithmetic& arithmetic) {
-  if (count * size_of(arithmetic.dtype) < kRingFromBytes)
+  if (count * size_of(arithmetic.dtype) < kRingFromBytes || arithmetic.op == ReduceOp::kAdasum)
     return std::make_unique<AllreduceDoubling>(comm, pool, tag, in, out, count, arithmetic);
   return std::make_unique<Ring>(comm, pool, tag, Ring::Phases::kAllreduce, in, out,
                                 even_offsets(count, 1, comm.size()), arithmetic);

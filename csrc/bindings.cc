@@ -172,6 +172,7 @@ PYBIND11_MODULE(_core, m) {
              return bucket.start(pointers<const void>(tensors), notes);
            },
            py::arg("tensors"), py::arg("notes"))
+      .def_property_readonly("total", &Bucket::total)
       .def("present", &Bucket::present)
       .def("noted", &Bucket::noted)
       .def(
