@@ -46,6 +46,7 @@ class _Runtime:
             fusion_threshold=config.fusion_threshold,
             stall_warning=config.stall_warning,
             timeout=config.timeout,
+            cores=config.thread_affinity,
         )
         self.topology = self.engine.topology
         self.comm = comm
@@ -107,6 +108,10 @@ def init(
     from . import process_sets as sets
 
     sets.register_global()
+    if config.timeline:
+        from .timeline import start_timeline
+
+        start_timeline(config.timeline)
     for process_set in () if process_sets is None or isinstance(process_sets, str) else process_sets:
         sets.add_process_set(process_set)
 
@@ -161,7 +166,9 @@ def shutdown() -> None:
     if _runtime is None or _forked_from is not None:
         return
     from . import process_sets as sets
+    from .timeline import stop_timeline
 
+    stop_timeline()
     runtime, _runtime = _runtime, None
     if runtime.engine.shutdown():
         sets.free_communicators()

@@ -17,12 +17,6 @@ constexpr size_t kNamesInWarning = 6;
 enum class Word : uint8_t { kId, kFull, kJoin, kLeave };
 enum class NameForm : uint8_t { kId, kPlain, kNewId, kWithDescriptor };
 
-std::string seconds_text(std::chrono::duration<double> duration) {
-  const double seconds = duration.count();
-  std::string text = std::to_string(seconds);
-  return text.substr(0, text.find('.') + (seconds < 10 ? 2 : 0)) + " s";
-}
-
 }  // namespace
 
 Agreement::Agreement(const Comm& comm, const Limits& limits)

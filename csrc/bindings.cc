@@ -125,13 +125,14 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("homogeneous", &Topology::homogeneous);
 
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
-      .def(py::init([](uintptr_t comm, size_t fusion_threshold, double stall_warning, double timeout) {
+      .def(py::init([](uintptr_t comm, size_t fusion_threshold, double stall_warning, double timeout,
+                       const std::vector<int>& cores) {
              using Seconds = std::chrono::duration<double>;
              const py::gil_scoped_release nogil;
              return std::make_shared<Engine>(comm_from<MPI_Comm>(comm),
-                                             Limits{fusion_threshold, Seconds(stall_warning), Seconds(timeout)});
+                                             Limits{fusion_threshold, Seconds(stall_warning), Seconds(timeout)}, cores);
            }),
-           py::arg("comm"), py::arg("fusion_threshold"), py::arg("stall_warning"), py::arg("timeout"))
+           py::arg("comm"), py::arg("fusion_threshold"), py::arg("stall_warning"), py::arg("timeout"), py::arg("cores"))
       .def_property_readonly("topology", &Engine::topology)
       .def("submit", &submit, py::arg("group"), py::arg("name"), py::arg("descriptor"), py::arg("source"),
            py::arg("target"), py::arg("splits"), py::arg("recurring"), py::arg("caller_waits"))
@@ -156,6 +157,18 @@ PYBIND11_MODULE(_core, m) {
           py::arg("comm"), py::call_guard<py::gil_scoped_release>())
       .def("remove_group", &Engine::remove_group, py::arg("group"), py::call_guard<py::gil_scoped_release>())
       .def("wait", &Engine::wait, py::arg("ticket"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
+      .def("start_timeline", &Engine::start_timeline, py::call_guard<py::gil_scoped_release>())
+      .def("stop_timeline",
+           [](Engine& engine) {
+             std::vector<Timeline::Event> events;
+             {
+               const py::gil_scoped_release nogil;
+               events = engine.stop_timeline();
+             }
+             py::list result;
+             for (const auto& e : events) result.append(py::make_tuple(e.name, e.phase, e.begin, e.duration));
+             return result;
+           })
       .def("shutdown", &Engine::shutdown, py::call_guard<py::gil_scoped_release>())
       .def("describe", &Engine::describe, py::call_guard<py::gil_scoped_release>());
 

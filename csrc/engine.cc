@@ -1,5 +1,6 @@
 #include "engine.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <sys/prctl.h>
 
@@ -65,11 +66,12 @@ class Engine::Claim {
   bool granted_;
 };
 
-Engine::Engine(MPI_Comm comm, const Limits& limits)
+Engine::Engine(MPI_Comm comm, const Limits& limits, const std::vector<int>& cores)
     : topology_((require_mpi_threads(), find_topology(comm))), limits_(limits) {
   set_log_rank(topology_.rank);
   groups_.push_back(make_group(comm));
   thread_ = std::thread([this] { run(); });
+  if (!cores.empty()) bind_thread(cores);
 }
 
 Engine::~Engine() {
@@ -81,9 +83,18 @@ Engine::~Engine() {
   if (thread_.joinable()) thread_.join();
 }
 
+void Engine::bind_thread(const std::vector<int>& cores) {
+  const auto local = static_cast<size_t>(topology_.local_rank);
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (local < cores.size()) CPU_SET(static_cast<size_t>(cores[local]), &set);
+  if (local >= cores.size() || pthread_setaffinity_np(thread_.native_handle(), sizeof set, &set) != 0)
+    log_warning("the engine's thread is not bound: no such core, or no core for local rank " + std::to_string(local));
+}
+
 std::unique_ptr<Group> Engine::make_group(MPI_Comm comm) {
   return std::make_unique<Group>(
-      comm, limits_, [this](Ticket& ticket, ErrorCode code, const std::string& text) { finish(ticket, code, text); });
+      comm, limits_, timeline_, [this](Ticket& ticket, ErrorCode code, const std::string& text) { finish(ticket, code, text); });
 }
 
 size_t Engine::add_group(MPI_Comm comm) {
@@ -298,6 +309,16 @@ void Engine::stop_with(ErrorCode code, const std::string& text) noexcept {
   for (const auto& group : groups_)
     if (group) group->fail_all(code, text);
   busy_.store(false, std::memory_order_relaxed);
+}
+
+void Engine::start_timeline() {
+  const Claim claim(*this);
+  timeline_.start();
+}
+
+std::vector<Timeline::Event> Engine::stop_timeline() {
+  const Claim claim(*this);
+  return timeline_.stop();
 }
 
 std::string Engine::describe() {

@@ -25,8 +25,8 @@ namespace collective {
 
 class Engine {
  public:
-  // Collective over `comm`.
-  Engine(MPI_Comm comm, const Limits& limits);
+  // Collective over `comm`. cores: the core of the engine's thread by local rank; empty: the system's choice.
+  Engine(MPI_Comm comm, const Limits& limits, const std::vector<int>& cores);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -50,6 +50,9 @@ class Engine {
   // left as they are.
   bool shutdown();
 
+  void start_timeline();
+  std::vector<Timeline::Event> stop_timeline();
+
   // The state in words; from any thread, also while another one drives. Waits up to two seconds for that one.
   std::string describe();
 
@@ -62,6 +65,7 @@ class Engine {
 
   class Claim;
   std::unique_ptr<Group> make_group(MPI_Comm comm);
+  void bind_thread(const std::vector<int>& cores);
   bool any_busy() const;
   void run();  // the engine's thread
   // Makes progress until `enough` or nothing is in flight. The caller holds driving_.
@@ -75,6 +79,7 @@ class Engine {
 
   Topology topology_;
   Limits limits_;
+  Timeline timeline_;  // guarded by driving_
   std::timed_mutex driving_;  // held by the driver; guards groups_
   std::vector<std::unique_ptr<Group>> groups_;  // by number; null when removed
   std::atomic<int> claims_{0};  // threads that want driving_ for themselves: drivers make way

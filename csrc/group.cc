@@ -27,12 +27,13 @@ constexpr auto kAnswerTime = std::chrono::milliseconds(500);
 
 }  // namespace
 
-Group::Group(MPI_Comm comm, const Limits& limits, Finish finish)
+Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish)
     : control_(Comm::duplicate(comm)),
       data_(Comm::duplicate(comm)),
       agreement_(control_, limits),
       inquiry_(control_),
       limits_(limits),
+      timeline_(&timeline),
       finish_(std::move(finish)) {}
 
 void Group::submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
@@ -51,6 +52,7 @@ void Group::start(std::shared_ptr<Ticket> ticket, uint32_t number, std::vector<S
   Channel& channel = channels_.at(number);
   Running running;
   running.what = "bucket '" + ticket->name + "'";
+  running.phase = "bucket";
   running.since = Clock::now();
   running.channel = number;
   running.run = ++channel.started;
@@ -66,6 +68,7 @@ void Group::submit(std::shared_ptr<Ticket> ticket, PairSubmission submission) {
   Running running;
   running.what = (submission.sends ? "send to rank " : "recv from rank ") + std::to_string(submission.peer) +
                  ", tag " + std::to_string(submission.tag);
+  running.phase = submission.sends ? "send" : "recv";
   running.since = Clock::now();
   running.tickets.push_back(std::move(ticket));
   std::shared_ptr<bool>& last = pair_over_[(submission.peer * kPairTags + submission.tag) * 2 + submission.sends];
@@ -125,6 +128,7 @@ void Group::execute(const Decision& decision) {
       held->push_back(std::move(pending->second));
       pending_.erase(pending);
       running.tickets.push_back(held->back().ticket);
+      timeline_->record(entry.name, "negotiate", held->back().since);
     } else if (!entry.encoded.empty()) {
       held->push_back({std::make_shared<Ticket>(), {Descriptor::decode(entry.encoded), {}, 0, {}, false}, {}});
     } else {
@@ -135,6 +139,7 @@ void Group::execute(const Decision& decision) {
         {task.ticket.get(), &task.submission.descriptor, task.submission.data, &task.submission.splits, &entry.rows});
   }
   const Descriptor& d = *bucket[0].descriptor;
+  running.phase = name_of(d.kind);
   running.what = std::string(name_of(d.kind)) + " '" + decision.entries[0].name + "'" +
                  (bucket.size() > 1 ? " and " + std::to_string(bucket.size() - 1) + " fused with it" : "");
   if (d.kind == Kind::kChannel) {
@@ -203,8 +208,10 @@ bool Group::step_running() {
     const Running finished = std::move(running_[i]);
     running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
     const std::optional<Error>& failure = finished.operation->failure();
-    for (const auto& ticket : finished.tickets)
+    for (const auto& ticket : finished.tickets) {
+      timeline_->record(ticket->name, finished.phase, finished.since);
       finish_(*ticket, failure ? failure->code : ErrorCode::kNone, failure ? failure->what() : "");
+    }
   }
   return moved;
 }
@@ -219,24 +226,25 @@ void Group::check_stalls(Clock::time_point now) {
   // Of the runs that stall, the oldest tells the story; the others wait behind it.
   const auto oldest = std::min_element(running_.begin(), running_.end(),
                                        [](const Running& a, const Running& b) { return a.since < b.since; });
-  if (oldest == running_.end() || now - oldest->since < limits_.stall_warning) return;
+  const auto patience = std::min(limits_.stall_warning, limits_.timeout);
+  if (oldest == running_.end() || now - oldest->since < patience) return;
   Running& running = *oldest;
   const auto waited = now - running.since;
   const bool is_channel = running.channel >= 0;
   if (is_channel && !running.asked) {
     running.asked = true;
     inquiry_.ask(static_cast<uint32_t>(running.channel));
-    return;
   }
+  if (is_channel && waited < patience + kAnswerTime) return;
   const auto why = [&] {
     return running.what + ": " +
            (is_channel ? inquiry_.verdict(static_cast<uint32_t>(running.channel), running.run) + "; " : "") +
            running.operation->describe();
   };
   if (waited >= limits_.timeout)
-    throw Error(ErrorCode::kTimeout, why() + ". It did not finish within " +
-                                         std::to_string(static_cast<int>(limits_.timeout.count())) + " s");
-  if (!running.warned && waited >= limits_.stall_warning + (is_channel ? kAnswerTime : kAnswerTime * 0)) {
+    throw Error(ErrorCode::kTimeout,
+                why() + ". It did not finish within " + seconds_text(limits_.timeout));
+  if (!running.warned && waited >= limits_.stall_warning) {
     running.warned = true;
     log_warning("stalled: " + why());
   }

@@ -12,6 +12,7 @@
 #include "comm.h"
 #include "inquiry.h"
 #include "operation.h"
+#include "timeline.h"
 #include "ticket.h"
 
 namespace collective {
@@ -20,7 +21,7 @@ class Group {
  public:
   using Finish = std::function<void(Ticket&, ErrorCode, const std::string&)>;
   // Collective over `comm`. `finish` is called once for every ticket that was submitted.
-  Group(MPI_Comm comm, const Limits& limits, Finish finish);
+  Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish);
 
   int rank() const { return control_.rank(); }
   int size() const { return control_.size(); }
@@ -58,6 +59,7 @@ class Group {
     std::vector<std::shared_ptr<Ticket>> tickets;
     std::unique_ptr<Operation> operation;
     std::string what;            // for people
+    const char* phase = "";      // for the timeline
     Clock::time_point since;
     int64_t channel = -1;        // of a channel's run
     uint32_t run = 0;            // its number, from 1
@@ -86,6 +88,7 @@ class Group {
   Agreement agreement_;
   Inquiry inquiry_;
   Limits limits_;
+  Timeline* timeline_;
   Finish finish_;
   BufferPool pool_;
 

@@ -16,4 +16,10 @@ void log_warning(const std::string& text) {
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
 
+std::string seconds_text(std::chrono::duration<double> duration) {
+  const double seconds = duration.count();
+  std::string text = std::to_string(seconds);
+  return text.substr(0, text.find('.') + (seconds < 10 ? 2 : 0)) + " s";
+}
+
 }  // namespace collective

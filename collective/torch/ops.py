@@ -224,9 +224,7 @@ def grouped_allreduce_(
     process_set: ProcessSet = global_process_set,
 ) -> list[Tensor]:
     """Like `grouped_allreduce`, in place."""
-    return grouped_allreduce_async_(
-        tensors, average, name, op, prescale_factor, postscale_factor, process_set
-    ).wait()
+    return grouped_allreduce_async_(tensors, average, name, op, prescale_factor, postscale_factor, process_set).wait()
 
 
 def sparse_allreduce_async(
@@ -252,12 +250,12 @@ def sparse_allreduce_async(
     indices = _ops.allgather_async(
         given.indices().t().contiguous(), name=f"{name}.indices" if name else None, process_set=process_set
     )
-    values = _ops.allgather_async(
-        given.values(), name=f"{name}.values" if name else None, process_set=process_set
-    )
+    values = _ops.allgather_async(given.values(), name=f"{name}.values" if name else None, process_set=process_set)
 
     def finish() -> Tensor:
-        gathered = torch.sparse_coo_tensor(indices.wait().t(), values.wait(), given.shape).coalesce()
+        gathered = torch.sparse_coo_tensor(
+            indices.wait().t(), values.wait(), given.shape, check_invariants=True
+        ).coalesce()
         return gathered / process_set.size() if op_ is Average else gathered
 
     return finish
@@ -295,9 +293,7 @@ def reducescatter(
     postscale_factor: float = 1.0,
 ) -> Tensor:
     """Reduce a tensor over all ranks and leave each its rows; differentiable for Average and Sum."""
-    (result,) = grouped_reducescatter(
-        [tensor], name, compression, op, process_set, prescale_factor, postscale_factor
-    )
+    (result,) = grouped_reducescatter([tensor], name, compression, op, process_set, prescale_factor, postscale_factor)
     return result
 
 
@@ -330,9 +326,7 @@ def grouped_reducescatter(
     postscale_factor: float = 1.0,
 ) -> list[Tensor]:
     """Several `reducescatter` as one operation."""
-    options = autograd.ReduceOptions(
-        checked_op(op), prescale_factor, postscale_factor, compression.wire, process_set
-    )
+    options = autograd.ReduceOptions(checked_op(op), prescale_factor, postscale_factor, compression.wire, process_set)
     return autograd.reducescatter(tensors, options, name)
 
 
@@ -368,9 +362,7 @@ def allgather_async(
     return _ops.allgather_async(tensor.detach(), name=name, process_set=process_set)
 
 
-def allgather(
-    tensor: Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
-) -> Tensor:
+def allgather(tensor: Tensor, name: str | None = None, process_set: ProcessSet = global_process_set) -> Tensor:
     """Concatenate the tensors of all ranks along the first dimension, which may differ per rank; differentiable."""
     (result,) = grouped_allgather([tensor], name, process_set)
     return result
@@ -380,9 +372,7 @@ def grouped_allgather_async(
     tensors: Sequence[Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> TensorHandles:
     """Start an `allgather` of several tensors; `synchronize` returns their list."""
-    return _ops.grouped_allgather_async(
-        [tensor.detach() for tensor in tensors], name=name, process_set=process_set
-    )
+    return _ops.grouped_allgather_async([tensor.detach() for tensor in tensors], name=name, process_set=process_set)
 
 
 def grouped_allgather(
@@ -498,9 +488,7 @@ def send_async(
     return _ops.send_async(tensor.detach(), dest_rank, tag=tag, process_set=process_set)
 
 
-def send(
-    tensor: Tensor, dest_rank: int, tag: int = 0, process_set: ProcessSet = global_process_set
-) -> None:
+def send(tensor: Tensor, dest_rank: int, tag: int = 0, process_set: ProcessSet = global_process_set) -> None:
     """Send a tensor to one rank, which calls `recv` with one of the same shape and dtype."""
     _ops.send(tensor.detach(), dest_rank, tag=tag, process_set=process_set)
 
@@ -512,9 +500,7 @@ def recv_async(
     return _ops.recv_async(tensor, source_rank, tag=tag, process_set=process_set)
 
 
-def recv(
-    tensor: Tensor, source_rank: int, tag: int = 0, process_set: ProcessSet = global_process_set
-) -> Tensor:
+def recv(tensor: Tensor, source_rank: int, tag: int = 0, process_set: ProcessSet = global_process_set) -> Tensor:
     """Receive into a contiguous tensor, which is returned."""
     return _ops.recv(tensor, source_rank, tag=tag, process_set=process_set)
 
