@@ -12,6 +12,11 @@ class Kind(Enum):
     allgather = 2
     barrier = 3
     channel = 4
+    alltoall = 5
+    reducescatter = 6
+    gather = 7
+    scatter = 8
+    reduce = 9
 
 class DType(Enum):
     uint8 = 0
@@ -35,6 +40,21 @@ class ReduceOp(Enum):
     Min = 3
     Max = 4
     Product = 5
+
+class Descriptor:
+    def __init__(
+        self,
+        kind: Kind,
+        shape: Sequence[int],
+        dtype: DType,
+        wire: DType,
+        op: ReduceOp,
+        prescale: float,
+        postscale: float,
+        root: int,
+        device: str,
+        layout: str,
+    ) -> None: ...
 
 class Ticket:
     @property
@@ -61,28 +81,37 @@ class Topology:
     homogeneous: bool
 
 class Engine:
-    def __init__(self, comm: int, fusion_threshold: int, stall_warning: float, timeout: float) -> None: ...
+    def __init__(self, comm: int, fusion_threshold: int, stall_warning: float, timeout: float, cores: Sequence[int]) -> None: ...
     @property
     def topology(self) -> Topology: ...
     def submit(
         self,
-        kind: Kind,
+        group: int,
         name: str,
-        shape: Sequence[int],
-        dtype: DType,
-        wire: DType,
-        op: ReduceOp,
-        prescale: float,
-        postscale: float,
-        root: int,
-        device: str,
-        layout: str,
+        descriptor: Descriptor,
         source: int,
         target: int,
+        splits: Sequence[int],
         recurring: bool,
         caller_waits: bool,
     ) -> Ticket: ...
+    def submit_pair(
+        self,
+        group: int,
+        name: str,
+        descriptor: Descriptor,
+        sends: bool,
+        peer: int,
+        tag: int,
+        data: int,
+        caller_waits: bool,
+    ) -> Ticket: ...
+    def submit_join(self, group: int, name: str) -> Ticket: ...
+    def add_group(self, comm: int) -> int: ...
+    def remove_group(self, group: int) -> None: ...
     def wait(self, ticket: Ticket, seconds: float) -> bool: ...
+    def start_timeline(self) -> None: ...
+    def stop_timeline(self) -> list[tuple[str, str, int, int]]: ...
     def shutdown(self) -> bool: ...
     def describe(self) -> str: ...
 
@@ -90,6 +119,7 @@ class Bucket:
     def __init__(
         self,
         engine: Engine,
+        group: int,
         name: str,
         channel: int,
         dtype: DType,
@@ -100,10 +130,14 @@ class Bucket:
         counts: Sequence[int],
         notes: int,
     ) -> None: ...
+    @property
+    def total(self) -> int: ...
     def start(self, tensors: Sequence[int], notes: Sequence[int]) -> Ticket: ...
     def present(self, i: int) -> bool: ...
     def noted(self, i: int) -> bool: ...
     def fetch(self, targets: Sequence[int]) -> None: ...
+
+PAIR_TAGS: int
 
 def leak(engine: Engine) -> None: ...
 def built_for_mpi() -> str: ...

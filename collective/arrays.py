@@ -15,7 +15,7 @@ import numpy as np
 from ._core import DType
 from .errors import UnsupportedTypeError
 
-__all__ = ["View", "contiguous", "copy", "empty_like", "from_bytes", "view"]
+__all__ = ["View", "contiguous", "copy", "empty_like", "from_bytes", "itemsize", "view"]
 
 _BY_NAME: dict[str, DType] = dict(DType.__members__)
 _TORCH_DTYPES: dict[Any, DType] = {}  # filled at the first tensor
@@ -89,12 +89,13 @@ def contiguous(v: View) -> View:
     return _view_numpy(np.ascontiguousarray(v.array))
 
 
-def empty_like(v: View) -> View:
-    """A new C-contiguous array of the same kind, shape and dtype."""
+def empty_like(v: View, shape: tuple[int, ...] | None = None) -> View:
+    """A new C-contiguous array of the same kind and dtype, and of the same shape unless another is given."""
+    shape = v.shape if shape is None else shape
     if _is_tensor(v.array):
         torch = _torch()
-        return _view_torch(torch.empty(v.shape, dtype=v.array.dtype, device=v.array.device))
-    return _view_numpy(np.empty(v.shape, dtype=v.array.dtype))
+        return _view_torch(torch.empty(shape, dtype=v.array.dtype, device=v.array.device))
+    return _view_numpy(np.empty(shape, dtype=v.array.dtype))
 
 
 def copy(v: View) -> View:
@@ -114,3 +115,9 @@ def from_bytes(data: np.ndarray, shape: tuple[int, ...], like: View) -> Any:
             return torch.empty(shape, dtype=like.array.dtype)
         return torch.from_numpy(data).view(like.array.dtype).reshape(shape)
     return data.view(like.array.dtype).reshape(shape)
+
+
+def itemsize(v: View) -> int:
+    """Bytes of an element."""
+    size = v.array.itemsize
+    return int(size() if callable(size) else size)

@@ -1,27 +1,38 @@
 """Settings from the environment: read once, at `init()`, in this one place.
 
-| variable | default | unit | effect |
-|---|---|---|---|
-| COLLECTIVE_TIMEOUT | 300 | s | an operation that a rank has not joined by then raises CollectiveTimeoutError |
-| COLLECTIVE_STALL_WARNING | 10 | s | after this wait a warning names the tensor and the ranks that are missing |
-| COLLECTIVE_FUSION_THRESHOLD | 8388608 | bytes | smaller tensors share buckets of up to this size |
+| variable | default | unit | effect | also read from |
+|---|---|---|---|---|
+| COLLECTIVE_TIMEOUT | 300 | s | an operation that a rank has not joined by then raises CollectiveTimeoutError | \
+HOROVOD_STALL_SHUTDOWN_TIME_SECONDS, unless 0 |
+| COLLECTIVE_STALL_WARNING | 10 | s | after this wait a warning names the tensor and the missing ranks; 0 for never | \
+HOROVOD_STALL_CHECK_TIME_SECONDS; HOROVOD_STALL_CHECK_DISABLE=1 means 0 |
+| COLLECTIVE_FUSION_THRESHOLD | 8388608 | bytes | smaller tensors share buckets of up to this size; 0: none do | \
+HOROVOD_FUSION_THRESHOLD |
+| COLLECTIVE_THREAD_AFFINITY | none | cores | the core of the engine's thread, by local rank: "7,15" | \
+HOROVOD_THREAD_AFFINITY |
+| COLLECTIVE_TIMELINE | none | file | record a timeline from init() on, see `start_timeline` | HOROVOD_TIMELINE, \
+unless DYNAMIC |
 
-Rank 0's values hold for the whole job where ranks must agree (time-outs, fusion).
+COLLECTIVE_* wins over HOROVOD_*. Rank 0's values hold for the whole job where ranks must agree (time-outs, fusion).
+HOROVOD_* variables that have no meaning here (cycle time, cache, autotuning, gloo, NCCL) are ignored.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
 from environs import Env, EnvError
-from marshmallow import validate
+from marshmallow import ValidationError, validate
 
 from .errors import InvalidArgumentError
 
 __all__ = ["Config", "launched_size"]
 
 _PREFIX = "COLLECTIVE_"
+_POSITIVE = validate.Range(min=0, min_inclusive=False)
+_NOT_NEGATIVE = validate.Range(min=0)
 
 
 @dataclass(frozen=True)
@@ -29,21 +40,28 @@ class Config:
     """The settings of this process; see the table above."""
 
     timeout: float
-    stall_warning: float
+    stall_warning: float  # infinite for never
     # Large enough that per-message costs vanish, small enough that packing one bucket overlaps sending another and
     # that the first gradients do not wait for the last: docs/architecture.md has the measurement.
     fusion_threshold: int
+    thread_affinity: tuple[int, ...]
+    timeline: str
 
     @classmethod
     def from_environment(cls) -> Config:
-        """Read COLLECTIVE_*; a malformed or unknown variable raises InvalidArgumentError that names it."""
+        """Read the environment; a malformed value or unknown COLLECTIVE_* raises InvalidArgumentError that names it."""
         env = Env()
-        positive = validate.Range(min=0, min_inclusive=False)
         try:
             config = cls(
-                timeout=env.float(_PREFIX + "TIMEOUT", 300.0, validate=positive),
-                stall_warning=env.float(_PREFIX + "STALL_WARNING", 10.0, validate=positive),
-                fusion_threshold=env.int(_PREFIX + "FUSION_THRESHOLD", 8 << 20, validate=validate.Range(min=0)),
+                timeout=_timeout(env),
+                stall_warning=_stall_warning(env),
+                fusion_threshold=env.int(
+                    _given("FUSION_THRESHOLD", "FUSION_THRESHOLD"), 8 << 20, validate=_NOT_NEGATIVE
+                ),
+                thread_affinity=tuple(
+                    env.list(_given("THREAD_AFFINITY", "THREAD_AFFINITY"), [], subcast=int, validate=_cores)
+                ),
+                timeline=_timeline(env),
             )
         except EnvError as error:
             raise InvalidArgumentError(str(error)) from None
@@ -54,6 +72,36 @@ class Config:
                 f"unknown setting {', '.join(unknown)}; the settings are {', '.join(sorted(known))}"
             )
         return config
+
+
+def _given(name: str, horovod_name: str) -> str:
+    """Which of the two variables to read."""
+    ours, theirs = _PREFIX + name, "HOROVOD_" + horovod_name
+    return theirs if ours not in os.environ and theirs in os.environ else ours
+
+
+def _timeout(env: Env) -> float:
+    name = _given("TIMEOUT", "STALL_SHUTDOWN_TIME_SECONDS")
+    seconds = env.float(name, 300.0, validate=_NOT_NEGATIVE if name.startswith("HOROVOD") else _POSITIVE)
+    return seconds or 300.0  # Horovod's 0 means its default
+
+
+def _stall_warning(env: Env) -> float:
+    name = _given("STALL_WARNING", "STALL_CHECK_TIME_SECONDS")
+    seconds = env.float(name, 10.0, validate=_NOT_NEGATIVE)
+    if _PREFIX + "STALL_WARNING" not in os.environ and env.bool("HOROVOD_STALL_CHECK_DISABLE", False):
+        seconds = 0.0
+    return seconds or math.inf
+
+
+def _timeline(env: Env) -> str:
+    path = env.str(_given("TIMELINE", "TIMELINE"), "")
+    return "" if path == "DYNAMIC" else path
+
+
+def _cores(cores: list[int]) -> None:
+    if any(core < 0 for core in cores):
+        raise ValidationError("core numbers are not negative")
 
 
 def launched_size() -> tuple[str, int]:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from . import _core
-from .errors import error_class
+from .errors import CollectiveError, error_class
 
-__all__ = ["Handle"]
+__all__ = ["Handle", "Handles"]
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 # A wait returns to the interpreter this often, so that Ctrl-C is heard.
 _SLICE_S = 0.1
@@ -56,6 +57,35 @@ class Handle(Generic[T]):
             raise error_class(ticket.code)(ticket.text)
         return self._result(ticket)
 
+    def map(self, function: Callable[[T], S]) -> Handle[S]:
+        """A handle of the same operation whose result is `function` of this one's."""
+        result = self._result
+        return Handle(self._engine, self._ticket, self._keep, lambda ticket: function(result(ticket)))
+
     def __del__(self) -> None:
         if not self._ticket.done:
             _orphans.append((self._ticket, self._keep))
+
+
+class Handles(Generic[T]):
+    """Several operations in flight, as one."""
+
+    def __init__(self, members: list[Handle[T]]) -> None:
+        self._members = members
+
+    def poll(self) -> bool:
+        """Whether all of them are finished."""
+        return all(member.poll() for member in self._members)
+
+    def wait(self) -> list[T]:
+        """Wait for all of them; returns the list of their results, or raises the first error when all are over."""
+        errors = []
+        results = []
+        for member in self._members:
+            try:
+                results.append(member.wait())
+            except CollectiveError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return results

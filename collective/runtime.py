@@ -17,6 +17,8 @@ from .errors import ForkError, InvalidArgumentError, MPIMismatchError, NotInitia
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from .process_sets import ProcessSet
+
 __all__ = [
     "cross_rank",
     "cross_size",
@@ -44,15 +46,23 @@ class _Runtime:
             fusion_threshold=config.fusion_threshold,
             stall_warning=config.stall_warning,
             timeout=config.timeout,
+            cores=config.thread_affinity,
         )
         self.topology = self.engine.topology
-        self.unnamed: dict[str, int] = {}  # operations without a name so far, by kind
+        self.comm = comm
+        self._unnamed: dict[tuple[str, int], int] = {}  # operations without a name so far, by kind and group
+        self._process_sets = 0  # registered so far, removed ones included
 
-    def name_for(self, kind: str) -> str:
+    def name_for(self, kind: str, group: int) -> str:
         """The next name for an unnamed operation: equal on all ranks that call in the same order."""
-        number = self.unnamed.get(kind, 0)
-        self.unnamed[kind] = number + 1
+        number = self._unnamed.get((kind, group), 0)
+        self._unnamed[kind, group] = number + 1
         return f"{kind}.unnamed.{number}"
+
+    def next_process_set_id(self) -> int:
+        """A number for a new process set, equal on all ranks."""
+        self._process_sets += 1
+        return self._process_sets
 
 
 _runtime: _Runtime | None = None
@@ -60,12 +70,17 @@ _forked_from: int | None = None  # the rank, in a child that was forked after in
 _hooked = False
 
 
-def init(comm: Sequence[int] | MPI.Intracomm | None = None) -> None:
+def init(
+    comm: Sequence[int] | MPI.Intracomm | None = None,
+    process_sets: Sequence[ProcessSet] | str | None = None,
+) -> None:
     """Start the runtime; collective over the ranks of `comm`. A second call changes nothing.
 
     Args:
         comm: None for all ranks that were launched; a list of ranks of MPI_COMM_WORLD, given alike by exactly these
             ranks, which are renumbered in the list's order; or an mpi4py communicator. It is duplicated.
+        process_sets: sets to register at once, as with `add_process_set`; or "dynamic", which Horovod needs for adding
+            sets later and which changes nothing here.
 
     Raises:
         ForkError: in a forked child or a multiprocessing worker.
@@ -81,18 +96,24 @@ def init(comm: Sequence[int] | MPI.Intracomm | None = None) -> None:
     from mpi4py import MPI  # initialises MPI, in this thread
 
     _check_same_mpi(MPI.Get_library_version())
+    if isinstance(process_sets, str) and process_sets != "dynamic":
+        raise InvalidArgumentError(f'init(process_sets={process_sets!r}): a list of process sets, or "dynamic"')
     if comm is None:
         _check_launcher(MPI.COMM_WORLD.Get_size())
-        _runtime = _Runtime(MPI.COMM_WORLD, config)
-    elif isinstance(comm, MPI.Comm):
-        _runtime = _Runtime(comm, config)
+        own = MPI.COMM_WORLD.Dup()
     else:
-        members = _communicator_of(comm)
-        try:
-            _runtime = _Runtime(members, config)
-        finally:
-            members.Free()
+        own = comm.Dup() if isinstance(comm, MPI.Comm) else _communicator_of(comm)
+    _runtime = _Runtime(own, config)
     _install_hooks()
+    from . import process_sets as sets
+
+    sets.register_global()
+    if config.timeline:
+        from .timeline import start_timeline
+
+        start_timeline(config.timeline)
+    for process_set in () if process_sets is None or isinstance(process_sets, str) else process_sets:
+        sets.add_process_set(process_set)
 
 
 def _communicator_of(ranks: Sequence[int]) -> MPI.Intracomm:
@@ -144,8 +165,15 @@ def shutdown() -> None:
     global _runtime
     if _runtime is None or _forked_from is not None:
         return
+    from . import process_sets as sets
+    from .timeline import stop_timeline
+
+    stop_timeline()
     runtime, _runtime = _runtime, None
-    runtime.engine.shutdown()
+    if runtime.engine.shutdown():
+        sets.free_communicators()
+        runtime.comm.Free()
+    sets.forget_all()
 
 
 def is_initialized() -> bool:

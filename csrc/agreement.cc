@@ -14,13 +14,16 @@ constexpr size_t kMostIds = 1 << 16;
 constexpr auto kCheckEvery = std::chrono::milliseconds(100);
 constexpr size_t kNamesInWarning = 6;
 
-enum class Word : uint8_t { kId, kFull, kLeave };
-enum class NameForm : uint8_t { kId, kPlain, kNewId };
+enum class Word : uint8_t { kId, kFull, kJoin, kLeave };
+enum class NameForm : uint8_t { kId, kPlain, kNewId, kWithDescriptor };
 
 }  // namespace
 
 Agreement::Agreement(const Comm& comm, const Limits& limits)
-    : comm_(&comm), limits_(limits), left_(static_cast<size_t>(comm.size())) {}
+        : comm_(&comm),
+      limits_(limits),
+      left_(static_cast<size_t>(comm.size())),
+      joined_(static_cast<size_t>(comm.size())) {}
 
 void Agreement::submit(const std::string& name, const Descriptor& descriptor, int64_t rows, bool recurring) {
   std::string encoded = descriptor.encode();
@@ -37,6 +40,8 @@ void Agreement::submit(const std::string& name, const Descriptor& descriptor, in
   }
   mine_.insert_or_assign(name, std::move(encoded));
 }
+
+void Agreement::join() { requests_.put(Word::kJoin); }
 
 void Agreement::leave(const std::vector<uint32_t>& started) {
   requests_.put(Word::kLeave);
@@ -102,6 +107,7 @@ void Agreement::take_requests(int source, const std::string& bytes) {
         arrive(source, name, encoded, rows, r.get<bool>());
         break;
       }
+      case Word::kJoin: take_joined(source); break;
       case Word::kLeave: take_left(source, r.get_list<uint32_t>()); break;
     }
   }
@@ -142,9 +148,42 @@ void Agreement::arrive(int source, const std::string& name, const std::string& e
                               [&](const Variant& v) { return v.encoded == encoded; });
   if (variant == pending.variants.end()) variant = pending.variants.insert(variant, {encoded, {}});
   variant->ranks.push_back(source);
-  if (--pending.missing > 0) return;
+  --pending.missing;
+  if (!complete_but_for_joined(pending)) return;
   complete(name, pending);
   pending_.erase(name);
+}
+
+bool Agreement::complete_but_for_joined(const Pending& pending) const {
+  int missing = pending.missing;
+  if (joined_count_ > 0)
+    for (size_t rank = 0; rank < joined_.size(); ++rank) missing -= joined_[rank] && !pending.here[rank] ? 1 : 0;
+  return missing == 0;
+}
+
+void Agreement::take_joined(int source) {
+  joined_[static_cast<size_t>(source)] = 1;
+  ++joined_count_;
+  const bool all = joined_count_ == comm_->size();
+  if (!all) {
+    // Told before what it completes, so that everybody knows who takes part without having submitted.
+    decisions_.put(Decision::Kind::kJoined);
+    decisions_.put(source);
+  }
+  for (auto it = pending_.begin(); it != pending_.end();) {
+    if (!complete_but_for_joined(it->second)) {
+      ++it;
+      continue;
+    }
+    complete(it->first, it->second);
+    it = pending_.erase(it);
+  }
+  if (!all) return;
+  decide_ready();  // with the joined ranks still counting as such
+  std::fill(joined_.begin(), joined_.end(), 0);
+  joined_count_ = 0;
+  decisions_.put(Decision::Kind::kAllJoined);
+  decisions_.put(source);
 }
 
 void Agreement::complete(const std::string& name, Pending& pending) {
@@ -155,6 +194,14 @@ void Agreement::complete(const std::string& name, Pending& pending) {
     const auto first = Descriptor::decode(pending.variants[0].encoded);
     fail(name, present(pending), ErrorCode::kMismatch,
          std::string(name_of(first.kind)) + " '" + name + "': " + describe_difference(pending.variants));
+    return;
+  }
+  const auto d = Descriptor::decode(pending.variants[0].encoded);
+  const bool rooted = d.kind == Kind::kBroadcast || d.kind == Kind::kGather || d.kind == Kind::kScatter ||
+                      d.kind == Kind::kReduce;
+  if (rooted && !pending.here[static_cast<size_t>(d.root)]) {
+    fail(name, present(pending), ErrorCode::kMismatch,
+         std::string(name_of(d.kind)) + " '" + name + "': its root, rank " + std::to_string(d.root) + ", has joined");
     return;
   }
   ready_.push_back({name, std::move(pending.variants[0].encoded), std::move(pending.rows), pending.recurring});
@@ -196,7 +243,9 @@ void Agreement::decide_ready() {
   for (Ready& ready : ready_) {
     const Descriptor d = Descriptor::decode(ready.encoded);
     const size_t nbytes = d.kind == Kind::kAllreduce ? d.count() * size_of(d.wire) : 0;
-    const bool fusable = d.kind == Kind::kAllreduce && nbytes < limits_.fusion_threshold;
+    // Adasum looks at each tensor as a whole.
+    const bool fusable =
+        d.kind == Kind::kAllreduce && nbytes < limits_.fusion_threshold && d.op != ReduceOp::kAdasum;
     const std::string_view key = fusable ? fusion_key(ready.encoded) : std::string_view();
     const auto open = std::find_if(buckets.begin(), buckets.end(), [&](const Bucket& bucket) {
       return fusable && bucket.key == key && bucket.nbytes + nbytes <= limits_.fusion_threshold;
@@ -217,26 +266,30 @@ void Agreement::write_execution(const std::vector<Ready*>& bucket) {
   const Descriptor first = Descriptor::decode(bucket[0]->encoded);
   const Kind kind = first.kind;
   decisions_.put(channels_);
-  if (kind == Kind::kChannel) channels_ += static_cast<uint32_t>(first.count());
+  if (kind == Kind::kChannel) channels_ += static_cast<uint32_t>(first.shape.size() / 3);
   decisions_.put(static_cast<uint32_t>(bucket.size()));
   // known_ grows where the decision is taken (take_decisions); ids given out in this round are counted here.
   for (const Ready* ready : bucket) {
     const auto id = id_of_.find(ready->name);
-    if (id != id_of_.end() && known_[id->second].encoded == ready->encoded) {
+    if (joined_count_ > 0) {
+      decisions_.put(NameForm::kWithDescriptor);
+      decisions_.put_text(ready->name);
+      decisions_.put_text(ready->encoded);
+    } else if (id != id_of_.end() && known_[id->second].encoded == ready->encoded) {
       decisions_.put(NameForm::kId);
       decisions_.put(id->second);
     } else {
       decisions_.put(ready->recurring ? NameForm::kNewId : NameForm::kPlain);
       decisions_.put_text(ready->name);
     }
-    decisions_.put_list(kind == Kind::kAllgather ? ready->rows : std::vector<int64_t>());
+    decisions_.put_list(rows_differ(kind) && kind != Kind::kAlltoall ? ready->rows : std::vector<int64_t>());
   }
 }
 
 std::vector<int> Agreement::absent(const Pending& pending) const {
   std::vector<int> ranks;
   for (int rank = 0; rank < comm_->size(); ++rank)
-    if (!pending.here[static_cast<size_t>(rank)]) ranks.push_back(rank);
+    if (!pending.here[static_cast<size_t>(rank)] && !joined_[static_cast<size_t>(rank)]) ranks.push_back(rank);
   return ranks;
 }
 
@@ -294,8 +347,11 @@ void Agreement::take_decisions(const std::string& bytes, std::vector<Decision>& 
         for (Decision::Entry& entry : decision.entries) {
           const auto form = r.get<NameForm>();
           entry.name = form == NameForm::kId ? known_.at(r.get<uint32_t>()).name : r.get_text();
+          if (form == NameForm::kWithDescriptor) entry.encoded = r.get_text();
           entry.rows = r.get_list<int64_t>();
           const auto mine = mine_.find(entry.name);
+          if (mine == mine_.end()) continue;  // this rank has joined
+          entry.encoded.clear();
           if (form == NameForm::kNewId && known_.size() < kMostIds) {
             id_of_[entry.name] = static_cast<uint32_t>(known_.size());
             known_.push_back({entry.name, mine->second});
@@ -305,7 +361,7 @@ void Agreement::take_decisions(const std::string& bytes, std::vector<Decision>& 
         break;
       }
       case Decision::Kind::kFail: {
-        decision.entries.push_back({r.get_text(), {}});
+        decision.entries.push_back({r.get_text(), {}, {}});
         const auto targets = r.get_list<int>();
         decision.code = r.get<ErrorCode>();
         decision.text = r.get_text();
@@ -317,6 +373,8 @@ void Agreement::take_decisions(const std::string& bytes, std::vector<Decision>& 
         decision.rank = r.get<int>();
         decision.started = r.get_list<uint32_t>();
         break;
+      case Decision::Kind::kJoined:
+      case Decision::Kind::kAllJoined: decision.rank = r.get<int>(); break;
       case Decision::Kind::kAllLeft: break;
     }
     decisions.push_back(std::move(decision));

@@ -9,7 +9,8 @@
 //
 // A descriptor crosses once per name: the first execution gives the name an id, which stands for name and descriptor
 // until the descriptor changes. Descriptors that differ between ranks become an error on every rank, in place of the
-// execution. So does a rank that does not come in time, or that has left.
+// execution. So does a rank that does not come in time, or that has left. A rank that has joined (run out of data)
+// counts as having submitted everything: it executes with neutral contributions, and gets the descriptors to do so.
 //
 // messages:  2(p-1) short ones per round, one hop to rank 0 and one back
 // limits:    rank 0 sends and receives p-1 messages a round
@@ -42,10 +43,13 @@ struct Decision {
     kFail,     // entries[0] fails on this rank, with code and text
     kLeft,     // `rank` has shut down, having started each channel `started` times
     kAllLeft,  // every rank has
+    kJoined,   // `rank` has joined
+    kAllJoined,  // every rank has, `rank` as the last; none counts as joined any more
   };
   struct Entry {
     std::string name;
-    std::vector<int64_t> rows;  // of an allgather: first dimension by rank
+    std::vector<int64_t> rows;  // first dimension by rank, where it may differ; zero for ranks that have joined
+    std::string encoded;        // the descriptor, when this rank has joined and not submitted it
   };
   Kind kind;
   std::vector<Entry> entries;
@@ -62,6 +66,8 @@ class Agreement {
 
   // rows: first dimension on this rank, for an allgather. Names that come once only are not worth an id.
   void submit(const std::string& name, const Descriptor& descriptor, int64_t rows, bool recurring);
+  // This rank has run out of data, until all ranks have.
+  void join();
   // This rank submits nothing any more.
   void leave(const std::vector<uint32_t>& started);
   // Sends what was submitted and takes what arrived; never blocks. True if anything moved.
@@ -88,6 +94,8 @@ class Agreement {
     bool recurring;
   };
 
+  bool complete_but_for_joined(const Pending& pending) const;
+  void take_joined(int source);
   bool coordinates() const { return comm_->rank() == 0; }
   void arrive(int source, const std::string& name, const std::string& encoded, int64_t rows, bool recurring);
   void complete(const std::string& name, Pending& pending);
@@ -119,8 +127,8 @@ class Agreement {
   // Names given up on, with the ranks that had not come: their late submission is answered at once, so that calls
   // of all ranks stay paired.
   std::unordered_map<std::string, std::vector<int>> expired_;
-  std::vector<char> left_;
-  int left_count_ = 0;
+  std::vector<char> left_, joined_;
+  int left_count_ = 0, joined_count_ = 0;
   Clock::time_point next_check_;
 
   struct Outgoing {

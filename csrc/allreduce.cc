@@ -1,9 +1,9 @@
 #include "allreduce.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "allreduce_doubling.h"
+#include "identity.h"
 #include "ring.h"
 
 namespace collective {
@@ -47,12 +47,10 @@ Scaling scaling_of(const AllreduceSpec& spec, int size) {
 
 std::unique_ptr<Operation> make_reduction(const Comm& comm, BufferPool& pool, int tag, const void* in, void* out,
                                           size_t count, const Arithmetic& arithmetic) {
-  if (count * size_of(arithmetic.dtype) < kRingFromBytes)
+  if (count * size_of(arithmetic.dtype) < kRingFromBytes || arithmetic.op == ReduceOp::kAdasum)
     return std::make_unique<AllreduceDoubling>(comm, pool, tag, in, out, count, arithmetic);
-  const size_t p = static_cast<size_t>(comm.size());
-  std::vector<size_t> offsets(p + 1);
-  for (size_t i = 0; i <= p; ++i) offsets[i] = count / p * i + std::min(i, count % p);
-  return std::make_unique<Ring>(comm, pool, tag, Ring::Phases::kAllreduce, in, out, std::move(offsets), arithmetic);
+  return std::make_unique<Ring>(comm, pool, tag, Ring::Phases::kAllreduce, in, out,
+                                even_offsets(count, 1, comm.size()), arithmetic);
 }
 
 Allreduce::Allreduce(const Comm& comm, BufferPool& pool, int tag, const AllreduceSpec& spec, std::vector<Slot> slots,
@@ -64,7 +62,8 @@ Allreduce::Allreduce(const Comm& comm, BufferPool& pool, int tag, const Allreduc
       scaling_(scaling_of(spec, comm.size())),
       slots_(std::move(slots)) {
   for (const Slot& slot : slots_) total_ += slot.count;
-  const bool alone = storage == nullptr && slots_.size() == 1 && spec.wire == spec.dtype;
+  const bool alone = storage == nullptr && slots_.size() == 1 && spec.wire == spec.dtype &&
+                     slots_[0].in != nullptr && slots_[0].out != nullptr;
   if (alone) {
     bucket_ = static_cast<std::byte*>(slots_[0].out);
     reduce_in_ = scaling_.before == 1.0 ? slots_[0].in : bucket_;
@@ -114,7 +113,7 @@ Step Allreduce::step() {
     case Phase::kPack:
       if (walk([&](const Slot& slot, size_t first, size_t count, std::byte* bucket) {
             if (slot.in == nullptr)
-              std::memset(bucket, 0, count * size_of(spec_.wire));
+              fill_identity(spec_.wire, spec_.op, bucket, count);
             else
               convert(spec_.wire, bucket, spec_.dtype, static_cast<const std::byte*>(slot.in) + first * element_size,
                       count, scaling_.before);

@@ -22,7 +22,8 @@ struct AllreduceSpec {
   double prescale = 1.0, postscale = 1.0;
 };
 
-// One tensor. `in` may be null: this rank contributes zeros. `out` may be null: nothing is unpacked. They may be equal.
+// One tensor. `in` may be null: this rank contributes the identity, zero for a sum. `out` may be null: nothing is
+// unpacked. They may be equal.
 struct Slot {
   const void* in;
   void* out;

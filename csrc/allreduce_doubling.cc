@@ -4,6 +4,9 @@
 #include <cstring>
 
 namespace collective {
+namespace {
+constexpr size_t kLong = size_t{1} << 20;  // bytes: longer messages are segmented
+}
 
 AllreduceDoubling::AllreduceDoubling(const Comm& comm, BufferPool& pool, int tag, const void* in, void* out,
                                      size_t count, const Arithmetic& arithmetic)
@@ -16,7 +19,7 @@ AllreduceDoubling::AllreduceDoubling(const Comm& comm, BufferPool& pool, int tag
       power_(static_cast<int>(std::bit_floor(static_cast<unsigned>(comm.size())))),
       extra_(comm.size() - power_),
       scratch_(pool.take(nbytes_)) {
-  if (in != out) std::memcpy(out, in, nbytes_);
+  if (in != out && nbytes_ > 0) std::memcpy(out, in, nbytes_);
   if (!folds()) phase_ = Phase::kExchange;
   start();
 }
@@ -35,8 +38,14 @@ void AllreduceDoubling::start() {
   const bool receives = phase_ == Phase::kExchange || (phase_ == Phase::kFold) == !even;
   const bool sends = phase_ == Phase::kExchange || !receives;
   const int peer = partner();
-  if (receives)
-    receive_ = comm_->irecv(phase_ == Phase::kUnfold ? out_ : scratch_.data(), nbytes_, peer, tag_);
+  std::byte* target = phase_ == Phase::kUnfold ? out_ : scratch_.data();
+  if (nbytes_ > kLong) {
+    exchange_ = std::make_unique<Exchange>(
+        *comm_, tag_, sends ? std::vector<Exchange::Send>{{peer, out_, nbytes_}} : std::vector<Exchange::Send>{},
+        receives ? std::vector<Exchange::Receive>{{peer, target, nbytes_}} : std::vector<Exchange::Receive>{});
+    return;
+  }
+  if (receives) receive_ = comm_->irecv(target, nbytes_, peer, tag_);
   if (sends) send_ = comm_->isend(out_, nbytes_, peer, tag_);
 }
 
@@ -64,6 +73,11 @@ void AllreduceDoubling::finish() {
 }
 
 Step AllreduceDoubling::step() {
+  if (exchange_ != nullptr) {
+    const Step step = exchange_->step();
+    if (step != Step::kDone) return step;
+    exchange_.reset();
+  }
   if (!send_.done() || !receive_.done()) return Step::kIdle;
   finish();
   return phase_ == Phase::kDone ? Step::kDone : Step::kMoved;

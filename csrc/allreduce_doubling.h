@@ -1,4 +1,5 @@
-// Recursive doubling for short messages: everybody has everything after log2(p) exchanges.
+// Recursive doubling for short messages, and for Adasum, which needs whole tensors: everybody has everything after
+// log2(p) exchanges.
 //
 //   rank   0     1     2     3        p = 4: exchange with the rank whose number differs in one bit
 //          a <-> b     c <-> d        distance 1
@@ -16,9 +17,12 @@
 // source:             Thakur, Rabenseifner, Gropp, Optimization of collective communication operations in MPICH, 2005
 #pragma once
 
+#include <memory>
+
 #include "arithmetic.h"
 #include "buffer.h"
 #include "comm.h"
+#include "exchange.h"
 #include "operation.h"
 
 namespace collective {
@@ -48,7 +52,8 @@ class AllreduceDoubling final : public Operation {
   int extra_;  // p - power_
   Phase phase_ = Phase::kFold;
   int distance_ = 1;
-  Request send_, receive_;
+  Request send_, receive_;                 // of a short message
+  std::unique_ptr<Exchange> exchange_;     // of a long one
   PooledBuffer scratch_;
 };
 

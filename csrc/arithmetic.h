@@ -1,6 +1,7 @@
 // What a reduction does to its elements, as the algorithms see it: combine in order, and finish once.
 #pragma once
 
+#include "adasum.h"
 #include "reduce.h"
 #include "types.h"
 
@@ -15,7 +16,10 @@ struct Arithmetic {
   // dst = a op b; `last` when this completes the reduction of these elements. dst may be a or b.
   void combine(void* dst, const void* a, const void* b, size_t count, bool last) const {
     const void* sources[] = {a, b};
-    if (last && divisor != 1) {
+    if (op == ReduceOp::kAdasum) {
+      adasum(dtype, dst, a, b, count);
+      if (last && scale != 1.0) convert(dtype, dst, dtype, dst, count, scale);
+    } else if (last && divisor != 1) {
       reduce(dtype, op, dst, sources, 2, count);
       divide(dtype, dst, dst, count, divisor);
       if (scale != 1.0) convert(dtype, dst, dtype, dst, count, scale);

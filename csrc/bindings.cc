@@ -22,10 +22,8 @@ Handle comm_from(uintptr_t handle) {
     return static_cast<Handle>(handle);  // MPICH
 }
 
-std::shared_ptr<Ticket> submit(Engine& engine, Kind kind, std::string name, std::vector<int64_t> shape, DType dtype,
-                               DType wire, ReduceOp op, double prescale, double postscale, int root,
-                               std::string device, std::string layout, uintptr_t in, uintptr_t out, bool recurring,
-                               bool caller_waits) {
+Descriptor describe(Kind kind, std::vector<int64_t> shape, DType dtype, DType wire, ReduceOp op, double prescale,
+                    double postscale, int root, std::string device, std::string layout) {
   Descriptor d;
   d.kind = kind;
   d.dtype = dtype;
@@ -37,13 +35,20 @@ std::shared_ptr<Ticket> submit(Engine& engine, Kind kind, std::string name, std:
   d.device = std::move(device);
   d.layout = std::move(layout);
   d.shape = std::move(shape);
-  const size_t count = d.count();
+  return d;
+}
+
+std::shared_ptr<Ticket> submit(Engine& engine, size_t group, const std::string& name, Descriptor descriptor,
+                               uintptr_t source, uintptr_t target, std::vector<int64_t> splits, bool recurring,
+                               bool caller_waits) {
   int64_t rows = 0;
-  if (kind == Kind::kAllgather) rows = std::exchange(d.shape[0], -1);
-  return engine.submit(std::move(name),
-                       NamedSubmission{std::move(d),
-                                       {reinterpret_cast<const void*>(in), reinterpret_cast<void*>(out), count},
+  const size_t count = descriptor.kind == Kind::kChannel ? 0 : descriptor.count();
+  if (rows_differ(descriptor.kind)) rows = std::exchange(descriptor.shape.at(0), -1);
+  return engine.submit(group, name,
+                       NamedSubmission{std::move(descriptor),
+                                       {reinterpret_cast<const void*>(source), reinterpret_cast<void*>(target), count},
                                        rows,
+                                       std::move(splits),
                                        recurring},
                        caller_waits);
 }
@@ -85,12 +90,21 @@ PYBIND11_MODULE(_core, m) {
       .value("broadcast", Kind::kBroadcast)
       .value("allgather", Kind::kAllgather)
       .value("barrier", Kind::kBarrier)
-      .value("channel", Kind::kChannel);
+      .value("channel", Kind::kChannel)
+      .value("alltoall", Kind::kAlltoall)
+      .value("reducescatter", Kind::kReduceScatter)
+      .value("gather", Kind::kGather)
+      .value("scatter", Kind::kScatter)
+      .value("reduce", Kind::kReduce);
   py::enum_<DType> dtype(m, "DType");
   for (int i = 0; i < kDTypeCount; ++i) dtype.value(name_of(static_cast<DType>(i)), static_cast<DType>(i));
   py::enum_<ReduceOp> op(m, "ReduceOp");
   for (int i = 0; i <= static_cast<int>(ReduceOp::kProduct); ++i)
     op.value(name_of(static_cast<ReduceOp>(i)), static_cast<ReduceOp>(i));
+
+  py::class_<Descriptor>(m, "Descriptor")
+      .def(py::init(&describe), py::arg("kind"), py::arg("shape"), py::arg("dtype"), py::arg("wire"), py::arg("op"),
+           py::arg("prescale"), py::arg("postscale"), py::arg("root"), py::arg("device"), py::arg("layout"));
 
   py::class_<Ticket, std::shared_ptr<Ticket>>(m, "Ticket")
       .def_property_readonly("done", &Ticket::finished)
@@ -111,34 +125,67 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("homogeneous", &Topology::homogeneous);
 
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
-      .def(py::init([](uintptr_t comm, size_t fusion_threshold, double stall_warning, double timeout) {
+      .def(py::init([](uintptr_t comm, size_t fusion_threshold, double stall_warning, double timeout,
+                       const std::vector<int>& cores) {
              using Seconds = std::chrono::duration<double>;
              const py::gil_scoped_release nogil;
              return std::make_shared<Engine>(comm_from<MPI_Comm>(comm),
-                                             Limits{fusion_threshold, Seconds(stall_warning), Seconds(timeout)});
+                                             Limits{fusion_threshold, Seconds(stall_warning), Seconds(timeout)}, cores);
            }),
-           py::arg("comm"), py::arg("fusion_threshold"), py::arg("stall_warning"), py::arg("timeout"))
+           py::arg("comm"), py::arg("fusion_threshold"), py::arg("stall_warning"), py::arg("timeout"), py::arg("cores"))
       .def_property_readonly("topology", &Engine::topology)
-      .def("submit", &submit, py::arg("kind"), py::arg("name"), py::arg("shape"), py::arg("dtype"), py::arg("wire"),
-           py::arg("op"), py::arg("prescale"), py::arg("postscale"), py::arg("root"), py::arg("device"),
-           py::arg("layout"), py::arg("source"), py::arg("target"), py::arg("recurring"), py::arg("caller_waits"))
+      .def("submit", &submit, py::arg("group"), py::arg("name"), py::arg("descriptor"), py::arg("source"),
+           py::arg("target"), py::arg("splits"), py::arg("recurring"), py::arg("caller_waits"))
+      .def(
+          "submit_pair",
+          [](Engine& engine, size_t group, const std::string& name, Descriptor descriptor, bool sends, int peer, int tag,
+             uintptr_t data, bool caller_waits) {
+            return engine.submit(group, name,
+                                 PairSubmission{sends, peer, tag, std::move(descriptor), reinterpret_cast<void*>(data)},
+                                 caller_waits);
+          },
+          py::arg("group"), py::arg("name"), py::arg("descriptor"), py::arg("sends"), py::arg("peer"), py::arg("tag"),
+          py::arg("data"), py::arg("caller_waits"))
+      .def(
+          "submit_join",
+          [](Engine& engine, size_t group, const std::string& name) {
+            return engine.submit(group, name, JoinSubmission{}, true);
+          },
+          py::arg("group"), py::arg("name"))
+      .def(
+          "add_group", [](Engine& engine, uintptr_t comm) { return engine.add_group(comm_from<MPI_Comm>(comm)); },
+          py::arg("comm"), py::call_guard<py::gil_scoped_release>())
+      .def("remove_group", &Engine::remove_group, py::arg("group"), py::call_guard<py::gil_scoped_release>())
       .def("wait", &Engine::wait, py::arg("ticket"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
+      .def("start_timeline", &Engine::start_timeline, py::call_guard<py::gil_scoped_release>())
+      .def("stop_timeline",
+           [](Engine& engine) {
+             std::vector<Timeline::Event> events;
+             {
+               const py::gil_scoped_release nogil;
+               events = engine.stop_timeline();
+             }
+             py::list result;
+             for (const auto& e : events) result.append(py::make_tuple(e.name, e.phase, e.begin, e.duration));
+             return result;
+           })
       .def("shutdown", &Engine::shutdown, py::call_guard<py::gil_scoped_release>())
       .def("describe", &Engine::describe, py::call_guard<py::gil_scoped_release>());
 
   py::class_<Bucket>(m, "Bucket")
-      .def(py::init([](std::shared_ptr<Engine> engine, std::string name, uint32_t channel, DType dtype, DType wire,
+      .def(py::init([](std::shared_ptr<Engine> engine, size_t group, std::string name, uint32_t channel, DType dtype, DType wire,
                        ReduceOp op, double prescale, double postscale, std::vector<size_t> counts, size_t notes) {
-             return Bucket(std::move(engine), std::move(name), channel,
+             return Bucket(std::move(engine), group, std::move(name), channel,
                            AllreduceSpec{dtype, wire, op, prescale, postscale}, std::move(counts), notes);
            }),
-           py::arg("engine"), py::arg("name"), py::arg("channel"), py::arg("dtype"), py::arg("wire"), py::arg("op"),
+           py::arg("engine"), py::arg("group"), py::arg("name"), py::arg("channel"), py::arg("dtype"), py::arg("wire"), py::arg("op"),
            py::arg("prescale"), py::arg("postscale"), py::arg("counts"), py::arg("notes"))
       .def("start",
            [](Bucket& bucket, const std::vector<uintptr_t>& tensors, const std::vector<size_t>& notes) {
              return bucket.start(pointers<const void>(tensors), notes);
            },
            py::arg("tensors"), py::arg("notes"))
+      .def_property_readonly("total", &Bucket::total)
       .def("present", &Bucket::present)
       .def("noted", &Bucket::noted)
       .def(
@@ -148,6 +195,7 @@ PYBIND11_MODULE(_core, m) {
           },
           py::arg("targets"), py::call_guard<py::gil_scoped_release>());
 
+  m.attr("PAIR_TAGS") = kPairTags;
   // Keeps the engine for ever: in a forked child its thread does not exist and its destructor must not run.
   m.def("leak", [](const std::shared_ptr<Engine>& engine) { new std::shared_ptr<Engine>(engine); });
   m.def("built_for_mpi", &built_for_mpi);

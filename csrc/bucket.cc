@@ -27,9 +27,10 @@ void write_one(DType dtype, std::byte* target) {
 
 }  // namespace
 
-Bucket::Bucket(std::shared_ptr<Engine> engine, std::string name, uint32_t channel, const AllreduceSpec& spec,
+Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, uint32_t channel, const AllreduceSpec& spec,
                std::vector<size_t> counts, size_t notes)
     : engine_(std::move(engine)),
+      group_(group),
       name_(std::move(name)),
       channel_(channel),
       spec_(spec),
@@ -41,7 +42,7 @@ Bucket::Bucket(std::shared_ptr<Engine> engine, std::string name, uint32_t channe
   offsets_.push_back(0);
   for (const size_t count : counts_) offsets_.push_back(offsets_.back() + count);
   storage_->flags = Buffer(flag_count() * size_of(spec.dtype));
-  storage_->bucket = Buffer((offsets_.back() + flag_count()) * size_of(spec.wire));
+  storage_->bucket = Buffer(total() * size_of(spec.wire));
 }
 
 std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, const std::vector<size_t>& notes) {
@@ -60,7 +61,7 @@ std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, c
   for (const size_t note : notes)
     if (note < notes_) write_one(spec_.dtype, flags + (counts_.size() + note) * size_of(spec_.dtype));
   slots.push_back({flags, nullptr, flag_count()});
-  return engine_->submit(name_, ChannelSubmission{channel_, spec_, std::move(slots), storage_->bucket.data(), storage_},
+  return engine_->submit(group_, name_, ChannelSubmission{channel_, std::move(slots), storage_->bucket.data(), storage_},
                          false);
 }
 

@@ -19,8 +19,11 @@ namespace collective {
 class Bucket {
  public:
   // counts: elements by tensor. notes: how many. spec.op is Sum or Average: flags must add up.
-  Bucket(std::shared_ptr<Engine> engine, std::string name, uint32_t channel, const AllreduceSpec& spec,
+  Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, uint32_t channel, const AllreduceSpec& spec,
          std::vector<size_t> counts, size_t notes);
+
+  // Elements in all, flags included: what the ranks agree on.
+  size_t total() const { return offsets_.back() + flag_count(); }
 
   // Starts a run. tensors: by position, null where this rank has none; they stay valid until the ticket is finished.
   // notes: the indices of those set here. The previous run must have finished.
@@ -41,6 +44,7 @@ class Bucket {
     Buffer bucket;  // in the wire's type: tensors, then flags
   };
   std::shared_ptr<Engine> engine_;
+  size_t group_;
   std::string name_;
   uint32_t channel_;
   AllreduceSpec spec_;

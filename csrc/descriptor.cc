@@ -14,8 +14,29 @@ const char* name_of(Kind kind) {
     case Kind::kAllgather: return "allgather";
     case Kind::kBarrier: return "barrier";
     case Kind::kChannel: return "buckets";
+    case Kind::kAlltoall: return "alltoall";
+    case Kind::kReduceScatter: return "reducescatter";
+    case Kind::kGather: return "gather";
+    case Kind::kScatter: return "scatter";
+    case Kind::kReduce: return "reduce";
   }
   return "?";
+}
+
+bool rows_differ(Kind kind) {
+  switch (kind) {
+    case Kind::kAllgather:
+    case Kind::kAlltoall:
+    case Kind::kGather:
+    case Kind::kScatter: return true;
+    case Kind::kAllreduce:
+    case Kind::kBroadcast:
+    case Kind::kBarrier:
+    case Kind::kChannel:
+    case Kind::kReduceScatter:
+    case Kind::kReduce: return false;
+  }
+  return false;
 }
 
 size_t Descriptor::count() const {

@@ -15,9 +15,16 @@ enum class Kind : uint8_t {
   kBroadcast = 1,
   kAllgather = 2,
   kBarrier = 3,
-  kChannel = 4,  // opens channels, as many as the shape says: buckets that run again and again without agreement
+  kChannel = 4,  // opens channels: buckets that run again and again without agreement
+  kAlltoall = 5,
+  kReduceScatter = 6,
+  kGather = 7,
+  kScatter = 8,
+  kReduce = 9,
 };
 const char* name_of(Kind kind);
+// Whether the first dimension may differ between ranks.
+bool rows_differ(Kind kind);
 
 struct Descriptor {
   Kind kind = Kind::kBarrier;
@@ -28,7 +35,8 @@ struct Descriptor {
   int32_t root = 0;
   std::string device = "cpu";
   std::string layout;  // of channels: their tensors, a line each
-  // Of an allgather the first dimension may differ between ranks: it is -1 here and travels beside the descriptor.
+  // Where the first dimension may differ between ranks it is -1 here, and travels beside the descriptor. Of channels:
+  // dtype, wire and element count of each.
   std::vector<int64_t> shape;
 
   size_t count() const;

@@ -1,5 +1,6 @@
 #include "engine.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <sys/prctl.h>
 
@@ -36,12 +37,41 @@ class Engine::Backoff {
   Clock::time_point idle_since_{};
 };
 
-Engine::Engine(MPI_Comm comm, const Limits& limits)
-    : topology_((require_mpi_threads(), find_topology(comm))),
-      group_(comm, limits,
-             [this](Ticket& ticket, ErrorCode code, const std::string& text) { finish(ticket, code, text); }) {
+// Exclusive use of the groups while others may be driving: they make way at their next step.
+class Engine::Claim {
+ public:
+  explicit Claim(Engine& engine) : engine_(engine), granted_(true) {
+    ++engine_.claims_;
+    engine_.driving_.lock();
+  }
+  Claim(Engine& engine, std::chrono::seconds patience) : engine_(engine) {
+    ++engine_.claims_;
+    granted_ = engine_.driving_.try_lock_for(patience);
+  }
+  bool granted() const { return granted_; }
+  ~Claim() {
+    if (granted_) engine_.driving_.unlock();
+    {
+      const std::lock_guard lock(engine_.mutex_);
+      --engine_.claims_;
+    }
+    engine_.wake_.notify_all();
+    engine_.finished_.notify_all();
+  }
+  Claim(const Claim&) = delete;
+  Claim& operator=(const Claim&) = delete;
+
+ private:
+  Engine& engine_;
+  bool granted_;
+};
+
+Engine::Engine(MPI_Comm comm, const Limits& limits, const std::vector<int>& cores)
+    : topology_((require_mpi_threads(), find_topology(comm))), limits_(limits) {
   set_log_rank(topology_.rank);
+  groups_.push_back(make_group(comm));
   thread_ = std::thread([this] { run(); });
+  if (!cores.empty()) bind_thread(cores);
 }
 
 Engine::~Engine() {
@@ -53,15 +83,46 @@ Engine::~Engine() {
   if (thread_.joinable()) thread_.join();
 }
 
-std::shared_ptr<Ticket> Engine::submit(std::string name, std::variant<NamedSubmission, ChannelSubmission> work,
-                                       bool caller_waits) {
+void Engine::bind_thread(const std::vector<int>& cores) {
+  const auto local = static_cast<size_t>(topology_.local_rank);
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (local < cores.size()) CPU_SET(static_cast<size_t>(cores[local]), &set);
+  if (local >= cores.size() || pthread_setaffinity_np(thread_.native_handle(), sizeof set, &set) != 0)
+    log_warning("the engine's thread is not bound: no such core, or no core for local rank " + std::to_string(local));
+}
+
+std::unique_ptr<Group> Engine::make_group(MPI_Comm comm) {
+  return std::make_unique<Group>(
+      comm, limits_, timeline_, [this](Ticket& ticket, ErrorCode code, const std::string& text) { finish(ticket, code, text); });
+}
+
+size_t Engine::add_group(MPI_Comm comm) {
+  auto group = make_group(comm);  // before the claim: it waits for the other ranks
+  const Claim claim(*this);
+  groups_.push_back(std::move(group));
+  return groups_.size() - 1;
+}
+
+void Engine::remove_group(size_t number) {
+  const Claim claim(*this);
+  Group& group = *groups_.at(number);
+  group.leave();
+  drive([&] { return group.over(); });
+  if (failed()) return;
+  group.release();
+  groups_[number].reset();
+}
+
+std::shared_ptr<Ticket> Engine::submit(size_t group, std::string name, Submission work, bool caller_waits) {
   auto ticket = std::make_shared<Ticket>();
   ticket->name = std::move(name);
+  ticket->group = group;
   {
     const std::lock_guard lock(mutex_);
     if (failure_) throw *failure_;
     if (closed_) throw Error(ErrorCode::kShutdown, "'" + ticket->name + "': the runtime was shut down");
-    if (!in_flight_.insert(ticket->name).second)
+    if (!in_flight_.emplace(group, ticket->name).second)
       throw Error(ErrorCode::kDuplicateName,
                   "rank " + std::to_string(topology_.rank) + ": an operation named '" + ticket->name +
                       "' is still in flight; wait for it first, or give this one another name");
@@ -79,8 +140,8 @@ bool Engine::wait(const Ticket& ticket, double seconds) {
     const std::lock_guard lock(mutex_);
     ++drivers_waiting_;
   }
-  if (driving_.try_lock()) {
-    drive([&] { return ticket.finished() || Clock::now() >= deadline; });
+  if (claims_.load() == 0 && driving_.try_lock()) {
+    drive([&] { return ticket.finished() || claims_.load(std::memory_order_relaxed) > 0 || Clock::now() >= deadline; });
     driving_.unlock();
     {
       const std::lock_guard lock(mutex_);
@@ -106,10 +167,15 @@ bool Engine::shutdown() {
     ++drivers_waiting_;
   }
   bool released = false;
+  ++claims_;
   driving_.lock();
+  const auto over = [this] {
+    return std::all_of(groups_.begin(), groups_.end(), [](const auto& group) { return !group || group->over(); });
+  };
   if (!failed()) {
-    group_.leave();
-    drive([&] { return group_.over(); });
+    for (const auto& group : groups_)
+      if (group) group->leave();
+    drive(over);
   }
   {
     const std::lock_guard lock(mutex_);
@@ -117,11 +183,13 @@ bool Engine::shutdown() {
     --drivers_waiting_;
   }
   wake_.notify_all();
-  if (!failed() && group_.over()) {
-    group_.release();
+  if (!failed() && over()) {
+    for (const auto& group : groups_)
+      if (group) group->release();
     released = true;
   }
   driving_.unlock();
+  --claims_;
   thread_.join();
   return released;
 }
@@ -136,13 +204,16 @@ void Engine::run() {
       break;
     }
     wake_.wait_for(lock, kIdlePoll, [this] {
-      return stop_thread_ || (drivers_waiting_ == 0 && (busy_.load(std::memory_order_relaxed) || !queue_.empty()));
+      return stop_thread_ || (drivers_waiting_ == 0 && claims_.load() == 0 && (busy_.load(std::memory_order_relaxed) || !queue_.empty()));
     });
-    if (stop_thread_ || drivers_waiting_ > 0) continue;
+    if (stop_thread_ || drivers_waiting_ > 0 || claims_.load() > 0) continue;
     lock.unlock();
     if (driving_.try_lock()) {
       // Once closed, it is shutdown() that drives.
-      drive([this] { return closed_ || (queued_.load(std::memory_order_relaxed) == 0 && !group_.busy()); });
+      drive([this] {
+        return closed_ || claims_.load(std::memory_order_relaxed) > 0 ||
+               (queued_.load(std::memory_order_relaxed) == 0 && !any_busy());
+      });
       driving_.unlock();
     }
     lock.lock();
@@ -163,8 +234,7 @@ void Engine::drive(const Enough& enough) {
       stop_with(ErrorCode::kInternal, error.what());
       return;
     }
-    busy_.store(group_.busy(), std::memory_order_relaxed);
-    if (state_wanted_.load(std::memory_order_relaxed)) publish_state();
+    busy_.store(any_busy(), std::memory_order_relaxed);
     if (enough()) return;
     if (moved) {
       backoff.reset();
@@ -180,6 +250,10 @@ void Engine::drive(const Enough& enough) {
   }
 }
 
+bool Engine::any_busy() const {
+  return std::any_of(groups_.begin(), groups_.end(), [](const auto& group) { return group && group->busy(); });
+}
+
 bool Engine::failed() {
   const std::lock_guard lock(mutex_);
   return failure_.has_value();
@@ -188,7 +262,10 @@ bool Engine::failed() {
 bool Engine::progress() {
   const bool took = queued_.load(std::memory_order_acquire) > 0;
   if (took) take_submissions();
-  return group_.progress() || took;
+  bool moved = took;
+  for (const auto& group : groups_)
+    if (group) moved |= group->progress();
+  return moved;
 }
 
 void Engine::take_submissions() {
@@ -199,13 +276,20 @@ void Engine::take_submissions() {
     queued_.store(0, std::memory_order_relaxed);
   }
   for (Work& item : work)
-    std::visit([&](auto& submission) { group_.submit(std::move(item.ticket), std::move(submission)); },
-               item.submission);
+    std::visit(
+        [&](auto& submission) {
+          Group* group = groups_[item.ticket->group].get();
+          if (group != nullptr)
+            group->submit(std::move(item.ticket), std::move(submission));
+          else
+            finish(*item.ticket, ErrorCode::kShutdown, "'" + item.ticket->name + "': its process set was removed");
+        },
+        item.submission);
 }
 
 void Engine::finish(Ticket& ticket, ErrorCode code, const std::string& text) {
   const std::lock_guard lock(mutex_);
-  in_flight_.erase(ticket.name);
+  in_flight_.erase({ticket.group, ticket.name});
   ticket.code = code;
   ticket.text = text;
   ticket.done.store(true, std::memory_order_release);
@@ -222,35 +306,30 @@ void Engine::stop_with(ErrorCode code, const std::string& text) noexcept {
     queued_.store(0, std::memory_order_relaxed);
   }
   for (const Work& item : work) finish(*item.ticket, code, text);
-  group_.fail_all(code, text);
+  for (const auto& group : groups_)
+    if (group) group->fail_all(code, text);
   busy_.store(false, std::memory_order_relaxed);
 }
 
-void Engine::publish_state() {
-  std::string state = group_.describe();
-  const std::lock_guard lock(mutex_);
-  state_ = state.empty() ? "  nothing in flight\n" : std::move(state);
-  state_wanted_.store(false, std::memory_order_relaxed);
-  finished_.notify_all();
+void Engine::start_timeline() {
+  const Claim claim(*this);
+  timeline_.start();
+}
+
+std::vector<Timeline::Event> Engine::stop_timeline() {
+  const Claim claim(*this);
+  return timeline_.stop();
 }
 
 std::string Engine::describe() {
-  const std::string who =
+  std::string text =
       "collective: rank " + std::to_string(topology_.rank) + " of " + std::to_string(topology_.size) + "\n";
-  std::unique_lock lock(mutex_);
-  state_.clear();
-  state_wanted_.store(true, std::memory_order_relaxed);
-  // Whoever drives answers between two steps; when nobody does, this thread can look for itself.
-  for (int tries = 0; tries < 100 && state_.empty(); ++tries) {
-    lock.unlock();
-    if (driving_.try_lock()) {
-      publish_state();
-      driving_.unlock();
-    }
-    lock.lock();
-    finished_.wait_for(lock, std::chrono::milliseconds(10), [this] { return !state_.empty(); });
-  }
-  return who + (state_.empty() ? "  the driver is inside MPI or a long copy and does not answer\n" : state_);
+  const Claim claim(*this, std::chrono::seconds(2));
+  if (!claim.granted()) return text + "  the driver is inside MPI or a long copy and does not answer\n";
+  std::string state;
+  for (const auto& group : groups_)
+    if (group) state += group->describe();
+  return text + (state.empty() ? "  nothing in flight\n" : state);
 }
 
 }  // namespace collective

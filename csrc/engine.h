@@ -13,10 +13,10 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
-#include <unordered_set>
-#include <variant>
+#include <utility>
 #include <vector>
 
 #include "group.h"
@@ -25,18 +25,23 @@ namespace collective {
 
 class Engine {
  public:
-  // Collective over `comm`.
-  Engine(MPI_Comm comm, const Limits& limits);
+  // Collective over `comm`. cores: the core of the engine's thread by local rank; empty: the system's choice.
+  Engine(MPI_Comm comm, const Limits& limits, const std::vector<int>& cores);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
   const Topology& topology() const { return topology_; }
 
+  // A group over other ranks beside the first one, which is number 0. Collective over `comm`; the numbers are this
+  // rank's own. Groups do not wait for each other.
+  size_t add_group(MPI_Comm comm);
+  // Collective over the group's ranks.
+  void remove_group(size_t group);
+
   // Throws kDuplicateName when the name is in flight on this rank, kShutdown after shutdown(), and the error that
   // stopped the engine if one did. `caller_waits`: the caller calls wait() next, so nobody else need be woken.
-  std::shared_ptr<Ticket> submit(std::string name, std::variant<NamedSubmission, ChannelSubmission> work,
-                                 bool caller_waits);
+  std::shared_ptr<Ticket> submit(size_t group, std::string name, Submission work, bool caller_waits);
 
   // Blocks until the ticket is finished, or for about `seconds`; true if it is finished.
   bool wait(const Ticket& ticket, double seconds);
@@ -45,16 +50,23 @@ class Engine {
   // left as they are.
   bool shutdown();
 
-  // The state in words; from any thread, also while another one drives.
+  void start_timeline();
+  std::vector<Timeline::Event> stop_timeline();
+
+  // The state in words; from any thread, also while another one drives. Waits up to two seconds for that one.
   std::string describe();
 
  private:
   struct Work {
     std::shared_ptr<Ticket> ticket;
-    std::variant<NamedSubmission, ChannelSubmission> submission;
+    Submission submission;
   };
   class Backoff;
 
+  class Claim;
+  std::unique_ptr<Group> make_group(MPI_Comm comm);
+  void bind_thread(const std::vector<int>& cores);
+  bool any_busy() const;
   void run();  // the engine's thread
   // Makes progress until `enough` or nothing is in flight. The caller holds driving_.
   template <typename Enough>
@@ -62,29 +74,29 @@ class Engine {
   bool failed();
   bool progress();
   void take_submissions();
-  void publish_state();
   void finish(Ticket& ticket, ErrorCode code, const std::string& text);
   void stop_with(ErrorCode code, const std::string& text) noexcept;
 
   Topology topology_;
-  std::mutex driving_;  // held by the driver; guards group_
-  Group group_;
+  Limits limits_;
+  Timeline timeline_;  // guarded by driving_
+  std::timed_mutex driving_;  // held by the driver; guards groups_
+  std::vector<std::unique_ptr<Group>> groups_;  // by number; null when removed
+  std::atomic<int> claims_{0};  // threads that want driving_ for themselves: drivers make way
 
   std::mutex mutex_;  // guards what follows, up to the atomics; taken after driving_
   std::condition_variable wake_;      // for the thread, and for a driver that sleeps
   std::condition_variable finished_;  // for callers that wait while another thread drives
   std::vector<Work> queue_;
-  std::unordered_set<std::string> in_flight_;
+  std::set<std::pair<size_t, std::string>> in_flight_;  // group and name
   std::optional<Error> failure_;
   bool stop_thread_ = false;
   int waiting_ = 0;            // threads in finished_
-  std::string state_;          // the driver's answer to state_wanted_
   int drivers_waiting_ = 0;    // callers that drive, or are about to: the thread keeps out of their way
 
   std::atomic<bool> closed_{false};  // shutdown() was called; set under the mutex
   std::atomic<size_t> queued_{0};   // == queue_.size(), readable without the mutex
-  std::atomic<bool> state_wanted_{false};  // describe() waits for the driver to fill state_
-  std::atomic<bool> busy_{false};   // == group_.busy(), as of the driver's last look
+  std::atomic<bool> busy_{false};   // == any_busy(), as of the driver's last look
   std::thread thread_;
 };
 

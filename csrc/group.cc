@@ -1,21 +1,23 @@
 #include "group.h"
 
 #include <algorithm>
-#include <cstring>
+#include <deque>
 #include <utility>
 
-#include "broadcast.h"
 #include "log.h"
-#include "ring.h"
+#include "operations.h"
+#include "pair.h"
 
 namespace collective {
 namespace {
 
 // Tags of the data communicator. Agreed operations take turns in the first half: they start in the same order on all
 // ranks, and messages of one tag stay in order, so a tag may be reused long before its last use is over everywhere.
-// Each channel has a tag of its own. 32767 is the largest tag that every MPI has.
+// Pairs have two tags each, a channel has one of its own. 32767 is the largest tag that every MPI has.
 constexpr int kAgreedTags = 8192;
-constexpr int kMostChannels = 32767 - kAgreedTags;
+constexpr int kFirstPairTag = kAgreedTags;
+constexpr int kFirstChannelTag = kFirstPairTag + 2 * kPairTags;
+constexpr int kMostChannels = 32767 - kFirstChannelTag;
 
 constexpr auto kCheckEvery = std::chrono::milliseconds(100);
 // The coordinator reports a time-out; a rank that does not even hear from it gives up this much later.
@@ -25,12 +27,13 @@ constexpr auto kAnswerTime = std::chrono::milliseconds(500);
 
 }  // namespace
 
-Group::Group(MPI_Comm comm, const Limits& limits, Finish finish)
+Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish)
     : control_(Comm::duplicate(comm)),
       data_(Comm::duplicate(comm)),
       agreement_(control_, limits),
       inquiry_(control_),
       limits_(limits),
+      timeline_(&timeline),
       finish_(std::move(finish)) {}
 
 void Group::submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
@@ -40,24 +43,51 @@ void Group::submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
 }
 
 void Group::submit(std::shared_ptr<Ticket> ticket, ChannelSubmission submission) {
-  if (submission.channel >= started_.size()) started_.resize(submission.channel + 1);
+  start(std::move(ticket), submission.channel, std::move(submission.slots), submission.storage,
+        std::move(submission.keep));
+}
+
+void Group::start(std::shared_ptr<Ticket> ticket, uint32_t number, std::vector<Slot> slots, void* storage,
+                  std::shared_ptr<void> keep) {
+  Channel& channel = channels_.at(number);
   Running running;
   running.what = "bucket '" + ticket->name + "'";
+  running.phase = "bucket";
   running.since = Clock::now();
-  running.channel = submission.channel;
-  running.run = ++started_[submission.channel];
-  running.keep = std::move(submission.keep);
+  running.channel = number;
+  running.run = ++channel.started;
+  running.keep = std::move(keep);
   running.tickets.push_back(std::move(ticket));
-  running.operation =
-      std::make_unique<Allreduce>(data_, pool_, kAgreedTags + static_cast<int>(submission.channel), submission.spec,
-                                  std::move(submission.slots), submission.storage);
+  running.operation = std::make_unique<Allreduce>(data_, pool_, kFirstChannelTag + static_cast<int>(number),
+                                                  channel.spec, std::move(slots), storage);
+  for (const int peer : joined_) inquiry_.demand(peer, number, running.run);
   running_.push_back(std::move(running));
+}
+
+void Group::submit(std::shared_ptr<Ticket> ticket, PairSubmission submission) {
+  Running running;
+  running.what = (submission.sends ? "send to rank " : "recv from rank ") + std::to_string(submission.peer) +
+                 ", tag " + std::to_string(submission.tag);
+  running.phase = submission.sends ? "send" : "recv";
+  running.since = Clock::now();
+  running.tickets.push_back(std::move(ticket));
+  std::shared_ptr<bool>& last = pair_over_[(submission.peer * kPairTags + submission.tag) * 2 + submission.sends];
+  const auto over = std::make_shared<bool>(false);
+  running.operation =
+      std::make_unique<Pair>(data_, kFirstPairTag + 2 * submission.tag, submission.sends, submission.peer,
+                             submission.descriptor, submission.data, std::exchange(last, over), over);
+  running_.push_back(std::move(running));
+}
+
+void Group::submit(std::shared_ptr<Ticket> ticket, JoinSubmission) {
+  join_ = std::move(ticket);
+  agreement_.join();
 }
 
 bool Group::progress() {
   if (leaving_ && !left_ && running_.empty()) {
     left_ = true;
-    agreement_.leave(started_);
+    agreement_.leave(started_runs());
   }
   bool moved = agreement_.progress(decisions_);
   for (Decision& decision : decisions_) {
@@ -72,10 +102,13 @@ bool Group::progress() {
         break;
       }
       case Decision::Kind::kLeft: peer_left(decision); break;
+      case Decision::Kind::kJoined: peer_joined(decision.rank); break;
+      case Decision::Kind::kAllJoined: all_joined(decision.rank); break;
       case Decision::Kind::kAllLeft: all_left_ = true; break;
     }
   }
   decisions_.clear();
+  if (join_ != nullptr) serve_demands();
   moved |= step_running();
   const auto now = Clock::now();
   if (now >= next_check_) check_stalls(now);
@@ -84,71 +117,83 @@ bool Group::progress() {
 
 int Group::next_tag() { return static_cast<int>(executions_++ % kAgreedTags); }
 
-void Group::execute(Decision& decision) {
-  std::vector<Pending> bucket;
-  for (const Decision::Entry& entry : decision.entries) {
-    const auto pending = pending_.find(entry.name);
-    if (pending == pending_.end())
-      throw Error(ErrorCode::kInternal, "asked to execute '" + entry.name + "', which was not submitted here");
-    bucket.push_back(std::move(pending->second));
-    pending_.erase(pending);
-  }
-  Pending& first = bucket[0];
-  const Descriptor& d = first.submission.descriptor;
+void Group::execute(const Decision& decision) {
   Running running;
   running.since = Clock::now();
-  running.what = std::string(name_of(d.kind)) + " '" + first.ticket->name + "'" +
-                 (bucket.size() > 1 ? " and " + std::to_string(bucket.size() - 1) + " fused with it" : "");
-  for (Pending& pending : bucket) running.tickets.push_back(pending.ticket);
-  switch (d.kind) {
-    case Kind::kBarrier:
-      finish_(*first.ticket, ErrorCode::kNone, {});
-      break;
-    case Kind::kChannel:
-      if (decision.channel + d.count() > kMostChannels)
-        throw Error(ErrorCode::kInternal, "more than " + std::to_string(kMostChannels) + " buckets were opened");
-      first.ticket->channel = decision.channel;
-      finish_(*first.ticket, ErrorCode::kNone, {});
-      break;
-    case Kind::kBroadcast:
-      running.operation = std::make_unique<Broadcast>(data_, next_tag(), d.root, first.submission.data.out,
-                                                      d.count() * size_of(d.dtype));
-      running_.push_back(std::move(running));
-      break;
-    case Kind::kAllreduce: execute_allreduce(bucket, std::move(running)); break;
-    case Kind::kAllgather: execute_allgather(first, decision.entries[0].rows, std::move(running)); break;
+  // What the tasks point to: submissions of this rank, or stand-ins when it has joined without submitting.
+  const auto held = std::make_shared<std::deque<Pending>>();
+  std::vector<Task> bucket;
+  for (const Decision::Entry& entry : decision.entries) {
+    if (const auto pending = pending_.find(entry.name); pending != pending_.end()) {
+      held->push_back(std::move(pending->second));
+      pending_.erase(pending);
+      running.tickets.push_back(held->back().ticket);
+      timeline_->record(entry.name, "negotiate", held->back().since);
+    } else if (!entry.encoded.empty()) {
+      held->push_back({std::make_shared<Ticket>(), {Descriptor::decode(entry.encoded), {}, 0, {}, false}, {}});
+    } else {
+      throw Error(ErrorCode::kInternal, "asked to execute '" + entry.name + "', which was not submitted here");
+    }
+    const Pending& task = held->back();
+    bucket.push_back(
+        {task.ticket.get(), &task.submission.descriptor, task.submission.data, &task.submission.splits, &entry.rows});
   }
-}
-
-void Group::execute_allreduce(std::vector<Pending>& bucket, Running running) {
-  const Descriptor& d = bucket[0].submission.descriptor;
-  std::vector<Slot> slots;
-  for (const Pending& pending : bucket) slots.push_back(pending.submission.data);
-  running.operation = std::make_unique<Allreduce>(
-      data_, pool_, next_tag(), AllreduceSpec{d.dtype, d.wire, d.op, d.prescale, d.postscale}, std::move(slots));
-  running_.push_back(std::move(running));
-}
-
-void Group::execute_allgather(Pending& pending, const std::vector<int64_t>& rows, Running running) {
-  const Descriptor& d = pending.submission.descriptor;
-  size_t row_bytes = size_of(d.dtype);
-  for (size_t i = 1; i < d.shape.size(); ++i) row_bytes *= static_cast<size_t>(d.shape[i]);
-  std::vector<size_t> offsets{0};
-  for (const int64_t count : rows) offsets.push_back(offsets.back() + static_cast<size_t>(count) * row_bytes);
-  Ticket& ticket = *pending.ticket;
-  ticket.rows = rows;
-  ticket.output = Buffer(offsets.back());
-  const size_t own = offsets[static_cast<size_t>(rank())];
-  const size_t own_bytes = offsets[static_cast<size_t>(rank()) + 1] - own;
-  if (own_bytes > 0) std::memcpy(ticket.output.data() + own, pending.submission.data.in, own_bytes);
-  if (size() == 1) {
-    finish_(ticket, ErrorCode::kNone, {});
+  const Descriptor& d = *bucket[0].descriptor;
+  running.phase = name_of(d.kind);
+  running.what = std::string(name_of(d.kind)) + " '" + decision.entries[0].name + "'" +
+                 (bucket.size() > 1 ? " and " + std::to_string(bucket.size() - 1) + " fused with it" : "");
+  if (d.kind == Kind::kChannel) {
+    open_channels(decision, d);
+    bucket[0].ticket->channel = decision.channel;
+  }
+  running.operation = make_operation(data_, pool_, next_tag(), bucket);
+  running.keep = held;
+  if (running.operation != nullptr) {
+    running_.push_back(std::move(running));
     return;
   }
-  running.operation =
-      std::make_unique<Ring>(data_, pool_, next_tag(), Ring::Phases::kAllgather, ticket.output.data(),
-                             ticket.output.data(), std::move(offsets), Arithmetic{DType::kUInt8, ReduceOp::kSum});
-  running_.push_back(std::move(running));
+  for (const auto& ticket : running.tickets) finish_(*ticket, ErrorCode::kNone, {});
+}
+
+void Group::open_channels(const Decision& decision, const Descriptor& d) {
+  const size_t count = d.shape.size() / 3;
+  if (decision.channel + count > kMostChannels)
+    throw Error(ErrorCode::kInternal, "more than " + std::to_string(kMostChannels) + " buckets were opened");
+  channels_.resize(decision.channel + count);
+  for (size_t i = 0; i < count; ++i)
+    channels_[decision.channel + i] = {{static_cast<DType>(d.shape[3 * i]), static_cast<DType>(d.shape[3 * i + 1]),
+                                        d.op, d.prescale, d.postscale},
+                                       static_cast<size_t>(d.shape[3 * i + 2])};
+}
+
+void Group::peer_joined(int peer) {
+  if (peer == rank()) return;
+  joined_.push_back(peer);
+  // What is under way may have started before this rank knew.
+  for (const Running& running : running_)
+    if (running.channel >= 0) inquiry_.demand(peer, static_cast<uint32_t>(running.channel), running.run);
+}
+
+void Group::all_joined(int last) {
+  joined_.clear();
+  if (join_ == nullptr) throw Error(ErrorCode::kInternal, "all ranks have joined, but this one has not");
+  join_->rows = {last};
+  finish_(*std::exchange(join_, nullptr), ErrorCode::kNone, {});
+}
+
+void Group::serve_demands() {
+  for (const Inquiry::Demand& demand : inquiry_.take_demands())
+    while (channels_.at(demand.channel).started < demand.run) {
+      auto ticket = std::make_shared<Ticket>();
+      ticket->name = "of another rank, after join()";
+      start(std::move(ticket), demand.channel, {{nullptr, nullptr, channels_[demand.channel].count}}, nullptr, nullptr);
+    }
+}
+
+std::vector<uint32_t> Group::started_runs() const {
+  std::vector<uint32_t> runs;
+  for (const Channel& channel : channels_) runs.push_back(channel.started);
+  return runs;
 }
 
 bool Group::step_running() {
@@ -162,14 +207,18 @@ bool Group::step_running() {
     }
     const Running finished = std::move(running_[i]);
     running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
-    for (const auto& ticket : finished.tickets) finish_(*ticket, ErrorCode::kNone, {});
+    const std::optional<Error>& failure = finished.operation->failure();
+    for (const auto& ticket : finished.tickets) {
+      timeline_->record(ticket->name, finished.phase, finished.since);
+      finish_(*ticket, failure ? failure->code : ErrorCode::kNone, failure ? failure->what() : "");
+    }
   }
   return moved;
 }
 
 void Group::check_stalls(Clock::time_point now) {
   next_check_ = now + kCheckEvery;
-  inquiry_.progress(started_);
+  inquiry_.progress(started_runs());
   for (const auto& [name, pending] : pending_)
     if (now - pending.since > limits_.timeout + kCoordinatorGrace)
       throw Error(ErrorCode::kTimeout, std::string(name_of(pending.submission.descriptor.kind)) + " '" + name +
@@ -231,6 +280,8 @@ void Group::fail_all(ErrorCode code, const std::string& text) {
   for (auto& [name, pending] : pending_) finish_(*pending.ticket, code, text);
   for (const Running& running : running_)
     for (const auto& ticket : running.tickets) finish_(*ticket, code, text);
+  if (join_ != nullptr) finish_(*join_, code, text);
+  join_ = nullptr;
   pending_.clear();
   running_.clear();
 }

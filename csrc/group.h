@@ -12,6 +12,7 @@
 #include "comm.h"
 #include "inquiry.h"
 #include "operation.h"
+#include "timeline.h"
 #include "ticket.h"
 
 namespace collective {
@@ -20,17 +21,19 @@ class Group {
  public:
   using Finish = std::function<void(Ticket&, ErrorCode, const std::string&)>;
   // Collective over `comm`. `finish` is called once for every ticket that was submitted.
-  Group(MPI_Comm comm, const Limits& limits, Finish finish);
+  Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish);
 
   int rank() const { return control_.rank(); }
   int size() const { return control_.size(); }
 
   void submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission);
   void submit(std::shared_ptr<Ticket> ticket, ChannelSubmission submission);
+  void submit(std::shared_ptr<Ticket> ticket, PairSubmission submission);
+  void submit(std::shared_ptr<Ticket> ticket, JoinSubmission submission);
   // Does what can be done without blocking; true if anything moved. Throws when the group cannot go on.
   bool progress();
   // Something is in flight here, so progress() should be called soon and again.
-  bool busy() const { return !pending_.empty() || !running_.empty() || leaving_; }
+  bool busy() const { return !pending_.empty() || !running_.empty() || join_ != nullptr || leaving_; }
 
   // Orderly end: what runs may finish, what is not agreed fails, on the other ranks too; nothing may be submitted
   // after. Then progress() until over(): every rank has left.
@@ -51,19 +54,31 @@ class Group {
     Clock::time_point since;
   };
   struct Running {
-    std::unique_ptr<Operation> operation;
+    // In this order: an operation that is given up must go before the memory that it works on.
+    std::shared_ptr<void> keep;
     std::vector<std::shared_ptr<Ticket>> tickets;
+    std::unique_ptr<Operation> operation;
     std::string what;            // for people
+    const char* phase = "";      // for the timeline
     Clock::time_point since;
     int64_t channel = -1;        // of a channel's run
     uint32_t run = 0;            // its number, from 1
-    std::shared_ptr<void> keep;
     bool warned = false, asked = false;
   };
+  struct Channel {
+    AllreduceSpec spec;
+    size_t count;  // elements
+    uint32_t started = 0;
+  };
 
-  void execute(Decision& decision);
-  void execute_allreduce(std::vector<Pending>& bucket, Running running);
-  void execute_allgather(Pending& pending, const std::vector<int64_t>& rows, Running running);
+  void execute(const Decision& decision);
+  void open_channels(const Decision& decision, const Descriptor& descriptor);
+  void start(std::shared_ptr<Ticket> ticket, uint32_t channel, std::vector<Slot> slots, void* storage,
+             std::shared_ptr<void> keep);
+  void peer_joined(int rank);
+  void all_joined(int last);
+  void serve_demands();
+  std::vector<uint32_t> started_runs() const;
   bool step_running();
   void check_stalls(Clock::time_point now);
   void peer_left(const Decision& decision);
@@ -73,13 +88,17 @@ class Group {
   Agreement agreement_;
   Inquiry inquiry_;
   Limits limits_;
+  Timeline* timeline_;
   Finish finish_;
   BufferPool pool_;
 
   std::unordered_map<std::string, Pending> pending_;  // submitted here, not yet agreed
   std::vector<Running> running_;
   std::vector<Decision> decisions_;  // kept for its capacity
-  std::vector<uint32_t> started_;    // runs by channel
+  std::vector<Channel> channels_;
+  std::vector<int> joined_;          // the other ranks that have joined
+  std::shared_ptr<Ticket> join_;     // of this rank
+  std::unordered_map<int, std::shared_ptr<bool>> pair_over_;  // the last operation by pair tag and peer
   uint64_t executions_ = 0;          // agreed operations, alike on all ranks
   Clock::time_point next_check_;
   bool leaving_ = false, left_ = false, all_left_ = false;

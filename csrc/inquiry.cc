@@ -9,6 +9,7 @@ namespace collective {
 namespace {
 constexpr int kQuestionTag = 3;
 constexpr int kAnswerTag = 4;
+constexpr int kDemandTag = 5;
 }  // namespace
 
 template <typename T>
@@ -40,6 +41,17 @@ void Inquiry::progress(const std::vector<uint32_t>& started) {
     if (answer.channel == asked_ && !answers_.empty()) answers_[static_cast<size_t>(message->source)] = answer.started;
   }
   std::erase_if(outgoing_, [](Outgoing& outgoing) { return outgoing.request.done(); });
+}
+
+void Inquiry::demand(int peer, uint32_t channel, uint32_t run) { send(Demand{channel, run}, peer, kDemandTag); }
+
+std::vector<Inquiry::Demand> Inquiry::take_demands() {
+  std::vector<Demand> demands;
+  while (auto message = comm_->poll(kDemandTag)) {
+    demands.emplace_back();
+    std::memcpy(&demands.back(), message->bytes.data(), sizeof(Demand));
+  }
+  return demands;
 }
 
 std::string Inquiry::verdict(uint32_t channel, uint32_t run) const {

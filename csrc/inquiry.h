@@ -1,5 +1,7 @@
 // "Have you started this?": asked when a channel, which runs without agreement, makes no progress. It costs nothing
 // until something stalls, and the engine of a rank answers even while its script is stuck elsewhere.
+//
+// And "run this": told to a rank that has joined and so does not start its channels by itself.
 #pragma once
 
 #include <optional>
@@ -16,6 +18,13 @@ class Inquiry {
   void ask(uint32_t channel);
   // Answers others with how often this rank has started their channel, and takes answers.
   void progress(const std::vector<uint32_t>& started);
+  void demand(int peer, uint32_t channel, uint32_t run);
+  // What others have demanded since the last call.
+  struct Demand {
+    uint32_t channel;
+    uint32_t run;
+  };
+  std::vector<Demand> take_demands();
   // In words, who has not started run number `run` (from 1) of `channel`, as far as the answers tell.
   std::string verdict(uint32_t channel, uint32_t run) const;
 

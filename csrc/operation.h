@@ -3,7 +3,10 @@
 // operations overlap.
 #pragma once
 
+#include <optional>
 #include <string>
+
+#include "types.h"
 
 namespace collective {
 
@@ -24,6 +27,11 @@ class Operation {
   virtual Step step() = 0;
   // What it waits for, for a person who looks at a hang.
   virtual std::string describe() const = 0;
+  // Once done: why it failed, of the few that can without the engine failing.
+  virtual const std::optional<Error>& failure() const {
+    static const std::optional<Error> none;
+    return none;
+  }
 };
 
 }  // namespace collective

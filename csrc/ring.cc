@@ -5,6 +5,13 @@
 
 namespace collective {
 
+std::vector<size_t> even_offsets(size_t rows, size_t row_elements, int p) {
+  const auto parts = static_cast<size_t>(p);
+  std::vector<size_t> offsets(parts + 1);
+  for (size_t i = 0; i <= parts; ++i) offsets[i] = (rows / parts * i + std::min(i, rows % parts)) * row_elements;
+  return offsets;
+}
+
 void Schedule::enter() {
   position_ = 0;
   const int p = static_cast<int>(offsets_->size()) - 1;

@@ -32,6 +32,9 @@
 
 namespace collective {
 
+// p+1 offsets that cut `rows` rows of row_elements elements into p nearly equal chunks, the first ones longer.
+std::vector<size_t> even_offsets(size_t rows, size_t row_elements, int p);
+
 struct Segment {
   int step;
   size_t begin, count;  // elements

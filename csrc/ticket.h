@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "allreduce.h"
@@ -15,11 +16,12 @@ namespace collective {
 // Written by the engine until `finished`, then read by the caller.
 struct Ticket {
   std::string name;
+  size_t group = 0;  // the engine's number of the group that it was submitted to
   ErrorCode code = ErrorCode::kNone;
   std::string text;
 
-  Buffer output;              // of an allgather: the concatenation, sum(rows) rows
-  std::vector<int64_t> rows;  // of an allgather: the first dimension by rank
+  Buffer output;              // the result, where its size was not known to the caller
+  std::vector<int64_t> rows;  // rows of `output`: by rank they came from, or the one number there is
   uint32_t channel = 0;       // of opened channels: the number of the first
 
   // Set with release after the fields above; pairs with the acquire in finished().
@@ -30,18 +32,34 @@ struct Ticket {
 // A named operation: runs when all ranks have submitted its name.
 struct NamedSubmission {
   Descriptor descriptor;
-  Slot data;       // stays valid until the ticket is finished; a broadcast works on `out`
-  int64_t rows;    // of an allgather: first dimension on this rank
-  bool recurring;  // the name will come again
+  Slot data;                    // stays valid until the ticket is finished; a broadcast works on `out`
+  int64_t rows;                 // first dimension on this rank, where it may differ between ranks
+  std::vector<int64_t> splits;  // of an alltoall: rows for each rank
+  bool recurring;               // the name will come again
 };
+
+// A send or a receive: runs when the peer has submitted its other half, matched in order per tag.
+struct PairSubmission {
+  bool sends;
+  int peer;
+  int tag;  // 0 to kPairTags - 1
+  Descriptor descriptor;
+  void* data;
+};
+inline constexpr int kPairTags = 1024;
+
+// This rank has run out of data; finished when all ranks have, `rows` then holds the last one's number.
+struct JoinSubmission {};
+
 
 // One run of an open channel: starts at once, since all ranks have agreed to run it equally often.
 struct ChannelSubmission {
   uint32_t channel;
-  AllreduceSpec spec;
   std::vector<Slot> slots;
   void* storage;
   std::shared_ptr<void> keep;  // owns the storage
 };
+
+using Submission = std::variant<NamedSubmission, ChannelSubmission, PairSubmission, JoinSubmission>;
 
 }  // namespace collective

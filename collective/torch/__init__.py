@@ -1,9 +1,26 @@
 """Horovod's PyTorch interface on this package's engine: `import collective.torch as hvd`."""
 
+from ..built import (
+    ccl_built,
+    cuda_built,
+    ddl_built,
+    gloo_built,
+    gloo_enabled,
+    mpi_built,
+    mpi_enabled,
+    mpi_threads_supported,
+    nccl_built,
+    rocm_built,
+)
 from ..errors import CollectiveError
-from ..handles import Handle
+from ..handles import Handle, Handles
 from ..objects import allgather_object, broadcast_object
-from ..ops import Average, Max, Min, Product, Sum
+from ..process_sets import (
+    ProcessSet,
+    add_process_set,
+    global_process_set,
+    remove_process_set,
+)
 from ..runtime import (
     cross_rank,
     cross_size,
@@ -16,7 +33,8 @@ from ..runtime import (
     shutdown,
     size,
 )
-from .compression import Compression
+from ..submission import Adasum, Average, Max, Min, Product, Sum
+from .compression import Compression, Compressor
 from .ops import (
     allgather,
     allgather_async,
@@ -24,30 +42,61 @@ from .ops import (
     allreduce_,
     allreduce_async,
     allreduce_async_,
+    alltoall,
+    alltoall_async,
     barrier,
     broadcast,
     broadcast_,
     broadcast_async,
     broadcast_async_,
+    gather,
+    gather_async,
+    grouped_allgather,
+    grouped_allgather_async,
+    grouped_allreduce,
+    grouped_allreduce_,
+    grouped_allreduce_async,
+    grouped_allreduce_async_,
+    grouped_reducescatter,
+    grouped_reducescatter_async,
+    join,
     poll,
+    recv,
+    recv_async,
+    reduce,
+    reduce_async,
+    reducescatter,
+    reducescatter_async,
+    scatter,
+    scatter_async,
+    send,
+    send_async,
+    sparse_allreduce_async,
     synchronize,
 )
 from .optimizer import DistributedOptimizer
 from .state import broadcast_optimizer_state, broadcast_parameters
+from .sync_batch_norm import SyncBatchNorm
 
 # Horovod's base class for errors of the engine.
 HorovodInternalError = CollectiveError
 
 __all__ = [
+    "Adasum",
     "Average",
     "Compression",
+    "Compressor",
     "DistributedOptimizer",
     "Handle",
+    "Handles",
     "HorovodInternalError",
     "Max",
     "Min",
+    "ProcessSet",
     "Product",
     "Sum",
+    "SyncBatchNorm",
+    "add_process_set",
     "allgather",
     "allgather_async",
     "allgather_object",
@@ -55,6 +104,8 @@ __all__ = [
     "allreduce_",
     "allreduce_async",
     "allreduce_async_",
+    "alltoall",
+    "alltoall_async",
     "barrier",
     "broadcast",
     "broadcast_",
@@ -63,16 +114,50 @@ __all__ = [
     "broadcast_object",
     "broadcast_optimizer_state",
     "broadcast_parameters",
+    "ccl_built",
     "cross_rank",
     "cross_size",
+    "cuda_built",
+    "ddl_built",
+    "gather",
+    "gather_async",
+    "global_process_set",
+    "gloo_built",
+    "gloo_enabled",
+    "grouped_allgather",
+    "grouped_allgather_async",
+    "grouped_allreduce",
+    "grouped_allreduce_",
+    "grouped_allreduce_async",
+    "grouped_allreduce_async_",
+    "grouped_reducescatter",
+    "grouped_reducescatter_async",
     "init",
     "is_homogeneous",
     "is_initialized",
+    "join",
     "local_rank",
     "local_size",
+    "mpi_built",
+    "mpi_enabled",
+    "mpi_threads_supported",
+    "nccl_built",
     "poll",
     "rank",
+    "recv",
+    "recv_async",
+    "reduce",
+    "reduce_async",
+    "reducescatter",
+    "reducescatter_async",
+    "remove_process_set",
+    "rocm_built",
+    "scatter",
+    "scatter_async",
+    "send",
+    "send_async",
     "shutdown",
     "size",
+    "sparse_allreduce_async",
     "synchronize",
 ]

@@ -1,13 +1,12 @@
 """The collective operations on tensors, with Horovod's names and argument order.
 
-The forms that return a new tensor are differentiable. Sources of the gradients: the adjoint of the operation, as in
-Horovod: that of a sum over ranks is a sum over ranks, that of a gather is this rank's part of the sum, that of a
-broadcast is the sum on the root and zero elsewhere.
+Names ending in `_` work in place; names with `async` return a handle for `synchronize`; the others return a new tensor
+and are differentiable. The gradients are the adjoints of the operations, as in Horovod (autograd.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +14,10 @@ import torch
 from .. import ops as _ops
 from .. import runtime
 from ..errors import InvalidArgumentError
-from ..handles import Handle
-from ..ops import Average, Op, Sum
+from ..handles import Handle, Handles
+from ..process_sets import ProcessSet, global_process_set
+from ..submission import Average, Op, Sum, checked_op
+from . import autograd
 from .compression import Compression, Compressor
 
 __all__ = [
@@ -26,16 +27,42 @@ __all__ = [
     "allreduce_",
     "allreduce_async",
     "allreduce_async_",
+    "alltoall",
+    "alltoall_async",
     "barrier",
     "broadcast",
     "broadcast_",
     "broadcast_async",
     "broadcast_async_",
+    "gather",
+    "gather_async",
+    "grouped_allgather",
+    "grouped_allgather_async",
+    "grouped_allreduce",
+    "grouped_allreduce_",
+    "grouped_allreduce_async",
+    "grouped_allreduce_async_",
+    "grouped_reducescatter",
+    "grouped_reducescatter_async",
+    "join",
     "poll",
+    "recv",
+    "recv_async",
+    "reduce",
+    "reduce_async",
+    "reducescatter",
+    "reducescatter_async",
+    "scatter",
+    "scatter_async",
+    "send",
+    "send_async",
+    "sparse_allreduce_async",
     "synchronize",
 ]
 
+Tensor = torch.Tensor
 TensorHandle = Handle[torch.Tensor]
+TensorHandles = Handles[torch.Tensor]
 
 
 def _op_of(average: bool | None, op: int | None) -> Op:
@@ -43,172 +70,464 @@ def _op_of(average: bool | None, op: int | None) -> Op:
     if average is not None and op is not None:
         raise InvalidArgumentError("average= and op= were both given; op= alone says it all")
     if op is not None:
-        return _ops.checked_op(op)
+        return checked_op(op)
     return Average if average is None or average else Sum
 
 
+# ---- allreduce ----
+
+
 def allreduce_async(
-    tensor: torch.Tensor,
+    tensor: Tensor,
     average: bool | None = None,
     name: str | None = None,
     op: int | None = None,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
 ) -> TensorHandle:
-    """Start an `allreduce` of a copy; returns a handle for `synchronize`. Not differentiable."""
+    """Start an `allreduce` into a new tensor."""
     return _ops.allreduce_async(
         tensor.detach(),
         _op_of(average, op),
         name=name,
         prescale_factor=prescale_factor,
         postscale_factor=postscale_factor,
+        process_set=process_set,
     )
 
 
 def allreduce_async_(
-    tensor: torch.Tensor,
+    tensor: Tensor,
     average: bool | None = None,
     name: str | None = None,
     op: int | None = None,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
 ) -> TensorHandle:
-    """Start an `allreduce_` in place; returns a handle for `synchronize`."""
+    """Start an `allreduce` in place on a contiguous tensor."""
     return _ops.allreduce_async_(
-        tensor, _op_of(average, op), name=name, prescale_factor=prescale_factor, postscale_factor=postscale_factor
+        tensor,
+        _op_of(average, op),
+        name=name,
+        prescale_factor=prescale_factor,
+        postscale_factor=postscale_factor,
+        process_set=process_set,
     )
 
 
-class _Allreduce(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        tensor: torch.Tensor,
-        op: Op,
-        name: str | None,
-        prescale_factor: float,
-        postscale_factor: float,
-        wire: _ops.Compression | None,
-    ) -> torch.Tensor:
-        ctx.arguments = (op, prescale_factor, postscale_factor, wire)
-        return _ops.allreduce(
-            tensor,
-            op,
-            name=name,
-            prescale_factor=prescale_factor,
-            postscale_factor=postscale_factor,
-            compression=wire,
-        )
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        op, prescale_factor, postscale_factor, wire = ctx.arguments
-        if op not in (Average, Sum):
-            raise NotImplementedError(f"allreduce with op {op.name} has no gradient")
-        grad = _ops.allreduce(
-            grads[0], op, prescale_factor=prescale_factor, postscale_factor=postscale_factor, compression=wire
-        )
-        return grad, None, None, None, None, None
-
-
 def allreduce(
-    tensor: torch.Tensor,
+    tensor: Tensor,
     average: bool | None = None,
     name: str | None = None,
     compression: type[Compressor] = Compression.none,
     op: int | None = None,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
-) -> torch.Tensor:
+    process_set: ProcessSet = global_process_set,
+) -> Tensor:
     """Reduce a tensor over all ranks (by Average unless `op` says otherwise); differentiable for Average and Sum.
 
-    Shape, dtype and arguments are the same on all ranks; see `collective.allreduce` for the rest.
+    Shape, dtype and arguments are the same on all ranks; `collective.allreduce` tells the rest.
     """
-    op_ = _op_of(average, op)
-    result: torch.Tensor = _Allreduce.apply(tensor, op_, name, prescale_factor, postscale_factor, compression.wire)  # type: ignore[no-untyped-call]
+    (result,) = grouped_allreduce(
+        [tensor], average, name, compression, op, prescale_factor, postscale_factor, process_set
+    )
     return result
 
 
 def allreduce_(
-    tensor: torch.Tensor,
+    tensor: Tensor,
     average: bool | None = None,
     name: str | None = None,
     op: int | None = None,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
-) -> torch.Tensor:
-    """Like `allreduce`, in place on a contiguous tensor, which is returned; not differentiable."""
-    return allreduce_async_(tensor, average, name, op, prescale_factor, postscale_factor).wait()
+    process_set: ProcessSet = global_process_set,
+) -> Tensor:
+    """Like `allreduce`, in place on a contiguous tensor, which is returned."""
+    return _ops.allreduce_(
+        tensor,
+        _op_of(average, op),
+        name=name,
+        prescale_factor=prescale_factor,
+        postscale_factor=postscale_factor,
+        process_set=process_set,
+    )
 
 
-def allgather_async(tensor: torch.Tensor, name: str | None = None) -> TensorHandle:
-    """Start an `allgather`; returns a handle for `synchronize`. Not differentiable."""
-    return _ops.allgather_async(tensor.detach(), name=name)
+def grouped_allreduce_async(
+    tensors: Sequence[Tensor],
+    average: bool | None = None,
+    name: str | None = None,
+    op: int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> TensorHandles:
+    """Start an `allreduce` of several tensors; `synchronize` returns their list."""
+    return _ops.grouped_allreduce_async(
+        [tensor.detach() for tensor in tensors],
+        _op_of(average, op),
+        name=name,
+        prescale_factor=prescale_factor,
+        postscale_factor=postscale_factor,
+        process_set=process_set,
+    )
 
 
-class _Allgather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, name: str | None) -> torch.Tensor:
-        ctx.shape = tensor.shape
-        return _ops.allgather(tensor, name=name)
+def grouped_allreduce_async_(
+    tensors: Sequence[Tensor],
+    average: bool | None = None,
+    name: str | None = None,
+    op: int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> TensorHandles:
+    """Like `grouped_allreduce_async`, in place."""
+    return _ops.grouped_allreduce_async_(
+        tensors,
+        _op_of(average, op),
+        name=name,
+        prescale_factor=prescale_factor,
+        postscale_factor=postscale_factor,
+        process_set=process_set,
+    )
 
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        rows = ctx.shape[0] if ctx.shape else 1
-        total = _ops.allreduce(grads[0], Sum)
-        before = int(_ops.allgather(torch.tensor([rows]))[: runtime.rank()].sum())
-        return total.narrow(0, before, rows).reshape(ctx.shape), None
+
+def grouped_allreduce(
+    tensors: Sequence[Tensor],
+    average: bool | None = None,
+    name: str | None = None,
+    compression: type[Compressor] = Compression.none,
+    op: int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> list[Tensor]:
+    """Reduce several tensors as one operation; differentiable like `allreduce`."""
+    options = autograd.ReduceOptions(
+        _op_of(average, op), prescale_factor, postscale_factor, compression.wire, process_set
+    )
+    return autograd.allreduce(tensors, options, name)
 
 
-def allgather(tensor: torch.Tensor, name: str | None = None) -> torch.Tensor:
+def grouped_allreduce_(
+    tensors: Sequence[Tensor],
+    average: bool | None = None,
+    name: str | None = None,
+    op: int | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
+) -> list[Tensor]:
+    """Like `grouped_allreduce`, in place."""
+    return grouped_allreduce_async_(tensors, average, name, op, prescale_factor, postscale_factor, process_set).wait()
+
+
+def sparse_allreduce_async(
+    tensor: Tensor,
+    name: str | None = None,
+    op: int | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Callable[[], Tensor]:
+    """Start the reduction of a sparse COO tensor by gathering indices and values; returns a callable that waits.
+
+    Args:
+        tensor: sparse; shape and dtype are the same on all ranks, the non-zero elements need not be.
+        op: Average or Sum.
+
+    Returns:
+        A function without arguments that returns the reduced tensor, coalesced. `synchronize` takes it too.
+    """
+    op_ = _op_of(None, op)
+    if op_ not in (Average, Sum):
+        raise InvalidArgumentError(f"sparse_allreduce_async reduces by Average or Sum, not by {op_.name}")
+    given = tensor.coalesce()
+    # Rows first, since the number of non-zero elements is what differs between ranks.
+    indices = _ops.allgather_async(
+        given.indices().t().contiguous(), name=f"{name}.indices" if name else None, process_set=process_set
+    )
+    values = _ops.allgather_async(given.values(), name=f"{name}.values" if name else None, process_set=process_set)
+
+    def finish() -> Tensor:
+        gathered = torch.sparse_coo_tensor(
+            indices.wait().t(), values.wait(), given.shape, check_invariants=True
+        ).coalesce()
+        return gathered / process_set.size() if op_ is Average else gathered
+
+    return finish
+
+
+# ---- reducescatter and reduce ----
+
+
+def reducescatter_async(
+    tensor: Tensor,
+    name: str | None = None,
+    op: int = Average,
+    process_set: ProcessSet = global_process_set,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+) -> TensorHandle:
+    """Start a `reducescatter`."""
+    return _ops.reducescatter_async(
+        tensor.detach(),
+        checked_op(op),
+        name=name,
+        process_set=process_set,
+        prescale_factor=prescale_factor,
+        postscale_factor=postscale_factor,
+    )
+
+
+def reducescatter(
+    tensor: Tensor,
+    name: str | None = None,
+    compression: type[Compressor] = Compression.none,
+    op: int = Average,
+    process_set: ProcessSet = global_process_set,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+) -> Tensor:
+    """Reduce a tensor over all ranks and leave each its rows; differentiable for Average and Sum."""
+    (result,) = grouped_reducescatter([tensor], name, compression, op, process_set, prescale_factor, postscale_factor)
+    return result
+
+
+def grouped_reducescatter_async(
+    tensors: Sequence[Tensor],
+    name: str | None = None,
+    op: int = Average,
+    process_set: ProcessSet = global_process_set,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+) -> TensorHandles:
+    """Start a `reducescatter` of several tensors; `synchronize` returns their list."""
+    return _ops.grouped_reducescatter_async(
+        [tensor.detach() for tensor in tensors],
+        checked_op(op),
+        name=name,
+        process_set=process_set,
+        prescale_factor=prescale_factor,
+        postscale_factor=postscale_factor,
+    )
+
+
+def grouped_reducescatter(
+    tensors: Sequence[Tensor],
+    name: str | None = None,
+    compression: type[Compressor] = Compression.none,
+    op: int = Average,
+    process_set: ProcessSet = global_process_set,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+) -> list[Tensor]:
+    """Several `reducescatter` as one operation."""
+    options = autograd.ReduceOptions(checked_op(op), prescale_factor, postscale_factor, compression.wire, process_set)
+    return autograd.reducescatter(tensors, options, name)
+
+
+def reduce_async(
+    tensor: Tensor,
+    root_rank: int,
+    name: str | None = None,
+    op: int = Average,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[Tensor | None]:
+    """Start a `reduce`."""
+    return _ops.reduce_async(tensor.detach(), root_rank, checked_op(op), name=name, process_set=process_set)
+
+
+def reduce(
+    tensor: Tensor,
+    root_rank: int,
+    name: str | None = None,
+    op: int = Average,
+    process_set: ProcessSet = global_process_set,
+) -> Tensor | None:
+    """Reduce a tensor to one rank: a new tensor there, None elsewhere; not differentiable."""
+    return _ops.reduce(tensor.detach(), root_rank, checked_op(op), name=name, process_set=process_set)
+
+
+# ---- gathers, broadcast, exchanges ----
+
+
+def allgather_async(
+    tensor: Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> TensorHandle:
+    """Start an `allgather`."""
+    return _ops.allgather_async(tensor.detach(), name=name, process_set=process_set)
+
+
+def allgather(tensor: Tensor, name: str | None = None, process_set: ProcessSet = global_process_set) -> Tensor:
     """Concatenate the tensors of all ranks along the first dimension, which may differ per rank; differentiable."""
-    result: torch.Tensor = _Allgather.apply(tensor, name)  # type: ignore[no-untyped-call]
+    (result,) = grouped_allgather([tensor], name, process_set)
     return result
 
 
-def broadcast_async(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> TensorHandle:
-    """Start a `broadcast`; returns a handle for `synchronize`. Not differentiable."""
-    return _ops.broadcast_async(tensor.detach(), root_rank, name=name)
+def grouped_allgather_async(
+    tensors: Sequence[Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
+) -> TensorHandles:
+    """Start an `allgather` of several tensors; `synchronize` returns their list."""
+    return _ops.grouped_allgather_async([tensor.detach() for tensor in tensors], name=name, process_set=process_set)
 
 
-def broadcast_async_(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> TensorHandle:
-    """Start a `broadcast_` in place; returns a handle for `synchronize`."""
-    return _ops.broadcast_async_(tensor, root_rank, name=name)
+def grouped_allgather(
+    tensors: Sequence[Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
+) -> list[Tensor]:
+    """Several `allgather` as one operation."""
+    return autograd.allgather(tensors, process_set, name)
 
 
-class _Broadcast(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, root_rank: int, name: str | None) -> torch.Tensor:
-        ctx.root_rank = root_rank
-        return _ops.broadcast(tensor, root_rank, name=name)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        total = _ops.allreduce(grads[0], Sum)
-        return (total if runtime.rank() == ctx.root_rank else torch.zeros_like(total)), None, None
+def broadcast_async(
+    tensor: Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> TensorHandle:
+    """Start a `broadcast` into a new tensor."""
+    return _ops.broadcast_async(tensor.detach(), root_rank, name=name, process_set=process_set)
 
 
-def broadcast(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:
-    """Return the root's tensor on every rank; differentiable."""
-    result: torch.Tensor = _Broadcast.apply(tensor, root_rank, name)  # type: ignore[no-untyped-call]
-    return result
+def broadcast_async_(
+    tensor: Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> TensorHandle:
+    """Start a `broadcast` in place on a contiguous tensor."""
+    return _ops.broadcast_async_(tensor, root_rank, name=name, process_set=process_set)
 
 
-def broadcast_(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:
-    """Like `broadcast`, in place on a contiguous tensor, which is returned; not differentiable."""
-    return _ops.broadcast_(tensor, root_rank, name=name)
+def broadcast(
+    tensor: Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> Tensor:
+    """Return the root's tensor on every rank; differentiable. `root_rank` counts over all ranks."""
+    return autograd.broadcast(tensor, root_rank, process_set, name)
 
 
-def barrier() -> None:
-    """Wait until every rank has called it."""
-    _ops.barrier()
+def broadcast_(
+    tensor: Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> Tensor:
+    """Like `broadcast`, in place on a contiguous tensor, which is returned."""
+    return _ops.broadcast_(tensor, root_rank, name=name, process_set=process_set)
 
 
-def poll(handle: Handle[Any]) -> bool:
+def alltoall_async(
+    tensor: Tensor,
+    splits: Tensor | Sequence[int] | None = None,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[Any]:
+    """Start an `alltoall`; `synchronize` returns what that returns."""
+    handle = _ops.alltoall_async(tensor.detach(), _split_list(splits), name=name, process_set=process_set)
+    return handle.map(lambda result: _alltoall_result(result, splits))
+
+
+def alltoall(
+    tensor: Tensor,
+    splits: Tensor | Sequence[int] | None = None,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Any:
+    """Send rows to every rank; differentiable.
+
+    Args:
+        splits: rows for each rank; they add up to the first dimension. None: equal parts.
+
+    Returns:
+        The received rows in rank order; with `splits` given, also a tensor of how many came from each rank.
+    """
+    result = autograd.alltoall(tensor, _split_list(splits), process_set, name)
+    return _alltoall_result(result, splits)
+
+
+def _split_list(splits: Tensor | Sequence[int] | None) -> list[int] | None:
+    if splits is None:
+        return None
+    return [int(n) for n in (splits.tolist() if isinstance(splits, torch.Tensor) else splits)]
+
+
+def _alltoall_result(result: tuple[Tensor, list[int]], splits: Any) -> Any:
+    rows, received = result
+    if splits is None:
+        return rows
+    dtype = splits.dtype if isinstance(splits, torch.Tensor) else torch.int32
+    return rows, torch.tensor(received, dtype=dtype)
+
+
+def gather_async(
+    tensor: Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> Handle[Tensor | None]:
+    """Start a `gather`."""
+    return _ops.gather_async(tensor.detach(), root_rank, name=name, process_set=process_set)
+
+
+def gather(
+    tensor: Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> Tensor | None:
+    """Like `allgather` to one rank: a new tensor there, None elsewhere; not differentiable."""
+    return _ops.gather(tensor.detach(), root_rank, name=name, process_set=process_set)
+
+
+def scatter_async(
+    tensor: Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> TensorHandle:
+    """Start a `scatter`."""
+    return _ops.scatter_async(tensor.detach(), root_rank, name=name, process_set=process_set)
+
+
+def scatter(
+    tensor: Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> Tensor:
+    """Deal out the rows of the root's tensor; elsewhere `tensor` gives dtype and trailing shape. No gradient."""
+    return _ops.scatter(tensor.detach(), root_rank, name=name, process_set=process_set)
+
+
+def send_async(
+    tensor: Tensor, dest_rank: int, tag: int = 0, process_set: ProcessSet = global_process_set
+) -> TensorHandle:
+    """Start a `send`."""
+    return _ops.send_async(tensor.detach(), dest_rank, tag=tag, process_set=process_set)
+
+
+def send(tensor: Tensor, dest_rank: int, tag: int = 0, process_set: ProcessSet = global_process_set) -> None:
+    """Send a tensor to one rank, which calls `recv` with one of the same shape and dtype."""
+    _ops.send(tensor.detach(), dest_rank, tag=tag, process_set=process_set)
+
+
+def recv_async(
+    tensor: Tensor, source_rank: int, tag: int = 0, process_set: ProcessSet = global_process_set
+) -> TensorHandle:
+    """Start a `recv`."""
+    return _ops.recv_async(tensor, source_rank, tag=tag, process_set=process_set)
+
+
+def recv(tensor: Tensor, source_rank: int, tag: int = 0, process_set: ProcessSet = global_process_set) -> Tensor:
+    """Receive into a contiguous tensor, which is returned."""
+    return _ops.recv(tensor, source_rank, tag=tag, process_set=process_set)
+
+
+# ---- the rest ----
+
+
+def barrier(process_set: ProcessSet = global_process_set) -> None:
+    """Wait until every rank of the set has called it."""
+    _ops.barrier(process_set=process_set)
+
+
+def join(device: int = -1, process_set: ProcessSet = global_process_set) -> int:
+    """Say that this rank has run out of data; returns, once all have, the rank that joined last.
+
+    `device` is Horovod's and not needed. `collective.join` tells what the others' operations get meanwhile.
+    """
+    del device
+    runtime.current()
+    return _ops.join(process_set=process_set)
+
+
+def poll(handle: Handle[Any] | Handles[Any]) -> bool:
     """Whether an asynchronous operation is finished, so that `synchronize` returns at once."""
     return handle.poll()
 
 
-def synchronize(handle: Handle[Any] | Callable[[], Any]) -> Any:
+def synchronize(handle: Handle[Any] | Handles[Any] | Callable[[], Any]) -> Any:
     """Wait for an asynchronous operation and return its result; raises what went wrong."""
-    return handle.wait() if isinstance(handle, Handle) else handle()
+    return handle.wait() if isinstance(handle, (Handle, Handles)) else handle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -10,7 +11,9 @@ import torch
 
 from .. import ops, runtime
 from ..errors import InvalidArgumentError
-from ..ops import Average, Op, Sum
+from ..process_sets import ProcessSet, global_process_set
+from ..submission import Adasum, Average, Op, Sum, checked_op
+from .adasum import AdasumStep
 from .compression import Compression, Compressor
 from .reducer import GradientReducer, check_passes
 
@@ -28,6 +31,8 @@ class _Distributed:
     _reducer: GradientReducer
     _names: dict[torch.Tensor, str]
     _skip: bool
+    _process_set: ProcessSet
+    _adasum: AdasumStep | None = None
 
     def synchronize(self) -> None:
         """Wait until the gradients of all ranks are reduced into `.grad`; collective.
@@ -35,12 +40,16 @@ class _Distributed:
         For what must see reduced gradients before the step, such as clipping. The step that follows does not reduce
         them again, with or without `skip_synchronize()`.
         """
+        if self._adasum is not None:
+            return  # gradients stay local
         self._lay_out()
         self._reducer.synchronize()
 
     @contextmanager
     def skip_synchronize(self) -> Iterator[None]:
         """Within it, step() uses the gradients as they are."""
+        if self._adasum is not None:
+            raise InvalidArgumentError("skip_synchronize() has no meaning with op=Adasum: gradients stay local")
         self._skip = True
         try:
             yield
@@ -62,6 +71,8 @@ class _Distributed:
 
     def _lay_out(self) -> None:
         """Follow what the optimizer holds now: groups may have been added, parameters frozen or unfrozen."""
+        if self._adasum is not None:
+            return
         parameters = []
         for group in self.param_groups:
             for p in group["params"]:
@@ -70,6 +81,9 @@ class _Distributed:
         self._reducer.lay_out(parameters)
 
     def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        if self._adasum is not None:
+            self._adasum.before()
+            return None
         if self._skip:
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
@@ -89,7 +103,7 @@ class _Distributed:
             self._reducer.synchronized = False
             if isinstance(self, torch.optim.LBFGS):
                 # Its line search decides by the loss, and must decide alike everywhere.
-                loss = ops.allreduce(torch.as_tensor(loss).detach(), Average)
+                loss = ops.allreduce(torch.as_tensor(loss).detach(), Average, process_set=self._process_set)
             return loss
 
         return synchronized
@@ -102,7 +116,10 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     backward_passes_per_step: int = 1,
     op: int = Average,
     gradient_predivide_factor: float = 1.0,
+    num_groups: int = 0,
+    groups: int | list[list[torch.Tensor]] | None = None,
     sparse_as_dense: bool = False,
+    process_set: ProcessSet = global_process_set,
 ) -> OptimizerT:
     """Make an optimizer reduce gradients over all ranks before each step, overlapped with backward.
 
@@ -115,9 +132,14 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
             every parameter of the optimizer has one.
         compression: `Compression.none`, `.fp16` or `.bf16`: how float32 and float64 gradients travel.
         backward_passes_per_step: backward passes that are summed into one gradient. step() may come earlier.
-        op: Average or Sum.
+        op: Average, Sum, or Adasum: then each rank makes its step alone, and the changes that it made to the parameters
+            are combined (arXiv 2006.02924).
         gradient_predivide_factor: with Average, gradients are divided by it before and multiplied after the sum.
-        sparse_as_dense: turn sparse gradients into dense ones before they are reduced.
+        num_groups: old name of `groups` as a number.
+        groups: which gradients travel together: a number of buckets to make of all parameters in order, or lists of
+            parameters that share one each; the rest is dealt by size.
+        sparse_as_dense: turn sparse gradients into dense ones before they are reduced; else they are gathered.
+        process_set: the ranks that train together; all others must not call this.
 
     Returns:
         `optimizer`, with these methods added: synchronize(), skip_synchronize(), no_sync(),
@@ -134,9 +156,16 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         raise InvalidArgumentError(f"expected a torch.optim.Optimizer, got {type(optimizer).__qualname__}")
     if isinstance(optimizer, _Distributed):
         raise InvalidArgumentError("the optimizer is a DistributedOptimizer already")
-    checked = ops.checked_op(op)
-    if checked not in (Average, Sum):
-        raise InvalidArgumentError(f"DistributedOptimizer reduces by Average or Sum, not by {checked.name}")
+    checked = checked_op(op)
+    if checked not in (Average, Sum, Adasum):
+        raise InvalidArgumentError(f"DistributedOptimizer reduces by Average, Sum or Adasum, not by {checked.name}")
+    if not process_set.included():
+        raise InvalidArgumentError(f"rank {runtime.rank()} is not in {process_set}")
+    if num_groups:
+        warnings.warn("num_groups is deprecated, use groups", DeprecationWarning, stacklevel=2)
+        if groups is not None:
+            raise InvalidArgumentError("num_groups= and groups= were both given; groups= alone says it all")
+        groups = num_groups
     if gradient_predivide_factor != 1.0 and checked is not Average:
         raise InvalidArgumentError("gradient_predivide_factor is defined for op=Average only")
     names = _checked_names(optimizer, named_parameters)
@@ -146,6 +175,9 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     wrapped: Any = optimizer
     wrapped._names = names
     wrapped._skip = False
+    wrapped._process_set = process_set
+    if checked is Adasum:
+        wrapped._adasum = AdasumStep(optimizer, names, label, compression, process_set)
     wrapped._reducer = GradientReducer(
         label,
         compression=compression,
@@ -154,8 +186,12 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         postscale=gradient_predivide_factor,
         passes=check_passes(backward_passes_per_step),
         sparse_as_dense=sparse_as_dense,
+        process_set=process_set,
+        groups=_checked_groups(optimizer, groups),
     )
     wrapped._lay_out()
+    if wrapped._adasum is not None:
+        optimizer.register_step_post_hook(lambda opt, args, kwargs: opt._adasum.after())
     # A hook rather than an override: schedulers that were made before put their own step() in front of the class's.
     optimizer.register_step_pre_hook(lambda opt, args, kwargs: opt._before_step(args, kwargs))
     return optimizer
@@ -181,3 +217,17 @@ def _checked_names(
             f"named_parameters: parameters number {', '.join(map(str, unnamed))} of the optimizer have no name"
         )
     return names
+
+
+def _checked_groups(
+    optimizer: torch.optim.Optimizer, groups: int | list[list[torch.Tensor]] | None
+) -> int | list[list[Any]] | None:
+    if groups is None or isinstance(groups, int):
+        if isinstance(groups, int) and groups < 0:
+            raise InvalidArgumentError(f"groups={groups} is negative")
+        return groups
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    listed = [p for group in groups for p in group]
+    if any(not isinstance(p, torch.Tensor) or p not in held for p in listed) or len(set(listed)) < len(listed):
+        raise InvalidArgumentError("groups= is a number, or lists of distinct parameters of the optimizer")
+    return [list(group) for group in groups]

@@ -10,11 +10,12 @@ A round. From one `synchronize()` to the next every bucket runs exactly once, pl
 2. `synchronize()` starts the buckets that are still waiting: what has no gradient on this rank contributes zeros.
    The last bucket, which holds the first layers and whose gradients come last anyway, always starts here. It carries
    notes: which buckets are stale, that is, whose gradients have changed since they started (a second backward, an
-   unscale or a clip before synchronize, zero_grad).
+   unscale or a clip before synchronize, zero_grad); and which gradients are sparse.
 3. A bucket that is stale on any rank runs again on all. So ranks stay in step whatever each of them did, and no
    gradient is ever half of one backward and half of another.
 4. Results are copied from the buckets into `.grad`. Before that the engine only reads gradients. A parameter without
-   a gradient on some ranks gets one; without a gradient on any rank it keeps None.
+   a gradient on some ranks gets one; without a gradient on any rank it keeps None. A gradient that is sparse on any
+   rank is gathered from all, outside its bucket.
 """
 
 from __future__ import annotations
@@ -26,10 +27,23 @@ import torch
 from .. import _core, arrays, runtime
 from ..errors import InvalidArgumentError, UnsupportedTypeError
 from ..handles import Handle
-from ..ops import Op, reduce_op, wire_dtype
+from ..process_sets import ProcessSet
+from ..submission import Op, reduce_op, wire_dtype
 from .compression import Compressor
+from .ops import sparse_allreduce_async
 
 __all__ = ["GradientReducer"]
+
+
+_Named = tuple[str, torch.nn.Parameter]
+
+
+def _by_dtype(parameters: list[_Named]) -> list[list[_Named]]:
+    """In the order of first appearance."""
+    parts: dict[torch.dtype, list[_Named]] = {}
+    for name, p in parameters:
+        parts.setdefault(p.dtype, []).append((name, p))
+    return list(parts.values())
 
 
 @dataclass(eq=False)
@@ -72,7 +86,9 @@ class GradientReducer:
         op: Average or Sum.
         prescale, postscale: factors on gradients before and after the reduction.
         passes: backward passes that make up a gradient.
-        sparse_as_dense: turn sparse gradients into dense ones, rather than refuse them.
+        sparse_as_dense: turn sparse gradients into dense ones, rather than gather them.
+        process_set: the ranks that take part.
+        groups: buckets of the caller's choice: how many, or which parameters share one.
     """
 
     def __init__(
@@ -85,6 +101,8 @@ class GradientReducer:
         postscale: float,
         passes: int,
         sparse_as_dense: bool,
+        process_set: ProcessSet,
+        groups: int | list[list[torch.nn.Parameter]] | None,
     ) -> None:
         self.label = label
         self.passes = passes
@@ -95,6 +113,8 @@ class GradientReducer:
         self._prescale = prescale
         self._postscale = postscale
         self._sparse_as_dense = sparse_as_dense
+        self._process_set = process_set
+        self._groups = groups
         self._plan: list[_Bucket] = []
         self._planned: list[torch.nn.Parameter] = []
         self._opened = False
@@ -116,26 +136,45 @@ class GradientReducer:
         self._slots = {}
         self._opened = False
         self._generation += 1
-        state = runtime.current()
-        if state.topology.size == 1:
+        if self._process_set.size() == 1:
             return  # gradients are what they are
-        limit = state.config.fusion_threshold
-        filled: dict[torch.dtype, tuple[_Bucket, int]] = {}
-        for name, parameter in reversed(parameters):
-            nbytes = parameter.numel() * parameter.element_size()
-            bucket, used = filled.get(parameter.dtype, (None, 0))
-            if bucket is None or (used > 0 and used + nbytes > limit):
-                bucket, used = _Bucket(), 0
-                self._plan.append(bucket)
-            filled[parameter.dtype] = (bucket, used + nbytes)
-            slot = _Slot(name, parameter, bucket, _dense_strides(parameter))
-            bucket.slots.append(slot)
-            self._slots[parameter] = slot
-            if parameter not in self._hooked:
-                self._hooked.add(parameter)
-                parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
-        for bucket in self._plan:
-            bucket.waiting = len(bucket.slots)
+        for members in self._deal(list(reversed(parameters))):
+            bucket = _Bucket(waiting=len(members))
+            self._plan.append(bucket)
+            for name, parameter in members:
+                slot = _Slot(name, parameter, bucket, _dense_strides(parameter))
+                bucket.slots.append(slot)
+                self._slots[parameter] = slot
+                if parameter not in self._hooked:
+                    self._hooked.add(parameter)
+                    parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
+
+    def _deal(self, parameters: list[_Named]) -> list[list[_Named]]:
+        """The members of each bucket."""
+        if isinstance(self._groups, int) and self._groups > 0:
+            size = -(-len(parameters) // self._groups)
+            parts = [parameters[first : first + size] for first in range(0, len(parameters), size)]
+            return [bucket for part in parts for bucket in _by_dtype(part)]
+        chosen: list[list[_Named]] = []
+        if isinstance(self._groups, list):
+            group_of = {p: number for number, group in enumerate(self._groups) for p in group}
+            parts = [[] for _ in self._groups]
+            for name, p in parameters:
+                if p in group_of:
+                    parts[group_of[p]].append((name, p))
+            chosen = [bucket for part in parts for bucket in _by_dtype(part)]
+            parameters = [(name, p) for name, p in parameters if p not in group_of]
+        limit = runtime.current().config.fusion_threshold
+        for part in _by_dtype(parameters):
+            used = limit
+            for name, p in part:
+                nbytes = p.numel() * p.element_size()
+                if used + nbytes > limit:
+                    chosen.append([])
+                    used = 0
+                chosen[-1].append((name, p))
+                used += nbytes
+        return chosen
 
     def _open(self) -> None:
         """Agree on the plan with the other ranks; raises MismatchError that names the first difference."""
@@ -147,38 +186,48 @@ class GradientReducer:
             for slot in bucket.slots
         )
         name = f"{self.label}.plan{self._generation}"
-        wire = wire_dtype(self._compression.wire, _core.DType.float32)
-        ticket = state.engine.submit(
+        group = self._process_set.group
+        if group is None:
+            raise InvalidArgumentError(f"{self.label}: rank {runtime.rank()} is not in {self._process_set}")
+        dtypes = [arrays.view(torch.empty(0, dtype=b.slots[0].parameter.dtype)).dtype for b in self._plan]
+        wires = [wire_dtype(self._compression.wire, dtype) for dtype in dtypes]
+        counts = [[slot.parameter.numel() for slot in bucket.slots] for bucket in self._plan]
+        notes = [0] * (len(self._plan) - 1) + [len(self._plan) + len(self._slots)]
+        # Dtype, wire and elements of each bucket, flags included.
+        extents = [
+            n
+            for dtype, wire, count, noted in zip(dtypes, wires, counts, notes, strict=True)
+            for n in (int(dtype.value), int(wire.value), sum(count) + len(count) + noted)
+        ]
+        op = reduce_op(self._op)
+        dtype = _core.DType.float32
+        descriptor = _core.Descriptor(
             _core.Kind.channel,
-            name,
-            (len(self._plan),),
-            _core.DType.float32,
-            wire,
-            reduce_op(self._op),
+            extents,
+            dtype,
+            wire_dtype(self._compression.wire, dtype),
+            op,
             self._prescale,
             self._postscale,
             0,
             "cpu",
             layout,
-            0,
-            0,
-            False,
-            True,
         )
+        ticket = state.engine.submit(group, name, descriptor, 0, 0, (), False, True)
         first: int = Handle(state.engine, ticket, None, lambda done: done.channel).wait()
         for number, bucket in enumerate(self._plan):
-            dtype = arrays.view(torch.empty(0, dtype=bucket.slots[0].parameter.dtype)).dtype
             bucket.core = _core.Bucket(
                 engine=state.engine,
+                group=group,
                 name=f"{name}.bucket{number}",
                 channel=first + number,
-                dtype=dtype,
-                wire=wire_dtype(self._compression.wire, dtype),
-                op=reduce_op(self._op),
+                dtype=dtypes[number],
+                wire=wires[number],
+                op=op,
                 prescale=self._prescale,
                 postscale=self._postscale,
-                counts=[slot.parameter.numel() for slot in bucket.slots],
-                notes=len(self._plan) if bucket is self._plan[-1] else 0,
+                counts=counts[number],
+                notes=notes[number],
             )
         self._opened = True
 
@@ -205,10 +254,7 @@ class GradientReducer:
             return None
         if grad.is_sparse:
             if not self._sparse_as_dense:
-                raise UnsupportedTypeError(
-                    f"{self.label}: the gradient of '{slot.name}' is sparse; pass sparse_as_dense=True to reduce it "
-                    f"as a dense tensor"
-                )
+                return None  # see _reduce_sparse()
             grad = slot.parameter.grad = grad.to_dense()
         if grad.device.type != "cpu":
             raise UnsupportedTypeError(
@@ -239,7 +285,7 @@ class GradientReducer:
 
     def _is_stale(self, bucket: _Bucket) -> bool:
         return any(
-            slot.parameter.grad is not grad or (grad is not None and grad._version != version)
+            self._gradient(slot) is not grad or (grad is not None and grad._version != version)
             for slot, (grad, version) in zip(bucket.slots, bucket.given, strict=True)
         )
 
@@ -252,8 +298,14 @@ class GradientReducer:
             if bucket.run is None:
                 self._start(bucket, [])
         last = self._plan[-1]
-        self._start(last, stale)
-        assert last.run is not None and last.core is not None
+        sparse = [
+            len(self._plan) + number
+            for number, slot in enumerate(self._slots.values())
+            if slot.parameter.grad is not None and slot.parameter.grad.is_sparse and not self._sparse_as_dense
+        ]
+        self._start(last, stale + sparse)
+        assert last.run is not None
+        assert last.core is not None
         last.run.wait()
         for number, bucket in enumerate(self._plan[:-1]):
             assert bucket.run is not None
@@ -271,6 +323,7 @@ class GradientReducer:
             with torch.no_grad():
                 for bucket in self._plan:
                     self._fetch(bucket)
+                self._reduce_sparse()
         finally:
             self._begin_round()
         self.synchronized = True
@@ -294,6 +347,34 @@ class GradientReducer:
         bucket.core.fetch(targets)
         for grad, copy in copies:
             grad.copy_(copy)
+
+    def _reduce_sparse(self) -> None:
+        """Gather the gradients that are sparse on any rank."""
+        if not self._plan:
+            return
+        core = self._plan[-1].core
+        assert core is not None
+        sums = []
+        for number, slot in enumerate(self._slots.values()):
+            if not core.noted(len(self._plan) + number):
+                continue
+            p = slot.parameter
+            grad = p.grad
+            if grad is None:
+                grad = torch.sparse_coo_tensor(
+                    torch.empty((1, 0), dtype=torch.int64),
+                    torch.empty((0, *p.shape[1:]), dtype=p.dtype),
+                    p.shape,
+                    check_invariants=True,
+                )
+            elif not grad.is_sparse:
+                grad = grad.to_sparse(1)
+            name = f"{self.label}.sparse.{slot.name}"
+            scaled = grad * self._prescale if self._prescale != 1.0 else grad
+            sums.append((p, sparse_allreduce_async(scaled, name, self._op, self._process_set)))
+        for p, finish in sums:
+            total = finish()
+            p.grad = total * self._postscale if self._postscale != 1.0 else total
 
     def _begin_round(self) -> None:
         for bucket in self._plan:

@@ -1,0 +1,182 @@
+"""Process sets: groups of ranks with collectives of their own, which do not wait for other groups'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import runtime
+from .errors import InvalidArgumentError, MismatchError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+__all__ = ["ProcessSet", "add_process_set", "global_process_set", "remove_process_set"]
+
+
+class ProcessSet:
+    """Some of the ranks.
+
+    Args:
+        ranks_or_comm: ranks of the runtime in any order (a set keeps them in increasing order), or an mpi4py
+            communicator whose group they are. All ranks make equal sets.
+
+    A set works once it is registered, by `init(process_sets=[...])` or `add_process_set`.
+    """
+
+    process_set_id: int | None = None
+    """The set's number, equal on all ranks; None while it is not registered."""
+
+    def __init__(self, ranks_or_comm: Sequence[int] | MPI.Comm) -> None:
+        self._given = ranks_or_comm
+        self._ranks: list[int] | None = None
+        self._group: int | None = None
+        self._comm: Any = None
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks of the set, increasing."""
+        if self._ranks is None:
+            self._resolve()
+        assert self._ranks is not None
+        return self._ranks
+
+    @property
+    def group(self) -> int | None:
+        """The engine's number for the set; None on ranks that are not in it. For this package's modules."""
+        if self.process_set_id is None:
+            if self is global_process_set:
+                runtime.current()  # raises what is wrong: not initialised, or forked
+            raise InvalidArgumentError(f"{self} is not registered: call add_process_set() on all ranks first")
+        return self._group
+
+    @property
+    def mpi_comm(self) -> Any:
+        """The set's mpi4py communicator; None on ranks that are not in it, or before registration."""
+        return self._comm
+
+    def size(self) -> int:
+        """How many ranks the set has."""
+        return len(self.ranks)
+
+    def rank(self) -> int:
+        """This rank's number within the set; -1 if it is not in it."""
+        me = runtime.rank()
+        return self.ranks.index(me) if me in self.ranks else -1
+
+    def included(self) -> bool:
+        """Whether this rank is in the set."""
+        return runtime.rank() in self.ranks
+
+    def __repr__(self) -> str:
+        name = "global process set" if self is global_process_set else "process set"
+        shown = "" if self._ranks is None else f" {self._ranks}"
+        return name + shown
+
+    def _resolve(self) -> None:
+        """The ranks behind what was given."""
+        size = runtime.size()
+        if isinstance(self._given, Sequence):
+            ranks = sorted(int(rank) for rank in self._given)
+        else:
+            from mpi4py import MPI
+
+            mine = self._given.Get_group()
+            everyone = runtime.current().comm.Get_group()
+            ranks = sorted(MPI.Group.Translate_ranks(mine, list(range(mine.Get_size())), everyone))
+        if not ranks or len(set(ranks)) < len(ranks) or not all(0 <= rank < size for rank in ranks):
+            raise InvalidArgumentError(f"a process set takes distinct ranks from 0 to {size - 1}, not {ranks}")
+        self._ranks = ranks
+
+    def _release(self) -> None:
+        self.process_set_id = None
+        self._ranks = self._group = self._comm = None
+
+
+global_process_set = ProcessSet([])
+_registered: dict[int, ProcessSet] = {}
+
+
+def register_global() -> None:
+    """Called by init(): the global set holds all ranks."""
+    _registered.clear()
+    global_process_set.process_set_id = 0
+    global_process_set._ranks = list(range(runtime.size()))
+    global_process_set._group = 0
+    global_process_set._comm = runtime.current().comm
+    _registered[0] = global_process_set
+
+
+def free_communicators() -> None:
+    """Called by shutdown() when it was an orderly one: freeing is collective."""
+    for process_set in _registered.values():
+        if process_set is not global_process_set and process_set._comm is not None:
+            process_set._comm.Free()
+
+
+def forget_all() -> None:
+    """Called by shutdown()."""
+    for process_set in _registered.values():
+        process_set._release()
+    _registered.clear()
+
+
+def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
+    """Register a process set; collective over all ranks, also those that are not in it.
+
+    Returns:
+        The set, now usable.
+
+    Raises:
+        MismatchError: on every rank, when ranks gave different sets.
+        InvalidArgumentError: a set of these ranks is registered, or the ranks are not valid.
+    """
+    from .objects import allgather_object
+
+    state = runtime.current()
+    wanted = process_set if isinstance(process_set, ProcessSet) else ProcessSet(process_set)
+    try:
+        ranks: list[int] | str = wanted.ranks
+    except InvalidArgumentError as error:
+        ranks = str(error)  # told to the others, who would wait otherwise
+    everyone = allgather_object(ranks)
+    if isinstance(ranks, str):
+        raise InvalidArgumentError(ranks)
+    for rank, theirs in enumerate(everyone):
+        if theirs != ranks:
+            raise MismatchError(
+                f"add_process_set: rank {runtime.rank()} gave the ranks {ranks}, rank {rank} gave {theirs}"
+            )
+    if any(ranks == known.ranks for known in _registered.values()):
+        raise InvalidArgumentError(f"a process set of the ranks {ranks} is registered already")
+    if runtime.rank() in ranks:
+        comm = state.comm.Create_group(state.comm.Get_group().Incl(ranks))
+        from mpi4py import MPI
+
+        wanted._comm = comm
+        wanted._group = state.engine.add_group(MPI._handleof(comm))
+    wanted.process_set_id = state.next_process_set_id()
+    _registered[wanted.process_set_id] = wanted
+    return wanted
+
+
+def remove_process_set(process_set: ProcessSet) -> bool:
+    """Unregister a set; collective over all ranks. Operations in flight on it raise ShutdownError.
+
+    Returns:
+        False if it was not registered (nothing happens then), else True.
+    """
+    from .ops import barrier
+
+    if process_set is global_process_set:
+        raise InvalidArgumentError("the global process set cannot be removed")
+    state = runtime.current()
+    if process_set.process_set_id is None or process_set.process_set_id not in _registered:
+        return False
+    if process_set._group is not None:
+        state.engine.remove_group(process_set._group)
+        process_set._comm.Free()
+    del _registered[process_set.process_set_id]
+    process_set._release()
+    barrier()
+    return True

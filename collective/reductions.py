@@ -1,0 +1,369 @@
+"""Operations that reduce: allreduce, reducescatter, reduce."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from . import arrays
+from ._core import Kind
+from .arrays import View
+from .errors import InvalidArgumentError
+from .handles import Handle, Handles
+from .process_sets import ProcessSet, global_process_set
+from .submission import Average, Call, Compression, Op, wire_dtype
+
+__all__ = [
+    "allreduce",
+    "allreduce_",
+    "allreduce_async",
+    "allreduce_async_",
+    "grouped_allreduce",
+    "grouped_allreduce_",
+    "grouped_allreduce_async",
+    "grouped_allreduce_async_",
+    "grouped_reducescatter",
+    "grouped_reducescatter_async",
+    "reduce",
+    "reduce_async",
+    "reducescatter",
+    "reducescatter_async",
+]
+
+ArrayT = TypeVar("ArrayT")
+
+
+def _start(
+    call: Call,
+    source: View,
+    target: View,
+    op: Any,
+    prescale_factor: float,
+    postscale_factor: float,
+    compression: str | None,
+    root: int = 0,
+) -> Handle[Any]:
+    prescale, postscale = float(prescale_factor), float(postscale_factor)
+    ticket = call.submit(
+        source,
+        source,
+        target,
+        op=call.op_for(op, source.dtype, prescale, postscale),
+        wire=wire_dtype(compression, source.dtype),
+        prescale=prescale,
+        postscale=postscale,
+        root=root,
+    )
+    return call.handle(ticket, (source.array, target.array), lambda _: target.array)
+
+
+def _allreduce(
+    x: Any,
+    in_place: bool,
+    op: Any,
+    name: str | None,
+    prescale_factor: float,
+    postscale_factor: float,
+    compression: str | None,
+    process_set: ProcessSet,
+    caller_waits: bool,
+) -> Handle[Any]:
+    call = Call(Kind.allreduce, name, process_set, caller_waits)
+    if in_place:
+        source = target = call.in_place(x)
+    else:
+        source = arrays.contiguous(arrays.view(x))
+        target = arrays.empty_like(source)
+    return _start(call, source, target, op, prescale_factor, postscale_factor, compression)
+
+
+def allreduce(
+    x: ArrayT,
+    op: Op = Average,
+    *,
+    name: str | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    compression: Compression | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> ArrayT:
+    """Reduce an array over all ranks, element by element; every rank gets the result, bit for bit the same.
+
+    Args:
+        x: array of any shape. Shape, dtype and the arguments below are the same on all ranks.
+        op: Average, Sum, Min, Max, Product or Adasum. Integer averages are truncated toward zero; bool Sum is a
+            logical or; Min and Max propagate NaN; Adasum (arXiv 2006.02924) is for floating-point types.
+        name: meets the operations of the same name on the other ranks.
+        prescale_factor: multiplies the input before the reduction.
+        postscale_factor: multiplies the result.
+        compression: "fp16" or "bf16": the type in which float32 and float64 travel; sums are rounded to it at every
+            rank. Other dtypes travel as they are.
+        process_set: the ranks that take part.
+
+    Returns:
+        A new array like `x`.
+
+    Raises:
+        MismatchError: on every rank, when ranks disagree on what must be the same.
+        UnsupportedTypeError, InvalidArgumentError, DuplicateNameError: on this rank, before anything is sent.
+        CollectiveTimeoutError, ShutdownError: a rank did not come.
+    """
+    result: ArrayT = _allreduce(
+        x, False, op, name, prescale_factor, postscale_factor, compression, process_set, True
+    ).wait()
+    return result
+
+
+def allreduce_(
+    x: ArrayT,
+    op: Op = Average,
+    *,
+    name: str | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    compression: Compression | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> ArrayT:
+    """Like `allreduce`, in place: `x` is contiguous, holds the result afterwards, and is returned."""
+    result: ArrayT = _allreduce(
+        x, True, op, name, prescale_factor, postscale_factor, compression, process_set, True
+    ).wait()
+    return result
+
+
+def allreduce_async(
+    x: ArrayT,
+    op: Op = Average,
+    *,
+    name: str | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    compression: Compression | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[ArrayT]:
+    """Like `allreduce`, without waiting; `x` must not change until the handle is finished."""
+    return _allreduce(x, False, op, name, prescale_factor, postscale_factor, compression, process_set, False)
+
+
+def allreduce_async_(
+    x: ArrayT,
+    op: Op = Average,
+    *,
+    name: str | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    compression: Compression | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[ArrayT]:
+    """Like `allreduce_`, without waiting; `x` must not be used until the handle is finished."""
+    return _allreduce(x, True, op, name, prescale_factor, postscale_factor, compression, process_set, False)
+
+
+def _names(name: str | None, count: int) -> list[str | None]:
+    """Names of a group's members."""
+    return [None if name is None else f"{name}.{number}" for number in range(count)]
+
+
+def grouped_allreduce_async(
+    xs: Sequence[ArrayT],
+    op: Op = Average,
+    *,
+    name: str | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    compression: Compression | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Handles[ArrayT]:
+    """Like `allreduce_async` of several arrays; the handle's result is their list."""
+    return Handles(
+        [
+            _allreduce(x, False, op, n, prescale_factor, postscale_factor, compression, process_set, False)
+            for x, n in zip(xs, _names(name, len(xs)), strict=True)
+        ]
+    )
+
+
+def grouped_allreduce_async_(
+    xs: Sequence[ArrayT],
+    op: Op = Average,
+    *,
+    name: str | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    compression: Compression | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Handles[ArrayT]:
+    """Like `grouped_allreduce_async`, in place."""
+    return Handles(
+        [
+            _allreduce(x, True, op, n, prescale_factor, postscale_factor, compression, process_set, False)
+            for x, n in zip(xs, _names(name, len(xs)), strict=True)
+        ]
+    )
+
+
+def grouped_allreduce(xs: Sequence[ArrayT], op: Op = Average, **options: Any) -> list[ArrayT]:
+    """Reduce several arrays as one operation; arguments as for `grouped_allreduce_async`."""
+    return grouped_allreduce_async(xs, op, **options).wait()
+
+
+def grouped_allreduce_(xs: Sequence[ArrayT], op: Op = Average, **options: Any) -> list[ArrayT]:
+    """Like `grouped_allreduce`, in place."""
+    return grouped_allreduce_async_(xs, op, **options).wait()
+
+
+def _reducescatter(
+    x: Any,
+    op: Any,
+    name: str | None,
+    prescale_factor: float,
+    postscale_factor: float,
+    compression: str | None,
+    process_set: ProcessSet,
+    caller_waits: bool,
+) -> Handle[Any]:
+    call = Call(Kind.reducescatter, name, process_set, caller_waits)
+    source = arrays.contiguous(arrays.view(x))
+    if not source.shape:
+        raise InvalidArgumentError(f"{call.where}: a scalar has no first dimension to scatter")
+    if op == Op.Adasum:
+        raise InvalidArgumentError(f"{call.where}: Adasum needs whole tensors, so it is not defined here")
+    ranks, me = process_set.size(), process_set.rank()
+    rows = source.shape[0] // ranks + (me < source.shape[0] % ranks)
+    target = arrays.empty_like(source, (rows, *source.shape[1:]))
+    return _start(call, source, target, op, prescale_factor, postscale_factor, compression)
+
+
+def reducescatter(
+    x: ArrayT,
+    op: Op = Average,
+    *,
+    name: str | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    compression: Compression | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> ArrayT:
+    """Reduce an array over all ranks and leave each its rows.
+
+    Args:
+        x: array of at least one dimension, of one shape on all ranks. Its rows are dealt out in order, the first
+            `rows % size` ranks get one more than the others. The other arguments are as for `allreduce`.
+
+    Returns:
+        A new array with this rank's rows of the result. Raises like `allreduce`.
+    """
+    result: ArrayT = _reducescatter(
+        x, op, name, prescale_factor, postscale_factor, compression, process_set, True
+    ).wait()
+    return result
+
+
+def reducescatter_async(
+    x: ArrayT,
+    op: Op = Average,
+    *,
+    name: str | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    compression: Compression | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[ArrayT]:
+    """Like `reducescatter`, without waiting; `x` must not change until the handle is finished."""
+    return _reducescatter(x, op, name, prescale_factor, postscale_factor, compression, process_set, False)
+
+
+def grouped_reducescatter_async(
+    xs: Sequence[ArrayT],
+    op: Op = Average,
+    *,
+    name: str | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    compression: Compression | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Handles[ArrayT]:
+    """Like `reducescatter_async` of several arrays; the handle's result is their list."""
+    return Handles(
+        [
+            _reducescatter(x, op, n, prescale_factor, postscale_factor, compression, process_set, False)
+            for x, n in zip(xs, _names(name, len(xs)), strict=True)
+        ]
+    )
+
+
+def grouped_reducescatter(xs: Sequence[ArrayT], op: Op = Average, **options: Any) -> list[ArrayT]:
+    """Several `reducescatter`; arguments as for `grouped_reducescatter_async`."""
+    return grouped_reducescatter_async(xs, op, **options).wait()
+
+
+def reduce_async(
+    x: ArrayT,
+    root_rank: int = 0,
+    op: Op = Average,
+    *,
+    name: str | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    compression: Compression | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[ArrayT | None]:
+    """Like `reduce`, without waiting; `x` must not change until the handle is finished."""
+    return _reduce(x, root_rank, op, name, prescale_factor, postscale_factor, compression, process_set, False)
+
+
+def _reduce(
+    x: Any,
+    root_rank: int,
+    op: Any,
+    name: str | None,
+    prescale_factor: float,
+    postscale_factor: float,
+    compression: str | None,
+    process_set: ProcessSet,
+    caller_waits: bool,
+) -> Handle[Any]:
+    call = Call(Kind.reduce, name, process_set, caller_waits)
+    if op == Op.Adasum:
+        raise InvalidArgumentError(f"{call.where}: Adasum is defined for allreduce only")
+    root = call.root(root_rank)
+    source = arrays.contiguous(arrays.view(x))
+    is_root = process_set.rank() == root
+    target = arrays.empty_like(source) if is_root else source
+    prescale, postscale = float(prescale_factor), float(postscale_factor)
+    ticket = call.submit(
+        source,
+        source,
+        target if is_root else None,
+        op=call.op_for(op, source.dtype, prescale, postscale),
+        wire=wire_dtype(compression, source.dtype),
+        prescale=prescale,
+        postscale=postscale,
+        root=root,
+    )
+    return call.handle(ticket, (source.array, target.array), lambda _: target.array if is_root else None)
+
+
+def reduce(
+    x: ArrayT,
+    root_rank: int = 0,
+    op: Op = Average,
+    *,
+    name: str | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    compression: Compression | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> ArrayT | None:
+    """Like `allreduce`, but only one rank gets the result.
+
+    Args:
+        root_rank: that rank, counted over all ranks. The other arguments are as for `allreduce`.
+
+    Returns:
+        A new array like `x` on the root, None elsewhere. Raises like `allreduce`.
+    """
+    result: ArrayT | None = _reduce(
+        x, root_rank, op, name, prescale_factor, postscale_factor, compression, process_set, True
+    ).wait()
+    return result

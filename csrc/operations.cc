@@ -1,0 +1,163 @@
+#include "operations.h"
+
+#include <cstring>
+
+#include "alltoall.h"
+#include "broadcast.h"
+#include "exchange.h"
+#include "reduce_scatter.h"
+#include "ring.h"
+
+namespace collective {
+namespace {
+
+struct Place {
+  const Comm& comm;
+  BufferPool& pool;
+  int tag;
+};
+
+using Made = std::unique_ptr<Operation>;
+
+size_t row_elements(const Descriptor& d) {
+  size_t count = 1;
+  for (size_t i = 1; i < d.shape.size(); ++i) count *= static_cast<size_t>(d.shape[i]);
+  return count;
+}
+
+AllreduceSpec spec_of(const Descriptor& d) { return {d.dtype, d.wire, d.op, d.prescale, d.postscale}; }
+
+// Byte offsets of the ranks' rows in their concatenation.
+std::vector<size_t> row_offsets(const std::vector<int64_t>& rows, size_t row_bytes) {
+  std::vector<size_t> offsets{0};
+  for (const int64_t count : rows) offsets.push_back(offsets.back() + static_cast<size_t>(count) * row_bytes);
+  return offsets;
+}
+
+void copy(std::byte* target, const void* source, size_t nbytes) {
+  if (nbytes > 0) std::memcpy(target, source, nbytes);
+}
+
+Made make_allreduce(const Place& place, const std::vector<Task>& bucket) {
+  std::vector<Slot> slots;
+  for (const Task& task : bucket) {
+    slots.push_back(task.data);
+    slots.back().count = task.descriptor->count();
+  }
+  return std::make_unique<Allreduce>(place.comm, place.pool, place.tag, spec_of(*bucket[0].descriptor),
+                                     std::move(slots));
+}
+
+Made make_broadcast(const Place& place, const Task& task) {
+  const size_t nbytes = task.descriptor->count() * size_of(task.descriptor->dtype);
+  void* data = task.data.out;
+  if (data == nullptr && nbytes > 0) {
+    task.ticket->output = Buffer(nbytes);  // of a rank that has joined: passed on, then dropped
+    data = task.ticket->output.data();
+  }
+  return std::make_unique<Broadcast>(place.comm, place.tag, task.descriptor->root, data, nbytes);
+}
+
+Made make_allgather(const Place& place, const Task& task) {
+  Ticket& ticket = *task.ticket;
+  std::vector<size_t> offsets = row_offsets(*task.rows, row_elements(*task.descriptor) * size_of(task.descriptor->dtype));
+  const auto me = static_cast<size_t>(place.comm.rank());
+  ticket.rows = *task.rows;
+  ticket.output = Buffer(offsets.back());
+  copy(ticket.output.data() + offsets[me], task.data.in, offsets[me + 1] - offsets[me]);
+  if (place.comm.size() == 1) return nullptr;
+  return std::make_unique<Ring>(place.comm, place.pool, place.tag, Ring::Phases::kAllgather, ticket.output.data(),
+                                ticket.output.data(), std::move(offsets), Arithmetic{DType::kUInt8, ReduceOp::kSum});
+}
+
+Made make_alltoall(const Place& place, const Task& task) {
+  const size_t row_bytes = row_elements(*task.descriptor) * size_of(task.descriptor->dtype);
+  std::vector<int64_t> splits = *task.splits;
+  splits.resize(static_cast<size_t>(place.comm.size()));  // none, of a rank that has joined
+  return std::make_unique<Alltoall>(place.comm, place.tag, task.data.in, std::move(splits), row_bytes,
+                                    [ticket = task.ticket, row_bytes](const std::vector<int64_t>& received) {
+                                      ticket->rows = received;
+                                      ticket->output = Buffer(row_offsets(received, row_bytes).back());
+                                      return ticket->output.data();
+                                    });
+}
+
+Made make_reduce_scatter(const Place& place, const Task& task) {
+  const Descriptor& d = *task.descriptor;
+  return std::make_unique<ReduceScatter>(
+      place.comm, place.pool, place.tag, spec_of(d),
+      even_offsets(static_cast<size_t>(d.shape[0]), row_elements(d), place.comm.size()), task.data.in, task.data.out);
+}
+
+Made make_gather(const Place& place, const Task& task) {
+  const Descriptor& d = *task.descriptor;
+  Ticket& ticket = *task.ticket;
+  const std::vector<size_t> offsets = row_offsets(*task.rows, row_elements(d) * size_of(d.dtype));
+  const auto nbytes = [&](int rank) {
+    return offsets[static_cast<size_t>(rank) + 1] - offsets[static_cast<size_t>(rank)];
+  };
+  const int me = place.comm.rank();
+  std::vector<Exchange::Send> sends;
+  std::vector<Exchange::Receive> receives;
+  ticket.rows = *task.rows;
+  if (me == d.root) {
+    ticket.output = Buffer(offsets.back());
+    copy(ticket.output.data() + offsets[static_cast<size_t>(me)], task.data.in, nbytes(me));
+    for (int peer = 0; peer < place.comm.size(); ++peer)
+      if (peer != me) receives.push_back({peer, ticket.output.data() + offsets[static_cast<size_t>(peer)], nbytes(peer)});
+  } else {
+    sends.push_back({d.root, task.data.in, nbytes(me)});
+  }
+  return std::make_unique<Exchange>(place.comm, place.tag, sends, receives);
+}
+
+Made make_scatter(const Place& place, const Task& task) {
+  const Descriptor& d = *task.descriptor;
+  Ticket& ticket = *task.ticket;
+  const int p = place.comm.size();
+  const int me = place.comm.rank();
+  const auto root_rows = static_cast<size_t>((*task.rows)[static_cast<size_t>(d.root)]);
+  const std::vector<size_t> offsets = even_offsets(root_rows, row_elements(d) * size_of(d.dtype), p);
+  const std::vector<size_t> parts = even_offsets(root_rows, 1, p);
+  const auto nbytes = [&](int rank) {
+    return offsets[static_cast<size_t>(rank) + 1] - offsets[static_cast<size_t>(rank)];
+  };
+  ticket.rows = {static_cast<int64_t>(parts[static_cast<size_t>(me) + 1] - parts[static_cast<size_t>(me)])};
+  ticket.output = Buffer(nbytes(me));
+  std::vector<Exchange::Send> sends;
+  std::vector<Exchange::Receive> receives;
+  if (me == d.root) {
+    const auto* in = static_cast<const std::byte*>(task.data.in);
+    copy(ticket.output.data(), in + offsets[static_cast<size_t>(me)], nbytes(me));
+    for (int peer = 0; peer < p; ++peer)
+      if (peer != me) sends.push_back({peer, in + offsets[static_cast<size_t>(peer)], nbytes(peer)});
+  } else {
+    receives.push_back({d.root, ticket.output.data(), nbytes(me)});
+  }
+  return std::make_unique<Exchange>(place.comm, place.tag, sends, receives);
+}
+
+}  // namespace
+
+std::unique_ptr<Operation> make_operation(const Comm& comm, BufferPool& pool, int tag,
+                                          const std::vector<Task>& bucket) {
+  const Place place{comm, pool, tag};
+  const Task& task = bucket[0];
+  switch (task.descriptor->kind) {
+    case Kind::kAllreduce: return make_allreduce(place, bucket);
+    case Kind::kBroadcast: return make_broadcast(place, task);
+    case Kind::kAllgather: return make_allgather(place, task);
+    case Kind::kAlltoall: return make_alltoall(place, task);
+    case Kind::kReduceScatter: return make_reduce_scatter(place, task);
+    case Kind::kReduce:
+      return ReduceScatter::to_root(comm, pool, tag, spec_of(*task.descriptor), task.descriptor->count(),
+                                    task.descriptor->root, task.data.in, task.data.out);
+    case Kind::kGather: return make_gather(place, task);
+    case Kind::kScatter: return make_scatter(place, task);
+    case Kind::kBarrier:  // the agreement was all there is to it
+    case Kind::kChannel: return nullptr;
+  }
+  return nullptr;
+}
+
+}  // namespace collective
