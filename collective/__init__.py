@@ -4,6 +4,14 @@
 either never initialises MPI: `init()` does.
 """
 
+try:
+    from . import _core as _core
+except ImportError as error:
+    raise ImportError(
+        f"the compiled engine cannot be loaded: {error}. In a checkout, run `make setup`; if it names an MPI library, "
+        f"load the MPI that this package was installed with (module load)."
+    ) from error
+
 from .errors import (
     CollectiveError,
     CollectiveTimeoutError,

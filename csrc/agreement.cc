@@ -36,7 +36,8 @@ void Agreement::submit(const std::string& name, const Descriptor& descriptor, in
     requests_.put_text(name);
     requests_.put_text(encoded);
     requests_.put(rows);
-    requests_.put(recurring);
+    // An id stands for the descriptor alone: rows that differ must be told every time.
+    requests_.put(recurring && !rows_differ(descriptor.kind));
   }
   mine_.insert_or_assign(name, std::move(encoded));
 }

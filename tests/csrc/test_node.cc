@@ -1,0 +1,441 @@
+// The all-reduces inside a node (csrc/allreduce_node, csrc/allreduce_bucket_node) and their shared memory, without Python.
+//
+//   mpicxx -std=c++20 -O2 -pthread -Icsrc tests/csrc/test_node.cc csrc/{shared_memory,slots,allreduce_node,allreduce_bucket_node}.cc
+//       csrc/{comm,allreduce,allreduce_doubling,ring}.cc csrc/reduce*.cc -o test_node
+//   for n in 1 2 3 4 7; do mpirun -n $n --oversubscribe ./test_node [seed] || break; done
+//
+// With -fsanitize=thread, the ranks as threads of one process over one block of memory, for the counters' protocol:
+//
+//   ./test_node threads 4 [seed]
+//
+// Every result is compared, bit by bit, with that of the plain reduction of all ranks' data in one piece.
+#include <mpi.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <barrier>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "allreduce_bucket_node.h"
+#include "allreduce_node.h"
+#include "identity.h"
+
+using namespace collective;
+
+namespace {
+
+using Bytes = std::vector<std::byte>;
+using Random = std::mt19937;
+
+// A rank's view of the test: processes and threads differ in these only.
+struct World {
+  int rank, size;
+  std::function<SharedMemory(size_t nbytes)> memory;  // collective
+  std::function<void()> barrier;
+  unsigned seed;
+  bool is_threads;
+};
+
+[[noreturn]] void fail(const World& world, const std::string& text) {
+  std::fprintf(stderr, "rank %d of %d: %s\n", world.rank, world.size, text.c_str());
+  std::fflush(stderr);
+  std::_Exit(1);
+}
+
+// Differs by rank, index and operation. Small whole numbers and halves: a product of few stays finite, and a sum rounds
+// in float16, so that another order of summation would be seen.
+Bytes input(DType dtype, size_t count, int rank, unsigned salt) {
+  Bytes bytes(count * size_of(dtype));
+  uint32_t state = salt * 2654435761U + static_cast<uint32_t>(rank) * 40503U + 12345U;
+  std::vector<double> values(count);
+  for (double& value : values) {
+    state = state * 1664525U + 1013904223U;
+    value = static_cast<double>(static_cast<int32_t>(state >> 20) - 2048) / 3.0;
+  }
+  const auto whole = [&](auto zero) {
+    for (size_t i = 0; i < count; ++i) {
+      const auto value = static_cast<decltype(zero)>(static_cast<int64_t>(values[i]));
+      std::memcpy(bytes.data() + i * sizeof value, &value, sizeof value);
+    }
+  };
+  switch (dtype) {
+    case DType::kUInt8: whole(uint8_t{}); break;
+    case DType::kInt8: whole(int8_t{}); break;
+    case DType::kBool: for (size_t i = 0; i < count; ++i) bytes[i] = std::byte(values[i] < 0 ? 0 : i % 7); break;
+    case DType::kUInt16: whole(uint16_t{}); break;
+    case DType::kInt16: whole(int16_t{}); break;
+    case DType::kInt32: whole(int32_t{}); break;
+    case DType::kInt64: whole(int64_t{}); break;
+    case DType::kFloat16:
+    case DType::kBFloat16:
+    case DType::kFloat32:
+    case DType::kFloat64: convert(dtype, bytes.data(), DType::kFloat64, values.data(), count); break;
+    case DType::kComplex64:
+    case DType::kComplex128: {
+      const DType part = dtype == DType::kComplex64 ? DType::kFloat32 : DType::kFloat64;
+      convert(part, bytes.data(), DType::kFloat64, values.data(), count);
+      convert(part, bytes.data() + count * size_of(part), DType::kFloat64, values.data(), count);
+      break;
+    }
+  }
+  return bytes;
+}
+
+// One all-reduce: its slots (each with its own memory), and what must come out.
+struct Case {
+  AllreduceSpec spec;
+  std::vector<size_t> counts;
+  bool in_place = false;
+  unsigned salt = 0;
+  bool may_be_null = false;
+
+  std::vector<Bytes> ins{}, outs{};
+  std::vector<Slot> slots{};
+
+  bool null_in(size_t i, int rank) const { return may_be_null && (salt + i * 5 + static_cast<size_t>(rank) * 3) % 4 == 0; }
+  bool null_out(size_t i) const { return may_be_null && (salt + i) % 3 == 0; }
+  Bytes slot_input(size_t i, int rank) const {
+    return input(spec.dtype, counts[i], rank, salt + static_cast<unsigned>(i) * 977U);
+  }
+
+  void prepare(const World& world) {
+    for (size_t i = 0; i < counts.size(); ++i) {
+      ins.push_back(slot_input(i, world.rank));
+      outs.push_back(in_place ? Bytes{} : Bytes(ins[i].size(), std::byte{0xA5}));
+    }
+    for (size_t i = 0; i < counts.size(); ++i) {
+      std::byte* out = in_place ? ins[i].data() : outs[i].data();
+      slots.push_back({null_in(i, world.rank) ? nullptr : ins[i].data(), null_out(i) ? nullptr : out, counts[i]});
+    }
+  }
+
+  // Slot i's result in the wire's type.
+  Bytes expected(size_t i, int size) const {
+    const Scaling scaling = scaling_of(spec, size);
+    std::vector<Bytes> packed;
+    std::vector<const void*> sources;
+    for (int rank = 0; rank < size; ++rank) {
+      packed.emplace_back(counts[i] * size_of(spec.wire));
+      if (null_in(i, rank))
+        fill_identity(spec.wire, spec.op, packed.back().data(), counts[i]);
+      else
+        convert(spec.wire, packed.back().data(), spec.dtype, slot_input(i, rank).data(), counts[i], scaling.before);
+    }
+    for (const Bytes& bytes : packed) sources.push_back(bytes.data());
+    Bytes result(packed[0].size());
+    reduce_ranks(scaling.arithmetic, result.data(), sources.data(), size, counts[i]);
+    return result;
+  }
+
+  void check(const World& world) const {
+    for (size_t i = 0; i < counts.size(); ++i) {
+      const Bytes& target = in_place ? ins[i] : outs[i];
+      Bytes wanted = in_place ? slot_input(i, world.rank) : Bytes(target.size(), std::byte{0xA5});
+      if (!null_out(i)) convert(spec.dtype, wanted.data(), spec.wire, expected(i, world.size).data(), counts[i]);
+      compare(world, target.data(), wanted, i);
+    }
+  }
+
+  void compare(const World& world, const std::byte* got, const Bytes& wanted, size_t i) const {
+    if (wanted.empty() || std::memcmp(got, wanted.data(), wanted.size()) == 0) return;
+    size_t at = 0;
+    while (got[at] == wanted[at]) ++at;
+    fail(world, std::string("wrong result: ") + name_of(spec.op) + " of " + name_of(spec.dtype) + " as " +
+                    name_of(spec.wire) + ", slot " + std::to_string(i) + " of " + std::to_string(counts.size()) + " with " +
+                    std::to_string(counts[i]) + " elements, salt " + std::to_string(salt) +
+                    (in_place ? ", in place" : "") + ": differs at byte " + std::to_string(at));
+  }
+};
+
+void finish(const World& world, Operation& operation) {
+  const auto start = std::chrono::steady_clock::now();
+  for (;;) {
+    const Step step = operation.step();
+    if (step == Step::kDone) return;
+    if (step == Step::kMoved) continue;
+    std::this_thread::yield();
+    if (std::chrono::steady_clock::now() - start > std::chrono::seconds(60)) fail(world, "hangs: " + operation.describe());
+  }
+}
+
+std::vector<AllreduceSpec> all_specs() {
+  std::vector<AllreduceSpec> specs;
+  for (int d = 0; d < kDTypeCount; ++d)
+    for (ReduceOp op : {ReduceOp::kAverage, ReduceOp::kSum, ReduceOp::kMin, ReduceOp::kMax, ReduceOp::kProduct}) {
+      const auto dtype = static_cast<DType>(d);
+      const bool is_complex = dtype == DType::kComplex64 || dtype == DType::kComplex128;
+      if (is_complex && (op == ReduceOp::kMin || op == ReduceOp::kMax)) continue;
+      if (dtype == DType::kBool && op == ReduceOp::kAverage) continue;
+      specs.push_back({dtype, dtype, op});
+      if (dtype == DType::kFloat32 || dtype == DType::kFloat64)
+        for (DType wire : {DType::kFloat16, DType::kBFloat16}) specs.push_back({dtype, wire, op});
+      if (dtype == DType::kFloat32 || dtype == DType::kInt32) specs.push_back({dtype, dtype, op, 0.5, 3.0});
+    }
+  return specs;
+}
+
+// The protocol does not depend on them, and the thread sanitizer takes its time.
+std::vector<AllreduceSpec> specs_of(const World& world) {
+  if (!world.is_threads) return all_specs();
+  return {{DType::kFloat32, DType::kFloat32, ReduceOp::kAverage},
+          {DType::kFloat32, DType::kFloat16, ReduceOp::kSum, 0.5, 3.0},
+          {DType::kInt16, DType::kInt16, ReduceOp::kAverage}};
+}
+
+// Around the limits of slices, blocks, short messages, chunks, tiles, and of the staging areas.
+std::vector<size_t> all_counts(const World& world, size_t element_size, bool large) {
+  const auto p = static_cast<size_t>(world.size);
+  std::vector<size_t> counts{0, 1, p - 1, p, p + 1, 128 / element_size * p + 1, 1000};
+  std::vector<size_t> edges{16 << 10, (256 << 10) / (p > 1 ? p - 1 : 1), 256 << 10};
+  if (large) edges.insert(edges.end(), {512 << 10, 3 * (256 << 10), 1 << 20, 5'000'000});
+  for (const size_t edge : edges)
+    for (int off : {-1, 0, 1}) counts.push_back(edge / element_size + static_cast<size_t>(off));
+  return counts;
+}
+
+// Every dtype x op x count, in place and not, through one lane and through a bucket.
+void test_matrix(const World& world) {
+  SharedMemory memory = world.memory(Lane::nbytes());
+  Lane lane(memory, 0);
+  unsigned salt = world.seed;
+  for (const AllreduceSpec& spec : specs_of(world)) {
+    const bool large = spec.op == ReduceOp::kAverage && spec.wire != DType::kFloat64 && !world.is_threads;
+    for (const size_t count : all_counts(world, size_of(spec.wire), large)) {
+      Case test{spec, {count}};
+      test.salt = ++salt;
+      test.in_place = salt % 2 == 0;
+      test.prepare(world);
+      AllreduceNode operation(lane, spec, test.slots);
+      finish(world, operation);
+      test.check(world);
+    }
+  }
+}
+
+std::vector<size_t> odd_counts(Random& random) {
+  std::vector<size_t> counts(1 + random() % 40);
+  for (size_t& count : counts) count = random() % 5 == 0 ? 0 : random() % (random() % 4 == 0 ? 100'000 : 700);
+  return counts;
+}
+
+AllreduceSpec any_spec(Random& random) {
+  static const std::vector<AllreduceSpec> specs = all_specs();
+  return specs[random() % specs.size()];
+}
+
+// A bucket and the run under way in it: slots that are views, copied or missing.
+struct BucketRuns {
+  Case test;
+  SharedMemory memory;
+  NodeBucket bucket;
+  std::unique_ptr<AllreduceBucketNode> operation;
+  int runs_left;
+
+  BucketRuns(const World& world, const AllreduceSpec& spec, std::vector<size_t> counts, int runs)
+      : test{spec, std::move(counts)},
+        memory(world.memory(NodeBucket::nbytes(spec.wire, total()))),
+        bucket(memory, 0, spec.wire, total()),
+        runs_left(runs) {}
+  size_t total() const {
+    size_t total = 0;
+    for (const size_t count : test.counts) total += count;
+    return total;
+  }
+  void start(const World& world, unsigned salt) {
+    test.salt = salt;
+    test.may_be_null = salt % 2 == 0;
+    test.ins.clear(), test.outs.clear(), test.slots.clear();
+    test.prepare(world);
+    size_t offset = 0;
+    for (size_t i = 0; i < test.slots.size(); ++i) {
+      std::byte* place = bucket.storage() + offset * size_of(test.spec.wire);
+      test.slots[i].out = nullptr;
+      if (test.spec.wire == test.spec.dtype && test.slots[i].in != nullptr && (salt + i) % 3 != 0) {
+        std::memcpy(place, test.slots[i].in, test.ins[i].size());
+        test.slots[i].in = place;
+      }
+      offset += test.counts[i];
+    }
+    operation = std::make_unique<AllreduceBucketNode>(bucket, test.spec, test.slots);
+  }
+  void check(const World& world) {
+    operation.reset();
+    --runs_left;
+    size_t offset = 0;
+    for (size_t i = 0; i < test.counts.size(); ++i) {
+      test.compare(world, bucket.storage() + offset * size_of(test.spec.wire), test.expected(i, world.size), i);
+      offset += test.counts[i];
+    }
+  }
+};
+
+// Lanes and buckets all at once, stepped in another order and at another speed on every rank.
+void test_flight(const World& world) {
+  Random agreed(world.seed + 1), own(world.seed * 31 + static_cast<unsigned>(world.rank));
+  SharedMemory memory = world.memory(2 * Lane::nbytes());
+  Lane lanes[] = {Lane(memory, 0), Lane(memory, Lane::nbytes())};
+  std::vector<std::unique_ptr<BucketRuns>> buckets;
+  for (int i = 0; i < 4; ++i)
+    buckets.push_back(std::make_unique<BucketRuns>(world, any_spec(agreed), odd_counts(agreed), world.is_threads ? 4 : 12));
+  struct Flight {
+    Case test;
+    std::unique_ptr<AllreduceNode> operation;
+  };
+  std::vector<std::unique_ptr<Flight>> flights;
+  int to_launch = world.is_threads ? 60 : 250;
+  unsigned salt = world.seed * 7;
+  const auto start = std::chrono::steady_clock::now();
+  for (;;) {
+    bool busy = to_launch > 0;
+    if (to_launch > 0 && flights.size() < 8 && own() % 3 != 0) {  // same order of launches, another moment
+      auto flight = std::make_unique<Flight>();
+      flight->test.spec = any_spec(agreed);
+      flight->test.counts = odd_counts(agreed);
+      flight->test.in_place = agreed() % 2 == 0;
+      flight->test.may_be_null = agreed() % 2 == 0;
+      flight->test.salt = ++salt;
+      flight->test.prepare(world);
+      flight->operation = std::make_unique<AllreduceNode>(lanes[agreed() % 2], flight->test.spec, flight->test.slots);
+      flights.push_back(std::move(flight));
+      --to_launch;
+    }
+    for (const auto& bucket : buckets) {
+      busy |= bucket->runs_left > 0;
+      if (bucket->runs_left > 0 && !bucket->operation && own() % 4 == 0)
+        bucket->start(world, world.seed + static_cast<unsigned>(bucket->runs_left) * 13U);
+      if (bucket->operation && own() % 2 == 0 && bucket->operation->step() == Step::kDone) bucket->check(world);
+    }
+    busy |= !flights.empty();
+    if (!flights.empty()) {
+      const size_t i = own() % flights.size();
+      if (flights[i]->operation->step() == Step::kDone) {
+        flights[i]->test.check(world);
+        flights.erase(flights.begin() + static_cast<std::ptrdiff_t>(i));
+      }
+    }
+    if (!busy) return;
+    if (own() % 50 == 0) usleep(own() % 200);
+    if (own() % 8 == 0) std::this_thread::yield();
+    if (std::chrono::steady_clock::now() - start > std::chrono::seconds(120)) {
+      std::string text = "hangs:";
+      for (const auto& flight : flights) text += "\n  lane: " + flight->operation->describe();
+      for (const auto& bucket : buckets)
+        if (bucket->operation) text += "\n  bucket: " + bucket->operation->describe();
+      fail(world, text);
+    }
+  }
+}
+
+// Thousands in a row, short and long by turns, with several in a lane at a time; the answer in closed form.
+void test_back_to_back(const World& world) {
+  constexpr size_t kAhead = 4;
+  SharedMemory memory = world.memory(Lane::nbytes());
+  Lane lane(memory, 0);
+  const AllreduceSpec spec{DType::kInt64, DType::kInt64, ReduceOp::kSum};
+  std::vector<int64_t> data[kAhead];
+  std::unique_ptr<AllreduceNode> operations[kAhead];
+  const size_t sizes[] = {1, 7, 100, 1, 40'000, 3, 130'000};
+  const size_t repeats = world.is_threads ? 500 : 6000;
+  for (size_t n = 0; n < repeats + kAhead; ++n) {
+    const size_t i = n % kAhead;
+    if (operations[i]) {
+      finish(world, *operations[i]);
+      const auto p = static_cast<int64_t>(world.size), k = static_cast<int64_t>(n - kAhead);
+      for (size_t j = 0; j < data[i].size(); j += std::max<size_t>(1, data[i].size() / 17))
+        if (data[i][j] != p * (k + 3 * static_cast<int64_t>(j)) + p * (p - 1) / 2) fail(world, "wrong sum");
+      operations[i].reset();
+    }
+    if (n >= repeats) continue;
+    data[i].resize(sizes[n % std::size(sizes)]);
+    for (size_t j = 0; j < data[i].size(); ++j) data[i][j] = static_cast<int64_t>(n + 3 * j) + world.rank;
+    operations[i] = std::make_unique<AllreduceNode>(lane, spec, std::vector<Slot>{{data[i].data(), data[i].data(), data[i].size()}});
+  }
+}
+
+void test_buckets(const World& world) {
+  Random agreed(world.seed + 2);
+  for (const AllreduceSpec& spec : specs_of(world)) {
+    std::vector<size_t> counts = odd_counts(agreed);
+    if (spec.op == ReduceOp::kAverage && !world.is_threads) counts.push_back(700'001);
+    BucketRuns runs(world, spec, counts, 3);
+    while (runs.runs_left > 0) {
+      runs.start(world, agreed());
+      finish(world, *runs.operation);
+      runs.check(world);
+    }
+  }
+}
+
+int run_all(const World& world) {
+  const std::pair<const char*, void (*)(const World&)> tests[] = {
+      {"matrix", test_matrix}, {"buckets", test_buckets}, {"flight", test_flight}, {"back to back", test_back_to_back}};
+  for (const auto& [name, test] : tests) {
+    const auto start = std::chrono::steady_clock::now();
+    test(world);
+    world.barrier();
+    if (world.rank == 0)
+      std::printf("%d %s: %s passed in %.1f s\n", world.size, world.is_threads ? "threads" : "ranks", name,
+                  std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    std::fflush(stdout);
+  }
+  return 0;
+}
+
+int run_threads(int size, unsigned seed) {
+  std::barrier<> barrier(size);
+  std::vector<std::byte*> parts(static_cast<size_t>(size));
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < size; ++rank)
+    threads.emplace_back([&, rank] {
+      World world{rank, size, {}, [&] { barrier.arrive_and_wait(); }, seed, true};
+      world.memory = [&, rank](size_t nbytes) {
+        auto* part = static_cast<std::byte*>(std::aligned_alloc(4096, round_up(nbytes, 4096)));  // kept to the end
+        std::memset(part, 0, nbytes);
+        barrier.arrive_and_wait();
+        parts[static_cast<size_t>(rank)] = part;
+        barrier.arrive_and_wait();
+        return SharedMemory(rank, parts, nbytes);
+      };
+      run_all(world);
+    });
+  for (std::thread& thread : threads) thread.join();
+  return 0;
+}
+
+int run_processes(unsigned seed) {
+  int provided = 0;
+  MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided);
+  Comm comm = Comm::duplicate(MPI_COMM_WORLD);
+  World world{comm.rank(), comm.size(), {}, [] { MPI_Barrier(MPI_COMM_WORLD); }, seed, false};
+  std::string why;
+  world.memory = [&](size_t nbytes) {
+    auto memory = SharedMemory::try_create(comm, 1, nbytes, std::chrono::seconds(30), why);
+    if (!memory) fail(world, "no shared memory: " + why);
+    return std::move(*memory);
+  };
+  // More than there can be: nobody gets it, and everybody is told why.
+  if (SharedMemory::try_create(comm, 1, size_t{1} << 62, std::chrono::seconds(30), why) || why.rfind("local rank 0: ", 0) != 0)
+    fail(world, "shared memory without end: " + why);
+  run_all(world);
+  comm.release();
+  MPI_Finalize();
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const bool threads = argc > 2 && std::string(argv[1]) == "threads";
+  const int seed_at = threads ? 3 : 1;
+  const unsigned seed = argc > seed_at ? static_cast<unsigned>(std::atoi(argv[seed_at])) : 1;
+  return threads ? run_threads(std::atoi(argv[2]), seed) : run_processes(seed);
+}

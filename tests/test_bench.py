@@ -1,0 +1,165 @@
+"""The benchmark: that a run measures what was asked for and reports it; never how long anything took."""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from collective.bench.cli import parse_bytes, parse_sizes
+from collective.bench.resnet50 import gradient_shapes
+from collective.bench.results import Result, read_json, write_json
+from collective.bench.sizes import format_bytes
+from mpirun import run_ranks
+
+needs_rich = pytest.mark.skipif(importlib.util.find_spec("rich") is None, reason="needs rich")
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
+
+
+def bench(size: int, *arguments: str | Path, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
+    return run_ranks(size, ["-m", "collective.bench", "--repeat", "2", *arguments], timeout)
+
+
+def measured(file: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    rows = json.loads(file.read_text())["results"]
+    return {(row["workload"], row["case"], row["contender"]): row for row in rows}
+
+
+def test_sizes_are_numbers_and_ranges() -> None:
+    assert parse_bytes("8") == 8
+    assert parse_bytes("4K") == parse_bytes("4KiB") == 4096
+    assert parse_sizes("1M,8:64,1K:64K:8") == [8, 16, 32, 64, 1024, 8192, 65536, 1 << 20]
+    for wrong in ("", "0", "8:4", "1K:1M:1", "8:16:2:2", "1T", "-8"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            parse_sizes(wrong)
+
+
+def test_sizes_are_printed_as_they_are_given() -> None:
+    assert [format_bytes(n) for n in (8, 1024, 1536, 64 << 20, 1 << 30)] == [
+        "8 B", "1 KiB", "1.5 KiB", "64 MiB", "1 GiB",
+    ]  # fmt: skip
+
+
+def test_resnet50_has_161_gradients_of_102_mb() -> None:
+    shapes = dict(gradient_shapes())
+    assert len(shapes) == 161
+    elements = 0
+    for shape in shapes.values():
+        count = 1
+        for extent in shape:
+            count *= extent
+        elements += count
+    assert elements == 25_557_032
+
+
+@needs_torch
+def test_the_network_that_is_trained_has_these_gradients() -> None:
+    from collective.bench.models import ResNet50
+
+    assert [(name, tuple(p.shape)) for name, p in ResNet50().named_parameters()] == gradient_shapes()
+
+
+def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
+    results = [
+        Result("latency", "8 B", "ours", [3e-6, 1e-6, 2e-6], nbytes=8),
+        Result("idle", "10 s", "ours", [0.5], "%"),
+    ]
+    write_json(tmp_path / "run.json", {"ranks": 2}, ["a note"], results)
+    header, medians = read_json(tmp_path / "run.json")
+    assert header == {"ranks": 2}
+    assert medians == {("latency", "8 B", "ours"): 2e-6, ("idle", "10 s", "ours"): 0.5}
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"other\.json"):
+        read_json(tmp_path / "other.json")
+
+
+@needs_rich
+@pytest.mark.parametrize("size", [2, 3])
+def test_every_contender_is_measured_at_every_size(size: int, tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    done = bench(size, "--sizes", "8,1K,64K,5M", "--workloads", "latency,bandwidth", "--json", file)
+    assert done.returncode == 0, done.stderr
+    rows = measured(file)
+    expected = {"ours", "ours fp16", "ours bf16", "mpi", "memcpy"}
+    if importlib.util.find_spec("torch"):
+        expected.add("gloo")
+    for workload, case in [("latency", "8 B"), ("latency", "1 KiB"), ("bandwidth", "64 KiB warm"),
+                           ("bandwidth", "64 KiB cold")]:  # fmt: skip
+        assert {key[2] for key in rows if key[:2] == (workload, case)} == expected
+    largest = {key[2] for key in rows if key[1].startswith("5 MiB")}
+    assert largest == expected | {"mpi-pieces"}
+    for row in rows.values():
+        assert len(row["samples"]) == 2
+        assert 0 < row["min"] <= row["median"]
+    for title in ("latency: us", "bandwidth: us", "bandwidth: GB/s"):
+        assert done.stdout.count(title) == 1  # rank 0 alone reports
+    assert f"{size} ranks on 1 node" in done.stdout
+
+
+@needs_rich
+@needs_torch
+def test_other_dtypes_leave_out_who_has_them_not(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    done = bench(
+        2, "--sizes", "1K", "--workloads", "latency", "--dtype", "float16,bfloat16", "--peers", "mpi,gloo,bf16",
+        "--json", file,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert set(measured(file)) == {
+        ("latency", f"1 KiB {dtype}", contender) for dtype in ("float16", "bfloat16") for contender in ("ours", "gloo")
+    }
+    assert "note: mpi has no bfloat16" in done.stdout
+
+
+@needs_rich
+@needs_torch
+@pytest.mark.slow
+def test_training_workloads(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    done = bench(
+        2, "--workloads", "idle,resnet50,step,overlap", "--idle-seconds", "0.2", "--peers", "gloo,memcpy",
+        "--repeat", "1", "--json", file, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = measured(file)
+    gradients = "161 tensors, 102 MB"
+    overlap = ("local", "communication", "step", "CPU added", "hidden")
+    assert set(rows) == {
+        ("idle", "0.2 s", "ours"),
+        *(("resnet50", gradients, name) for name in ("ours", "ours buckets", "gloo", "memcpy")),
+        *(("step", "ResNet-50, batch 4", name) for name in ("local", "ours", "ours bf16", "ddp gloo")),
+        *(("overlap", case, name) for case in ("computing", "waiting") for name in overlap),
+    }
+    assert {row["unit"] for key, row in rows.items() if key[2] == "hidden"} == {"%"}
+    # Waiting takes longer than what it is to hide.
+    assert rows["overlap", "waiting", "local"]["median"] > rows["overlap", "computing", "communication"]["median"]
+
+
+@needs_rich
+def test_a_later_run_is_compared_row_by_row(tmp_path: Path) -> None:
+    old, picture = tmp_path / "old.json", tmp_path / "sizes.svg"
+    common = ["--workloads", "latency", "--peers", "memcpy"]
+    first = bench(2, "--sizes", "8,64", *common, "--json", old)
+    assert first.returncode == 0, first.stderr
+    plot = ["--plot", picture] if importlib.util.find_spec("matplotlib") else []
+    second = bench(2, "--sizes", "64,1K", *common, "--compare", old, *plot)
+    assert second.returncode == 0, second.stderr
+    table = second.stdout.partition("now against")[2]
+    rows = [line.split() for line in table.splitlines() if line.split()[:1] == ["latency"]]
+    assert [row[1:4] for row in rows] == [
+        ["64", "B", "ours"], ["64", "B", "memcpy"], ["1", "KiB", "ours"], ["1", "KiB", "memcpy"],
+    ]  # fmt: skip
+    assert [row[-1] == "-" for row in rows] == [False, False, True, True]
+    assert f"only in {old}: latency 8 B ours" in table
+    if plot:
+        assert "<svg" in picture.read_text()
+
+
+@needs_rich
+def test_a_wrong_option_is_told_once_and_ends_every_rank() -> None:
+    done = bench(2, "--workloads", "latncy", timeout=60)
+    assert done.returncode != 0
+    assert done.stderr.count("latncy: none of idle, latency") == 1

@@ -1,0 +1,135 @@
+"""Gradients that travel in 16 bits: how exact the results are."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import collective.torch as hvd
+from mpi_plugin import World
+from training import ALL, EACH_ITS_OWN, Layers, Twins, assert_same_on_all_ranks, parameter, settings, sgd, values
+
+# Compression, the relative error of one rounding, the absolute one of what is smaller than normal numbers.
+FORMATS: list[tuple[Any, float, float]] = [
+    (hvd.Compression.fp16, 2.0**-11, 2.0**-25),
+    (hvd.Compression.bf16, 2.0**-8, 2.0**-134),
+]
+SIZES = (0, 1, 2, 3, 7, 1000, 4096, 4097, 40_001)  # recursive doubling and the ring
+
+
+def numbers(count: int, rank: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Of every magnitude between 2**-20 and 2**8, of either sign."""
+    generator = torch.Generator().manual_seed(count * 100 + rank)
+    real = torch.randn(count, generator=generator, dtype=torch.float64)
+    return (real * 2.0 ** torch.randint(-20, 6, (count,), generator=generator)).to(dtype)
+
+
+@pytest.mark.ranks(1, 2, 3, 4)
+def test_error_of_a_reduction(world: World) -> None:
+    """At most one rounding of each contribution, of each partial sum and of the result."""
+    for compression, unit, tiny in FORMATS:
+        for dtype in (torch.float32, torch.float64):
+            for count in SIZES:
+                every = torch.stack([numbers(count, rank, dtype).double() for rank in range(world.size)])
+                roundings = 0 if world.size == 1 else world.size + 1
+                bound = roundings * (unit * every.abs().sum(0) + tiny * world.size) * 1.01 + 1e-30
+                for op in (hvd.Average, hvd.Sum):
+                    result = hvd.allreduce(numbers(count, world.rank, dtype), compression=compression, op=op)
+                    scale = world.size if op == hvd.Average else 1
+                    if world.size == 1:  # nothing travels, but what comes out may be rounded
+                        bound = unit * every[0].abs() + tiny
+                    error = (result.double() * scale - every.sum(0)).abs()
+                    assert result.dtype == dtype
+                    assert bool((error <= bound).all()), (compression.wire, dtype, count, op)
+                    assert_same_on_all_ranks(world, [result])
+
+
+@pytest.mark.ranks(2, 3)
+def test_exact_where_the_format_is_and_untouched_where_it_does_not_apply(world: World) -> None:
+    integers = [values(1001, rank, dtype=torch.float32) for rank in range(world.size)]  # eighths
+    fine = [torch.full((5,), 2**20 + 1 + rank) for rank in range(world.size)]  # need 21 bits
+    for compression, *_ in FORMATS:
+        assert torch.equal(hvd.allreduce(integers[world.rank], op=hvd.Sum, compression=compression), sum(integers))
+        for dtype in (torch.int32, torch.int64, torch.complex64, torch.complex128):
+            mine = fine[world.rank].to(dtype)
+            expected = sum(one.to(dtype) for one in fine)
+            assert torch.equal(hvd.allreduce(mine, op=hvd.Sum, compression=compression), expected)
+        for dtype in (torch.float16, torch.bfloat16):
+            mine = values(33, world.rank, dtype=dtype)
+            plain = hvd.allreduce(mine)
+            assert torch.equal(hvd.allreduce(mine, compression=compression), plain)
+
+
+@pytest.mark.ranks(2, 3)
+def test_large_and_infinite_numbers(world: World) -> None:
+    for count in (3, 20_000):
+        large = torch.full((count,), 6e4)
+        fp16, bf16 = (hvd.Compression.fp16, hvd.Compression.bf16)
+        # An average of what fp16 can hold does not overflow on the way.
+        torch.testing.assert_close(hvd.allreduce(large, compression=fp16), large, rtol=2.0**-9, atol=0)
+        assert hvd.allreduce(large, op=hvd.Sum, compression=fp16).isinf().all()
+        torch.testing.assert_close(hvd.allreduce(large * 1e30, compression=bf16), large * 1e30, rtol=2.0**-6, atol=0)
+        for compression in (fp16, bf16):
+            mine = torch.zeros(count)
+            mine[0] = float("inf") if world.rank == 1 else 1.0
+            mine[1] = float("nan") if world.rank == 0 else 1.0
+            mine[2] = float("-inf") if world.rank == 1 else float("inf")
+            result = hvd.allreduce(mine, compression=compression)
+            assert result[0] == float("inf")
+            assert result[1:3].isnan().all()
+            assert result[3:].eq(0).all()
+            assert_same_on_all_ranks(world, [result])
+
+
+@pytest.mark.ranks(2, 3)
+def test_gradient_travels_like_the_value(world: World) -> None:
+    for compression, unit, _ in FORMATS:
+        x = values(5, world.rank, dtype=torch.float32).requires_grad_()
+        (hvd.allreduce(x, compression=compression) * (1 + 1e-4 * world.rank)).sum().backward()
+        expected = sum(1 + 1e-4 * rank for rank in range(world.size)) / world.size
+        torch.testing.assert_close(x.grad, torch.full((5,), expected), rtol=4 * unit, atol=0)
+        assert_same_on_all_ranks(world, [x.grad])
+
+
+@pytest.mark.ranks(1, 2, 3)
+def test_training(world: World) -> None:
+    """Each step's gradients are within the bound; replicas stay equal; the loss falls as without compression."""
+    for compression, unit, _ in FORMATS:
+        for threshold in (EACH_ITS_OWN, ALL):
+            with settings(threshold):
+                twins = Twins(world, Layers(dtype=torch.float32), compression=compression)
+                for step in range(15):
+                    twins.zero_grad()
+                    twins.backward(lambda model, rank, step=step: model.loss(rank, step % 3))
+                    sizes = [p.grad.abs().max() for p in twins.twin.parameters()]
+                    twins.optimizer.synchronize()
+                    for p, exact, size in zip(twins.model.parameters(), twins.twin.parameters(), sizes, strict=True):
+                        # The local gradients may be larger than their mean.
+                        torch.testing.assert_close(p.grad, exact.grad, rtol=0, atol=float(20 * unit * size) + 1e-6)
+                    twins.step()
+                    twins.twin.load_state_dict(twins.model.state_dict())  # so that errors do not add up
+                    assert_same_on_all_ranks(world, twins.model.parameters())
+
+
+@pytest.mark.ranks(2, 3)
+def test_mixed_model(world: World) -> None:
+    """What a format does not apply to travels as it is, in the same optimizer."""
+    with settings(ALL):
+        parameters = [
+            parameter(3, dtype=dtype) for dtype in (torch.float32, torch.float64, torch.float16, torch.complex64)
+        ]
+        optimizer = hvd.DistributedOptimizer(sgd(parameters), compression=hvd.Compression.bf16, op=hvd.Sum)
+        for p in parameters:
+            p.grad = values(3, world.rank, dtype=p.dtype)
+        optimizer.synchronize()
+        for p in parameters:
+            assert torch.equal(p.grad, sum(values(3, rank, dtype=p.dtype) for rank in range(world.size)))
+
+
+@pytest.mark.ranks(1, 2, 3)
+def test_predivide_factor(world: World) -> None:
+    with settings(EACH_ITS_OWN):
+        for factor in (2.0, 0.25, float(world.size), 1e4):
+            twins = Twins(world, Layers(), gradient_predivide_factor=factor)
+            twins.train(lambda model, rank, step=step: model.loss(rank, step) for step in range(3))
+            twins.check()

@@ -1,0 +1,162 @@
+"""How a job ends: well, by an exception, by an exit of one rank, by a signal; always within seconds."""
+
+import os
+import re
+import signal
+import subprocess
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from mpirun import descendants, end_job, run_ranks, start
+
+HEADER = """
+import os, signal, sys, threading, time
+import numpy as np
+import collective
+from collective import Sum
+collective.init()
+rank, size = collective.rank(), collective.size()
+x = np.full(3, rank + 1)
+"""
+
+
+def run(size: int, code: str, seconds: float = 40, **env: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a script on ranks."""
+    done = run_ranks(size, ["-c", HEADER + textwrap.dedent(code)], seconds, env=env)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_ends_well_without_shutdown_or_wait() -> None:
+    """Operations in flight, agreed and not; handles dropped and kept; a thread that still waits."""
+    status, stdout, stderr = run(
+        3,
+        """
+for n in range(100):
+    collective.allreduce_async(np.ones(100_000), name=f"dropped.{n}")
+kept = collective.broadcast_async(np.ones(5_000_000), name="kept")
+if rank == 1:
+    lonely = collective.allreduce_async(np.ones(3), name="nobody else's")
+def waits():
+    try:
+        collective.allreduce(np.ones(3), name="not everybody's")
+    except collective.ShutdownError:
+        pass
+if rank == 2:
+    threading.Thread(target=waits, daemon=True).start()
+print("end", rank)
+""",
+    )
+    assert status == 0, stderr
+    assert sorted(stdout.split("\n")) == ["", "end 0", "end 1", "end 2"]
+    assert stderr == ""
+
+
+def test_uncaught_exception_ends_the_job() -> None:
+    """While one rank waits for it in an operation, and another is busy with something else."""
+    begin = time.monotonic()
+    status, _, stderr = run(
+        3,
+        """
+def faulty():
+    raise ValueError("of this rank")
+if rank == 1:
+    collective.barrier(name="start")
+    pending = collective.allreduce_async(x, name="pending")
+    faulty()
+collective.barrier(name="start")
+collective.allreduce(x, name="waits") if rank == 0 else time.sleep(100)
+""",
+    )
+    assert status != 0
+    assert time.monotonic() - begin < 20
+    assert re.search(r"Traceback.*\n.*in <module>\n.*in faulty\nValueError: of this rank\n", stderr, re.DOTALL)
+    assert "rank 1: uncaught ValueError" in stderr
+    assert stderr.count("Traceback") == 1
+
+
+def test_exception_before_init_ends_the_job() -> None:
+    code = "import os, time\nif os.environ.get('OMPI_COMM_WORLD_RANK', os.environ.get('PMI_RANK')) == '1': 1 / 0\n"
+    done = run_ranks(2, ["-c", code + "import collective\ncollective.init()\ntime.sleep(100)"], 40)
+    assert done.returncode != 0
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_one_rank_exits_while_others_wait() -> None:
+    """They learn which; a status that is not 0 becomes the job's."""
+    code = """
+if rank == 1:
+    time.sleep(0.3)
+    sys.exit(3)
+try:
+    collective.allreduce(x, name="waits")
+except collective.ShutdownError as error:
+    print(rank, error)
+try:
+    collective.broadcast(x, name="later")
+except collective.ShutdownError as error:
+    print(rank, error)
+"""
+    status, stdout, stderr = run(3, code)
+    assert status == 3, stderr
+    for rank in (0, 2):
+        assert re.search(rf"^{rank} allreduce 'waits': rank 1 has shut down", stdout, re.MULTILINE), stdout
+        later = rf"^{rank} broadcast 'later': ranks? .*\b1\b.* had already shut down"
+        assert re.search(later, stdout, re.MULTILINE), stdout
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("leaver", [0, 2])
+def test_one_rank_ends_early(leaver: int) -> None:
+    """Uncaught on the others, this ends the job with their traceback."""
+    status, _, stderr = run(3, f"if rank != {leaver}: collective.allgather(x, name='one more')")
+    assert status not in (0, 3)
+    assert re.search(rf"ShutdownError: allgather 'one more': rank {leaver} ha[sd]", stderr)
+
+
+def test_interrupted_rank_ends_the_job() -> None:
+    """SIGINT, as from a debugger: heard also while the rank waits in an operation."""
+    begin = time.monotonic()
+    status, _, stderr = run(
+        2,
+        """
+if rank == 1:
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    collective.allreduce(x, name="waits")
+time.sleep(100)
+""",
+    )
+    assert status != 0
+    assert "KeyboardInterrupt" in stderr
+    assert time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGKILL of a rank"])
+def test_signals_end_the_job(how: str) -> None:
+    """And leave no process behind."""
+    process = start(
+        2,
+        ["-c", HEADER + "print(os.getpid(), flush=True)\nrank and collective.allreduce(x)\ntime.sleep(100)"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        ranks = [int(process.stdout.readline()) for _ in range(2)]
+        below = descendants(process.pid)
+        assert set(ranks) <= set(below)
+        if how == "Ctrl-C":
+            process.send_signal(signal.SIGINT)
+        else:
+            os.kill(ranks[1], signal.SIGKILL)
+        process.communicate(timeout=20)
+    finally:
+        if process.poll() is None:
+            end_job(process)
+    assert process.returncode != 0
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in below):
+        assert time.monotonic() < deadline, "processes are left"
+        time.sleep(0.05)

@@ -1,0 +1,78 @@
+"""join(): ranks that run out of data help the others until these have run out too."""
+
+import collective
+import collective.torch as hvd
+import numpy as np
+import pytest
+import torch
+from collective import Average, Max, Min, Product, Sum
+from data import fill
+from matrix import check
+from mpi_plugin import World
+
+pytestmark = pytest.mark.ranks(1, 2, 3, 4)
+
+
+def still_there(world: World, step: int) -> list[int]:
+    """Rank r has r + 2 steps."""
+    return [rank for rank in range(world.size) if rank + 2 > step]
+
+
+def test_every_collective_goes_on(world: World) -> None:
+    for step in range(world.rank + 2):
+        there = still_there(world, step)
+        each = [fill(40_000, "float64", rank, step) for rank in there]
+        x = fill(40_000, "float64", world.rank, step)
+        root = world.size - 1  # joins last
+        check(collective.allreduce(x, Sum), np.sum(each, axis=0), 0, step)
+        check(collective.allreduce(x, Average, name="a"), np.sum(each, axis=0) / world.size, 1e-12, step)
+        check(collective.allreduce(x, Min), np.min(each, axis=0), 0, step)
+        check(collective.allreduce(x, Max), np.max(each, axis=0), 0, step)
+        check(collective.allreduce(x[:9], Product), np.prod([e[:9] for e in each], axis=0), 0, step)
+        check(collective.allgather(x[:2]), np.concatenate([e[:2] for e in each]), 0, step)
+        check(collective.broadcast(x, root), fill(40_000, "float64", root, step), 0, step)
+        total = np.array_split(np.sum(each, axis=0), world.size)
+        check(collective.reducescatter(x, Sum), total[world.rank], 0, step)
+        rows, received = collective.alltoall(np.full(world.size, world.rank))
+        assert received == [int(rank in there) for rank in range(world.size)]
+        check(rows, np.array(there), 0, step)
+        gathered = collective.gather(x[:1], root)
+        if gathered is not None:
+            check(gathered, np.concatenate([e[:1] for e in each]), 0, step)
+        collective.barrier()
+    assert collective.join() == world.size - 1
+    check(collective.allreduce(np.ones(2), Sum), np.full(2, world.size), 0)
+    assert hvd.join() in range(world.size)  # at once, and again
+
+
+def test_a_root_that_has_joined_is_an_error(world: World) -> None:
+    if world.size == 1:
+        return
+    if world.rank > 0:
+        # Rank 0 joins at its own time: until then the broadcast waits for it, after that it fails.
+        with pytest.raises(collective.MismatchError, match="its root, rank 0, has joined"):
+            collective.broadcast(np.ones(2), 0, name="rootless")
+    collective.join()
+
+
+def test_an_optimizers_buckets_go_on(world: World) -> None:
+    """Two buckets, with gradients that tell the ranks apart; joined ranks count as zeros."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3, bias=False), torch.nn.Linear(3, 2, bias=False))
+    for p in model.parameters():
+        torch.nn.init.ones_(p)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.0), named_parameters=model.named_parameters(), groups=2
+    )
+    for step in range(world.rank + 2):
+        optimizer.zero_grad()
+        model(torch.full((1, 4), float(world.rank + 1))).sum().backward()
+        optimizer.step()
+        mean = sum(rank + 1 for rank in still_there(world, step)) / world.size
+        first, second = model.parameters()
+        check(first.grad, np.full((3, 4), 2 * mean), 1e-5, step)
+        check(second.grad, np.full((2, 3), 4 * mean), 1e-5, step)
+    hvd.join()
+    optimizer.zero_grad()
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()  # all are back, and in step
+    check(next(iter(model.parameters())).grad, np.full((3, 4), 2.0), 1e-5)

@@ -1,0 +1,181 @@
+"""Equal states at the start: from one rank to all."""
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+import collective
+import collective.torch as hvd
+from mpi_plugin import World
+from training import Layers, assert_same_on_all_ranks, bits, parameter, values
+
+
+class Everything(torch.nn.Module):
+    """Parameters and buffers of many dtypes and layouts, all of them different on each rank."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(3)
+        self.conv = torch.nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.transposed = torch.nn.Parameter(torch.empty(4, 6).t())
+        self.gaps = torch.nn.Parameter(torch.empty(5, 8)[:, ::2])
+        self.frozen = torch.nn.Parameter(torch.empty(3), requires_grad=False)
+        self.nothing = torch.nn.Parameter(torch.empty(0, 3))
+        for dtype in (torch.int8, torch.int64, torch.bool, torch.float16, torch.bfloat16, torch.complex64):
+            self.register_buffer(f"of {str(dtype)[6:]}", torch.empty(3, 2, dtype=dtype))
+        self.register_buffer("strided", torch.empty(4, 4, dtype=torch.int32).t()[1:, ::2])
+        with torch.no_grad():
+            for salt, tensor in enumerate(self.state_dict().values()):
+                tensor.copy_(values(tensor.shape, rank, salt) * 8)
+
+
+def all_bits(tensors: Iterator[torch.Tensor] | Any) -> list[bytes]:
+    return [bits(tensor) for tensor in tensors]
+
+
+@pytest.mark.ranks(1, 2, 3)
+def test_broadcast_parameters(world: World) -> None:
+    ways: list[Callable[[Everything], Any]] = [
+        lambda model: model.state_dict(),
+        lambda model: dict(reversed(model.state_dict().items())),
+        lambda model: {**model.state_dict(), "epoch": 3, "extra": None},
+        lambda model: [*model.named_parameters(), *model.named_buffers()],
+        lambda model: [*model.parameters(), *model.buffers()],
+    ]
+    for root in range(world.size):
+        for way in ways:
+            model, expected = Everything(world.rank), Everything(root)
+            strides = [tensor.stride() for tensor in model.state_dict().values()]
+            addresses = [tensor.data_ptr() for tensor in model.state_dict().values()]
+            hvd.broadcast_parameters(way(model), root_rank=root)
+            assert all_bits(model.state_dict().values()) == all_bits(expected.state_dict().values())
+            assert strides == [tensor.stride() for tensor in model.state_dict().values()]
+            assert addresses == [tensor.data_ptr() for tensor in model.state_dict().values()]
+    model = Everything(world.rank)
+    hvd.broadcast_parameters(model.parameters())
+    hvd.broadcast_parameters(model.named_buffers(), world.size - 1)  # type: ignore[arg-type]
+    assert all_bits(model.parameters()) == all_bits(Everything(0).parameters())
+    assert all_bits(model.buffers()) == all_bits(Everything(world.size - 1).buffers())
+    hvd.broadcast_parameters({})
+    hvd.broadcast_parameters(iter(()))
+
+
+@pytest.mark.ranks(2, 3)
+def test_wrong_parameters(world: World) -> None:
+    """Told on every rank; and the next call is as good as ever, also at once."""
+    for wrong in (torch.ones(3), 3, None):
+        with pytest.raises(collective.InvalidArgumentError, match="state_dict or parameters"):
+            hvd.broadcast_parameters(wrong)  # type: ignore[arg-type]
+    with pytest.raises(collective.InvalidArgumentError, match=f"root_rank {world.size} "):
+        hvd.broadcast_parameters([torch.ones(3)], root_rank=world.size)
+    for attempt in range(20):
+        tensors = [values(50, world.rank, salt) for salt in range(100)]
+        tensors[attempt] = values(50 + (world.rank == 1), world.rank)
+        message = rf"broadcast_parameters\.{attempt}'.*\(50,\) on ranks? 0.*\(51,\) on rank 1"
+        with pytest.raises(collective.MismatchError, match=message):
+            hvd.broadcast_parameters(tensors)
+    hvd.broadcast_parameters(tensors[:attempt], root_rank=1)
+    assert all_bits(tensors[:attempt]) == all_bits(values(50, 1, salt) for salt in range(attempt))
+
+
+Make = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+OPTIMIZERS: list[Make] = [
+    partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    partial(torch.optim.SGD, lr=0.1),  # has no state at all
+    partial(torch.optim.Adam, lr=0.01),
+    partial(torch.optim.AdamW, lr=torch.tensor(0.01), amsgrad=True),
+    partial(torch.optim.Adagrad, lr=0.1, initial_accumulator_value=0.5),
+    partial(torch.optim.Rprop),
+    partial(torch.optim.RMSprop, centered=True, momentum=0.5),
+    partial(torch.optim.LBFGS, lr=0.5, max_iter=3, history_size=4),
+    partial(torch.optim.LBFGS, max_iter=4, line_search_fn="strong_wolfe"),
+    lambda parameters: torch.optim.Adam([{"params": parameters[:2], "lr": 0.5}, {"params": parameters[2:]}]),
+    lambda parameters: hvd.DistributedOptimizer(torch.optim.Adam(parameters)),
+]
+if hasattr(torch.optim, "Muon"):
+    OPTIMIZERS.append(lambda parameters: torch.optim.Muon([p for p in parameters if p.dim() == 2]))
+
+
+def flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    """A state as pairs of path and content, tensors as their bits."""
+    if isinstance(value, torch.Tensor):
+        return [(path, (value.dtype, tuple(value.shape), value.stride(), bits(value)))]
+    if isinstance(value, dict):
+        return [pair for key in sorted(value, key=str) for pair in flat(value[key], f"{path}.{key}")]
+    if isinstance(value, (list, tuple)):
+        return [pair for number, item in enumerate(value) for pair in flat(item, f"{path}[{number}]")]
+    return [(path, value)]
+
+
+def train(optimizer: torch.optim.Optimizer, model: Layers, steps: range) -> None:
+    """Each rank for itself, on the same data."""
+    for step in steps:
+
+        def closure(step: int = step) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = model.loss(0, step)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        optimizer.step(closure)
+
+
+@pytest.mark.ranks(1, 2, 3)
+def test_broadcast_optimizer_state(world: World) -> None:
+    """The root's is unchanged to the last bit and object; the others go on as the root does."""
+    for number, make in enumerate(OPTIMIZERS):
+        for others_have_state in (False, True):
+            root = number % world.size
+            model = Layers()
+            optimizer = make(list(model.parameters()))
+            if isinstance(optimizer, torch.optim.Adam):  # options count too
+                optimizer.param_groups[0]["lr"] = 0.25 / (1 + world.rank)
+            is_wrapped = hasattr(optimizer, "synchronize")
+            if world.rank == root or others_have_state or is_wrapped:  # wrapped, a step is for all ranks
+                train(optimizer, model, range(3 + (world.rank if not is_wrapped else 0)))
+            state, groups = optimizer.state, optimizer.param_groups
+            before = flat(copy.deepcopy(optimizer.state_dict()))
+            own = [id(tensor) for of_one in state.values() for tensor in of_one.values()]
+
+            hvd.broadcast_parameters(model.state_dict(), root)
+            hvd.broadcast_optimizer_state(optimizer, root)
+            after = flat(optimizer.state_dict())
+            assert after == world.comm.bcast(after, root)
+            if world.rank == root:
+                assert after == before
+                assert own == [id(tensor) for of_one in optimizer.state.values() for tensor in of_one.values()]
+                assert (optimizer.state, optimizer.param_groups) == (state, groups)
+            train(optimizer, model, range(10, 13))
+            assert_same_on_all_ranks(world, model.parameters())
+
+
+@pytest.mark.ranks(2)
+def test_memory_layout_of_the_state(world: World) -> None:
+    """Fused kernels walk through parameter and state side by side in memory."""
+    for options in ({"fused": True}, {"foreach": True}, {"foreach": False}):
+        weight = torch.nn.Parameter(parameter(4, 3, 2, 2).data.to(memory_format=torch.channels_last))
+        optimizer = torch.optim.Adam([weight], lr=0.1, **options)
+        weight.grad = values(weight.shape, 0).to(memory_format=torch.channels_last)
+        if world.rank == 0:
+            optimizer.step()
+        hvd.broadcast_parameters([weight])
+        hvd.broadcast_optimizer_state(optimizer)
+        optimizer.step()
+        assert_same_on_all_ranks(world, [weight, *(optimizer.state[weight][key] for key in ("exp_avg", "exp_avg_sq"))])
+
+
+@pytest.mark.ranks(2)
+def test_optimizers_that_differ(world: World) -> None:
+    """The state of one cannot be that of the other: an error where it arrives, and the job goes on."""
+    p, q = parameter(3), parameter(2)
+    optimizer = torch.optim.Adam([p, q] if world.rank == 0 else [p])
+    if world.rank == 0:
+        hvd.broadcast_optimizer_state(optimizer)
+    else:
+        with pytest.raises(ValueError, match=r"different|size"):
+            hvd.broadcast_optimizer_state(optimizer)
+    assert hvd.allreduce(torch.tensor(1), op=hvd.Sum) == 2

@@ -1,0 +1,62 @@
+"""SyncBatchNorm equals a single-process BatchNorm over the batches of all ranks, forward and backward."""
+
+import collective.torch as hvd
+import pytest
+import torch
+from mpi_plugin import World
+
+pytestmark = pytest.mark.ranks(1, 2, 3)
+
+SHAPES = [(), (5,), (4, 3), (2, 3, 2)]
+PLAIN = {0: torch.nn.BatchNorm1d, 1: torch.nn.BatchNorm1d, 2: torch.nn.BatchNorm2d, 3: torch.nn.BatchNorm3d}
+
+
+def batch(rank: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """rank + 2 samples of three channels, far from zero mean."""
+    generator = torch.Generator().manual_seed(100 * len(shape) + rank)
+    return torch.randn(rank + 2, 3, *shape, generator=generator) * 2 + 5
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_equals_batch_norm_over_the_whole_batch(
+    world: World, shape: tuple[int, ...], affine: bool, momentum: float | None
+) -> None:
+    ours = hvd.SyncBatchNorm(3, momentum=momentum, affine=affine)
+    plain = PLAIN[len(shape)](3, momentum=momentum, affine=affine)
+    if affine:
+        for module in (ours, plain):
+            with torch.no_grad():
+                module.weight.copy_(torch.tensor([1.0, 2.0, -0.5]))
+                module.bias.copy_(torch.tensor([0.0, 1.0, 3.0]))
+    for _ in range(2):
+        x = batch(world.rank, shape).requires_grad_()
+        whole = torch.cat([batch(rank, shape) for rank in range(world.size)]).requires_grad_()
+        first = sum(rank + 2 for rank in range(world.rank))
+        mine = slice(first, first + world.rank + 2)
+        y, y_whole = ours(x), plain(whole)
+        torch.testing.assert_close(y, y_whole[mine], rtol=1e-5, atol=1e-5)
+        ours.zero_grad()
+        plain.zero_grad()
+        y.square().sum().backward()
+        y_whole.square().sum().backward()
+        torch.testing.assert_close(x.grad, whole.grad[mine], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.running_mean, plain.running_mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.running_var, plain.running_var, rtol=1e-5, atol=1e-5)
+        if affine:
+            for p, q in ((ours.weight, plain.weight), (ours.bias, plain.bias)):
+                total = hvd.allreduce(p.grad, op=hvd.Sum)
+                torch.testing.assert_close(total, q.grad, rtol=1e-4, atol=1e-3)
+    ours.eval()
+    plain.eval()
+    torch.testing.assert_close(ours(batch(9, shape)), plain(batch(9, shape)), rtol=1e-5, atol=1e-5)
+
+
+def test_without_running_statistics_and_with_an_empty_rank(world: World) -> None:
+    ours = hvd.SyncBatchNorm(3, track_running_stats=False, affine=False)
+    x = batch(0, (4,)) if world.rank == 0 else torch.empty(0, 3, 4)
+    y = ours(x)
+    torch.testing.assert_close(y[:2], torch.nn.BatchNorm1d(3, affine=False)(batch(0, (4,)))[: len(y)])
+    with pytest.raises(ValueError, match="at least 2 dimensions"):
+        ours(torch.ones(3))

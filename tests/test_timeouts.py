@@ -1,0 +1,207 @@
+"""A rank that is late: the warning that names it, the error on every rank, and the job that goes on."""
+
+import inspect
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+import collective
+import collective.torch as hvd
+from collective import Sum
+from mpi_plugin import World
+from mpirun import run_ranks
+
+
+@contextmanager
+def settings(world: World, **seconds: float) -> Iterator[None]:
+    """The runtime with these settings, COLLECTIVE_* in small letters; the next test gets one with the defaults."""
+    collective.shutdown()
+    variables = {f"COLLECTIVE_{name.upper()}": str(value) for name, value in seconds.items()}
+    os.environ.update(variables)
+    try:
+        collective.init()
+    finally:
+        for name in variables:
+            del os.environ[name]
+    world.comm.Barrier()
+    yield
+    collective.shutdown()
+
+
+def named(ranks: list[int]) -> str:
+    """As the messages name a few ranks."""
+    parts = [str(ranks[0])] if len(ranks) == 1 else [f"{ranks[0]}-{ranks[-1]}" if len(ranks) > 2 else "0, 1"]
+    return ("rank " if len(ranks) == 1 else "ranks ") + parts[0]
+
+
+@pytest.mark.ranks(2, 3, 4)
+def test_a_warning_names_the_tensor_and_the_missing_ranks(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    late = world.size - 1
+    with settings(world, stall_warning=0.3, timeout=100):
+        if world.rank == late:
+            time.sleep(1.5)
+        handles = [collective.allreduce_async(np.ones(n), Sum, name=f"layer{n}.weight") for n in range(8)]
+        for n, handle in enumerate(handles):
+            np.testing.assert_array_equal(handle.wait(), np.full(n, world.size))
+        said = capfd.readouterr().err
+        if world.rank == 0:  # which coordinates; the others are silent
+            here = named(list(range(late)))
+            first = rf"allreduce 'layer0.weight': submitted by {here}, waits for rank {late} since 0\.[3-9] s"
+            assert re.search(first, said), said
+            assert "and 2 more" in said  # a warning stays readable
+            assert 1 <= said.count("stalled") <= 3  # after 0.3, 0.9, 2.1 s
+        else:
+            assert said == ""
+
+
+@pytest.mark.ranks(2, 3)
+def test_the_late_rank_may_be_the_coordinator(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its engine answers for it while its script does something else."""
+    with settings(world, stall_warning=0.3, timeout=100):
+        if world.rank == 0:
+            time.sleep(1)
+        collective.barrier(name="meet")
+        assert (world.rank == 0) == ("barrier 'meet'" in capfd.readouterr().err)
+
+
+@pytest.mark.ranks(2, 3, 4)
+@pytest.mark.parametrize("late", [0, -1], ids=["first", "last"])
+def test_a_timeout_is_an_error_on_every_rank_and_the_job_goes_on(world: World, late: int) -> None:
+    late %= world.size
+    x = np.full(3, world.rank + 1.0)
+    with settings(world, timeout=2, stall_warning=100):
+        if world.rank == late:
+            world.comm.Barrier()
+        begin = time.monotonic()
+        handles = {
+            "allreduce": collective.allreduce_async_(x, Sum, name="t1"),
+            "broadcast": collective.broadcast_async_(x, name="t2"),
+            "allgather": collective.allgather_async(x, name="t3"),
+        }
+        for number, (operation, handle) in enumerate(handles.items(), 1):
+            for _ in range(2):
+                with pytest.raises(collective.CollectiveTimeoutError) as caught:
+                    handle.wait()
+            for part in (f"{operation} 't{number}'", f"rank {late}", "2.0 s"):
+                assert part in str(caught.value), f"no {part!r} in: {caught.value}"
+        assert (time.monotonic() - begin < 1.5) == (world.rank == late)  # nobody waits for it a second time
+        np.testing.assert_array_equal(x, np.full(3, world.rank + 1.0))
+        if world.rank != late:
+            world.comm.Barrier()
+        for name in ("t1", "t2", "another", None):  # under names that failed, too
+            for shape in (3, 5):
+                total = collective.allreduce(np.full(shape, world.rank + 1), Sum, name=name)
+                np.testing.assert_array_equal(total, np.full(shape, world.size * (world.size + 1) // 2))
+
+
+@pytest.mark.ranks(2, 3)
+def test_calls_stay_paired_when_a_rank_is_late_more_than_once(world: World) -> None:
+    """Its n-th call meets the n-th of the others, whatever became of those before."""
+    late = world.size - 1
+    with settings(world, timeout=1, stall_warning=100):
+        if world.rank == late:
+            world.comm.Barrier()
+        for turn in range(3):
+            with pytest.raises(collective.CollectiveTimeoutError):
+                print(world.rank, turn, collective.allreduce(np.full(2, turn), Sum, name="again"))
+        if world.rank != late:
+            world.comm.Barrier()
+        for turn in range(3):
+            result = collective.allreduce(np.full(2, turn), Sum, name="again")
+            np.testing.assert_array_equal(result, np.full(2, turn * world.size), f"turn {turn}")
+
+
+@pytest.mark.ranks(3, 4)
+def test_ranks_that_are_late_together_or_one_by_one(world: World) -> None:
+    """Rank n comes when n calls have failed: all its calls up to then fail at once, and the rest is in step."""
+    with settings(world, timeout=1, stall_warning=100):
+        for _ in range(world.rank):
+            world.comm.Barrier()
+        for call in range(world.size + 2):
+            if call < world.size - 1:
+                with pytest.raises(collective.CollectiveTimeoutError):
+                    print(collective.allreduce(np.full(2, call), Sum, name="one by one"))
+                if call >= world.rank:
+                    world.comm.Barrier()
+            else:
+                result = collective.allreduce(np.full(2, call), Sum, name="one by one")
+                np.testing.assert_array_equal(result, np.full(2, call * world.size), f"call {call}")
+
+
+def train(steps: int) -> Iterator[None]:
+    """Steps of an optimizer whose gradients all go into one bucket; yields before each."""
+    model = torch.nn.Sequential(torch.nn.Linear(30, 30), torch.nn.Linear(30, 2))
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), 0.1), model.named_parameters())
+    for _ in range(steps):
+        yield
+        optimizer.zero_grad()
+        model(torch.ones(8, 30)).sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.ranks(2, 3)
+def test_a_stalled_bucket_names_who_has_not_started_it(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    """Buckets run without agreement: every rank that waits asks the others."""
+    late = world.size - 1
+    with settings(world, stall_warning=0.5, timeout=100):
+        for step, _ in enumerate(train(3)):
+            world.comm.Barrier()
+            if step == 2 and world.rank == late:
+                time.sleep(2.5)
+        warnings = re.findall(r"stalled: bucket '(\S+)': (.*?);", capfd.readouterr().err)
+    told = world.comm.allgather(warnings)
+    assert [len(of_rank) for of_rank in told] == [1] * late + [0], told
+    assert {what for of_rank in told for _, what in of_rank} == {f"rank {late} did not start run 3"}
+    assert len({name for of_rank in told for name, _ in of_rank}) == 1
+
+
+def test_a_bucket_that_times_out_ends_the_job() -> None:
+    """The time-out counts also when it is shorter than the patience of the warning."""
+    script = f"""
+import time
+from collections.abc import Iterator
+import torch
+import collective.torch as hvd
+from mpi4py import MPI
+{inspect.getsource(train)}
+hvd.init()
+for step, _ in enumerate(train(3)):
+    MPI.COMM_WORLD.Barrier()
+    if step == 2 and hvd.rank() == 1:
+        time.sleep(100)
+"""
+    done = run_ranks(2, ["-c", script], 60, env={"COLLECTIVE_TIMEOUT": "2"})
+    assert done.returncode != 0
+    told = r"CollectiveTimeoutError: bucket '\S+': rank 1 did not start run 3; .* did not finish within 2\.0 s"
+    assert re.search(told, done.stderr), done.stderr
+    assert "rank 0: uncaught CollectiveTimeoutError" in done.stderr
+
+
+def test_a_coordinator_that_is_stopped_is_noticed() -> None:
+    """A process that stands still, engine and all, as one does whose machine has gone."""
+    done = run_ranks(
+        2,
+        [
+            "-c",
+            """
+import os, signal
+import numpy as np
+import collective
+collective.init()
+collective.barrier()
+if collective.rank() == 0:
+    os.kill(os.getpid(), signal.SIGSTOP)
+collective.allreduce(np.ones(3), name="t")
+""",
+        ],
+        60,
+        env={"COLLECTIVE_TIMEOUT": "1"},
+    )
+    assert done.returncode != 0
+    assert re.search("CollectiveTimeoutError: allreduce 't': rank 0.* does not answer", done.stderr), done.stderr
