@@ -81,7 +81,7 @@ class Topology:
     homogeneous: bool
 
 class Engine:
-    def __init__(self, comm: int, fusion_threshold: int, stall_warning: float, timeout: float, cores: Sequence[int]) -> None: ...
+    def __init__(self, comm: int, fusion_threshold: int, stall_warning: float, timeout: float, shared_memory: bool, cores: Sequence[int]) -> None: ...
     @property
     def topology(self) -> Topology: ...
     def submit(
@@ -121,7 +121,8 @@ class Bucket:
         engine: Engine,
         group: int,
         name: str,
-        channel: int,
+        opened: Ticket,
+        number: int,
         dtype: DType,
         wire: DType,
         op: ReduceOp,

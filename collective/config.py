@@ -8,6 +8,7 @@ HOROVOD_STALL_SHUTDOWN_TIME_SECONDS, unless 0 |
 HOROVOD_STALL_CHECK_TIME_SECONDS; HOROVOD_STALL_CHECK_DISABLE=1 means 0 |
 | COLLECTIVE_FUSION_THRESHOLD | 8388608 | bytes | smaller tensors share buckets of up to this size; 0: none do | \
 HOROVOD_FUSION_THRESHOLD |
+| COLLECTIVE_SHARED_MEMORY | 1 | 0 or 1 | 0: ranks of one node use MPI messages instead of shared memory | |
 | COLLECTIVE_THREAD_AFFINITY | none | cores | the core of the engine's thread, by local rank: "7,15" | \
 HOROVOD_THREAD_AFFINITY |
 | COLLECTIVE_TIMELINE | none | file | record a timeline from init() on, see `start_timeline` | HOROVOD_TIMELINE, \
@@ -44,6 +45,7 @@ class Config:
     # Large enough that per-message costs vanish, small enough that packing one bucket overlaps sending another and
     # that the first gradients do not wait for the last: docs/architecture.md has the measurement.
     fusion_threshold: int
+    shared_memory: bool
     thread_affinity: tuple[int, ...]
     timeline: str
 
@@ -58,6 +60,7 @@ class Config:
                 fusion_threshold=env.int(
                     _given("FUSION_THRESHOLD", "FUSION_THRESHOLD"), 8 << 20, validate=_NOT_NEGATIVE
                 ),
+                shared_memory=env.bool(_PREFIX + "SHARED_MEMORY", True),
                 thread_affinity=tuple(
                     env.list(_given("THREAD_AFFINITY", "THREAD_AFFINITY"), [], subcast=int, validate=_cores)
                 ),

@@ -46,6 +46,7 @@ class _Runtime:
             fusion_threshold=config.fusion_threshold,
             stall_warning=config.stall_warning,
             timeout=config.timeout,
+            shared_memory=config.shared_memory,
             cores=config.thread_affinity,
         )
         self.topology = self.engine.topology

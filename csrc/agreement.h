@@ -35,6 +35,7 @@ struct Limits {
   size_t fusion_threshold;     // bytes: tensors below it share buckets of up to this size
   std::chrono::duration<double> stall_warning;  // name the missing ranks after this long
   std::chrono::duration<double> timeout;        // give up after this long
+  bool shared_memory;                           // use it between the ranks of a node, where they can have it
 };
 
 struct Decision {

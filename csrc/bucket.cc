@@ -28,7 +28,7 @@ void write_one(DType dtype, std::byte* target) {
 }  // namespace
 
 Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, uint32_t channel, const AllreduceSpec& spec,
-               std::vector<size_t> counts, size_t notes)
+               std::vector<size_t> counts, size_t notes, std::shared_ptr<NodeBucket> shared)
     : engine_(std::move(engine)),
       group_(group),
       name_(std::move(name)),
@@ -42,7 +42,12 @@ Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, u
   offsets_.push_back(0);
   for (const size_t count : counts_) offsets_.push_back(offsets_.back() + count);
   storage_->flags = Buffer(flag_count() * size_of(spec.dtype));
-  storage_->bucket = Buffer(total() * size_of(spec.wire));
+  if (shared == nullptr)
+    storage_->own = Buffer(total() * size_of(spec.wire));
+  else if (shared->count() != total() || shared->wire() != spec.wire)
+    throw Error(ErrorCode::kInternal, "a channel's memory does not fit its bucket");
+  storage_->shared = std::move(shared);
+  storage_->bucket = storage_->shared ? storage_->shared->storage() : storage_->own.data();
 }
 
 std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, const std::vector<size_t>& notes) {
@@ -61,20 +66,20 @@ std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, c
   for (const size_t note : notes)
     if (note < notes_) write_one(spec_.dtype, flags + (counts_.size() + note) * size_of(spec_.dtype));
   slots.push_back({flags, nullptr, flag_count()});
-  return engine_->submit(group_, name_, ChannelSubmission{channel_, std::move(slots), storage_->bucket.data(), storage_},
+  return engine_->submit(group_, name_, ChannelSubmission{channel_, std::move(slots), storage_->bucket, storage_},
                          false);
 }
 
 bool Bucket::flag(size_t i) const {
   const size_t element = size_of(spec_.wire);
-  const std::byte* flag = storage_->bucket.data() + (offsets_.back() + i) * element;
+  const std::byte* flag = storage_->bucket + (offsets_.back() + i) * element;
   return std::any_of(flag, flag + element, [](std::byte b) { return b != std::byte{0}; });
 }
 
 void Bucket::fetch(const std::vector<void*>& targets) const {
   for (size_t i = 0; i < counts_.size(); ++i)
     if (targets.at(i) != nullptr)
-      convert(spec_.dtype, targets[i], spec_.wire, storage_->bucket.data() + offsets_[i] * size_of(spec_.wire),
+      convert(spec_.dtype, targets[i], spec_.wire, storage_->bucket + offsets_[i] * size_of(spec_.wire),
               counts_[i]);
 }
 

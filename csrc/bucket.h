@@ -18,9 +18,10 @@ namespace collective {
 
 class Bucket {
  public:
-  // counts: elements by tensor. notes: how many. spec.op is Sum or Average: flags must add up.
+  // counts: elements by tensor. notes: how many. spec.op is Sum or Average: flags must add up. shared: the channel's
+  // memory, when the ranks of a node share it; else null.
   Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, uint32_t channel, const AllreduceSpec& spec,
-         std::vector<size_t> counts, size_t notes);
+         std::vector<size_t> counts, size_t notes, std::shared_ptr<NodeBucket> shared);
 
   // Elements in all, flags included: what the ranks agree on.
   size_t total() const { return offsets_.back() + flag_count(); }
@@ -41,7 +42,9 @@ class Bucket {
 
   struct Storage {
     Buffer flags;   // of this rank, in the tensors' type
-    Buffer bucket;  // in the wire's type: tensors, then flags
+    Buffer own;     // the bucket, unless it is shared
+    std::shared_ptr<NodeBucket> shared;
+    std::byte* bucket;  // in the wire's type: tensors, then flags
   };
   std::shared_ptr<Engine> engine_;
   size_t group_;

@@ -14,6 +14,8 @@ namespace {
 // Tags of the data communicator. Agreed operations take turns in the first half: they start in the same order on all
 // ranks, and messages of one tag stay in order, so a tag may be reused long before its last use is over everywhere.
 // Pairs have two tags each, a channel has one of its own. 32767 is the largest tag that every MPI has.
+// (Tags of the control communicator are agreement.cc's and inquiry.cc's, and this one.)
+constexpr int kMemoryTag = 16;
 constexpr int kAgreedTags = 8192;
 constexpr int kFirstPairTag = kAgreedTags;
 constexpr int kFirstChannelTag = kFirstPairTag + 2 * kPairTags;
@@ -34,7 +36,19 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
       inquiry_(control_),
       limits_(limits),
       timeline_(&timeline),
-      finish_(std::move(finish)) {}
+      finish_(std::move(finish)) {
+  if (size() > 1 && limits.shared_memory && find_topology(comm).local_size == size()) share_memory();
+}
+
+void Group::share_memory() {
+  std::string why;
+  memory_ = SharedMemory::try_create(control_, kMemoryTag, Lane::nbytes(),
+                                     std::chrono::ceil<std::chrono::seconds>(limits_.timeout), why);
+  if (memory_)
+    lane_ = std::make_unique<Lane>(*memory_, 0);
+  else if (rank() == 0)
+    log_warning("the ranks of this node use MPI messages, which is slower: they cannot share memory: " + why);
+}
 
 void Group::submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
   const std::string name = ticket->name;
@@ -58,8 +72,15 @@ void Group::start(std::shared_ptr<Ticket> ticket, uint32_t number, std::vector<S
   running.run = ++channel.started;
   running.keep = std::move(keep);
   running.tickets.push_back(std::move(ticket));
-  running.operation = std::make_unique<Allreduce>(data_, pool_, kFirstChannelTag + static_cast<int>(number),
-                                                  channel.spec, std::move(slots), storage);
+  if (channel.on_node) {
+    const std::shared_ptr<NodeBucket> bucket = channel.bucket.lock();
+    if (bucket == nullptr) throw Error(ErrorCode::kInternal, running.what + " was closed on this rank");
+    running.operation = std::make_unique<AllreduceBucketNode>(*bucket, channel.spec, std::move(slots));
+    if (running.keep == nullptr) running.keep = bucket;
+  } else {
+    running.operation = std::make_unique<Allreduce>(data_, pool_, kFirstChannelTag + static_cast<int>(number),
+                                                    channel.spec, std::move(slots), storage);
+  }
   for (const int peer : joined_) inquiry_.demand(peer, number, running.run);
   running_.push_back(std::move(running));
 }
@@ -142,11 +163,9 @@ void Group::execute(const Decision& decision) {
   running.phase = name_of(d.kind);
   running.what = std::string(name_of(d.kind)) + " '" + decision.entries[0].name + "'" +
                  (bucket.size() > 1 ? " and " + std::to_string(bucket.size() - 1) + " fused with it" : "");
-  if (d.kind == Kind::kChannel) {
-    open_channels(decision, d);
-    bucket[0].ticket->channel = decision.channel;
-  }
-  running.operation = make_operation(data_, pool_, next_tag(), bucket);
+  running.operation = d.kind == Kind::kChannel
+                          ? open_channels(decision.channel, d, held->front().ticket)
+                          : make_operation({data_, pool_, next_tag(), lane_.get()}, bucket);
   running.keep = held;
   if (running.operation != nullptr) {
     running_.push_back(std::move(running));
@@ -155,15 +174,66 @@ void Group::execute(const Decision& decision) {
   for (const auto& ticket : running.tickets) finish_(*ticket, ErrorCode::kNone, {});
 }
 
-void Group::open_channels(const Decision& decision, const Descriptor& d) {
+// Memory for the buckets of one plan, a place for each in every rank's part.
+struct Group::Opening final : Operation {
+  Opening(Group* group, uint32_t first, size_t count, size_t nbytes, std::shared_ptr<Ticket> ticket)
+      : group(group),
+        first(first),
+        count(count),
+        ticket(std::move(ticket)),
+        creation(group->data_, kFirstChannelTag + static_cast<int>(first), nbytes) {}
+
+  Step step() override {
+    const Step step = creation.step();
+    if (step != Step::kDone) return step;
+    auto memory = creation.take();
+    if (!memory) {
+      if (group->rank() == 0)
+        log_warning("gradients travel in MPI messages, which is slower: no shared memory: " + creation.why());
+      return Step::kDone;
+    }
+    struct Plan {
+      SharedMemory memory;
+      std::deque<NodeBucket> buckets;
+    };
+    const auto plan = std::make_shared<Plan>(Plan{std::move(*memory), {}});
+    size_t offset = 0;
+    for (size_t i = 0; i < count; ++i) {
+      Channel& channel = group->channels_[first + i];
+      plan->buckets.emplace_back(plan->memory, offset, channel.spec.wire, channel.count);
+      offset += NodeBucket::nbytes(channel.spec.wire, channel.count);
+      ticket->buckets.emplace_back(plan, &plan->buckets.back());
+      channel.bucket = ticket->buckets.back();
+      if (group->join_ != nullptr) channel.kept = ticket->buckets.back();  // nobody here opened it
+      channel.on_node = true;
+    }
+    return Step::kDone;
+  }
+  std::string describe() const override { return creation.describe(); }
+
+  Group* group;
+  uint32_t first;
+  size_t count;
+  std::shared_ptr<Ticket> ticket;
+  SharedMemoryCreation creation;
+};
+
+std::unique_ptr<Operation> Group::open_channels(uint32_t first, const Descriptor& d, std::shared_ptr<Ticket> ticket) {
   const size_t count = d.shape.size() / 3;
-  if (decision.channel + count > kMostChannels)
+  if (first + count > kMostChannels)
     throw Error(ErrorCode::kInternal, "more than " + std::to_string(kMostChannels) + " buckets were opened");
-  channels_.resize(decision.channel + count);
-  for (size_t i = 0; i < count; ++i)
-    channels_[decision.channel + i] = {{static_cast<DType>(d.shape[3 * i]), static_cast<DType>(d.shape[3 * i + 1]),
-                                        d.op, d.prescale, d.postscale},
-                                       static_cast<size_t>(d.shape[3 * i + 2])};
+  channels_.resize(first + count);
+  ticket->channel = first;
+  size_t nbytes = 0;
+  for (size_t i = 0; i < count; ++i) {
+    Channel& channel = channels_[first + i];
+    channel.spec = {static_cast<DType>(d.shape[3 * i]), static_cast<DType>(d.shape[3 * i + 1]), d.op, d.prescale,
+                    d.postscale};
+    channel.count = static_cast<size_t>(d.shape[3 * i + 2]);
+    nbytes += NodeBucket::nbytes(channel.spec.wire, channel.count);
+  }
+  if (lane_ == nullptr || count == 0) return nullptr;
+  return std::make_unique<Opening>(this, first, count, nbytes, std::move(ticket));
 }
 
 void Group::peer_joined(int peer) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "agreement.h"
+#include "allreduce_node.h"
 #include "buffer.h"
 #include "comm.h"
 #include "inquiry.h"
@@ -69,10 +70,19 @@ class Group {
     AllreduceSpec spec;
     size_t count;  // elements
     uint32_t started = 0;
+    std::weak_ptr<NodeBucket> bucket;  // the owner is who opened the channel
+    std::shared_ptr<NodeBucket> kept;  // unless this rank had joined
+    bool on_node = false;
   };
+  // Channels whose memory is being made; their operation runs meanwhile.
+  struct Opening;
+
+  void share_memory();
 
   void execute(const Decision& decision);
-  void open_channels(const Decision& decision, const Descriptor& descriptor);
+  // The operation that makes their memory; null when they have none in common.
+  std::unique_ptr<Operation> open_channels(uint32_t first, const Descriptor& descriptor,
+                                           std::shared_ptr<Ticket> ticket);
   void start(std::shared_ptr<Ticket> ticket, uint32_t channel, std::vector<Slot> slots, void* storage,
              std::shared_ptr<void> keep);
   void peer_joined(int rank);
@@ -91,6 +101,8 @@ class Group {
   Timeline* timeline_;
   Finish finish_;
   BufferPool pool_;
+  std::optional<SharedMemory> memory_;  // of a set whose ranks are all on one node
+  std::unique_ptr<Lane> lane_;          // in it
 
   std::unordered_map<std::string, Pending> pending_;  // submitted here, not yet agreed
   std::vector<Running> running_;

@@ -11,12 +11,6 @@
 namespace collective {
 namespace {
 
-struct Place {
-  const Comm& comm;
-  BufferPool& pool;
-  int tag;
-};
-
 using Made = std::unique_ptr<Operation>;
 
 size_t row_elements(const Descriptor& d) {
@@ -44,8 +38,11 @@ Made make_allreduce(const Place& place, const std::vector<Task>& bucket) {
     slots.push_back(task.data);
     slots.back().count = task.descriptor->count();
   }
-  return std::make_unique<Allreduce>(place.comm, place.pool, place.tag, spec_of(*bucket[0].descriptor),
-                                     std::move(slots));
+  const AllreduceSpec spec = spec_of(*bucket[0].descriptor);
+  // Adasum needs whole tensors, not slices of them.
+  if (place.lane != nullptr && spec.op != ReduceOp::kAdasum)
+    return std::make_unique<AllreduceNode>(*place.lane, spec, std::move(slots));
+  return std::make_unique<Allreduce>(place.comm, place.pool, place.tag, spec, std::move(slots));
 }
 
 Made make_broadcast(const Place& place, const Task& task) {
@@ -139,9 +136,7 @@ Made make_scatter(const Place& place, const Task& task) {
 
 }  // namespace
 
-std::unique_ptr<Operation> make_operation(const Comm& comm, BufferPool& pool, int tag,
-                                          const std::vector<Task>& bucket) {
-  const Place place{comm, pool, tag};
+std::unique_ptr<Operation> make_operation(const Place& place, const std::vector<Task>& bucket) {
   const Task& task = bucket[0];
   switch (task.descriptor->kind) {
     case Kind::kAllreduce: return make_allreduce(place, bucket);
@@ -150,7 +145,7 @@ std::unique_ptr<Operation> make_operation(const Comm& comm, BufferPool& pool, in
     case Kind::kAlltoall: return make_alltoall(place, task);
     case Kind::kReduceScatter: return make_reduce_scatter(place, task);
     case Kind::kReduce:
-      return ReduceScatter::to_root(comm, pool, tag, spec_of(*task.descriptor), task.descriptor->count(),
+      return ReduceScatter::to_root(place.comm, place.pool, place.tag, spec_of(*task.descriptor), task.descriptor->count(),
                                     task.descriptor->root, task.data.in, task.data.out);
     case Kind::kGather: return make_gather(place, task);
     case Kind::kScatter: return make_scatter(place, task);

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "allreduce_node.h"
 #include "ticket.h"
 
 namespace collective {
@@ -17,8 +18,16 @@ struct Task {
   const std::vector<int64_t>* rows;    // first dimension by rank, where it may differ
 };
 
+// Where an operation runs.
+struct Place {
+  const Comm& comm;
+  BufferPool& pool;
+  int tag;
+  Lane* lane;  // of the node's shared memory; null where the ranks do not share any
+};
+
 // The operation for a bucket of tasks (several for an all-reduce only); null when there is nothing to send. Tickets
 // get their `output` and `rows` where the operation's result has a size of its own.
-std::unique_ptr<Operation> make_operation(const Comm& comm, BufferPool& pool, int tag, const std::vector<Task>& bucket);
+std::unique_ptr<Operation> make_operation(const Place& place, const std::vector<Task>& bucket);
 
 }  // namespace collective

@@ -1,4 +1,4 @@
-// What reduce.cc knows of an instruction set: three functions. Each set is one file, reduce_<set>.cc, which includes
+// What reduce.cc knows of an instruction set: three functions. Each set is one file, reduce_kernels_<set>.cc, which includes
 // reduce_kernels.h into a namespace of its own.
 #pragma once
 

@@ -1,10 +1,10 @@
-// Vectors of one instruction set, and the element types as they look in them. Included by reduce_<set>.cc inside a namespace of its
+// Vectors of one instruction set, and the element types as they look in them. Included by reduce_kernels_<set>.cc inside a namespace of its
 // own (hence no include guard and no #include here), after it has defined
 //
 //   kWidth                               bytes of a vector register
 //   Vec<T, kBytes = kWidth>              a vector of T
 //   Vec<uint32_t> widen(const char* p)   the kWidth / 4 16-bit words at p, zero-extended
-//   void narrow(char* p, Vec<uint32_t>)  the low halves of the words
+//   void narrow(char* p, Vec<uint32_t>)  the low halves of words whose high halves are zero
 //
 // The compilers' own vector types, not loops for the vectoriser: every set computes the same expression of the same shape, dst may
 // be one of the sources without alias checks, and n sources are folded in registers however many there are.
@@ -71,7 +71,7 @@ struct DoubleToOddFloat : FloatAsDouble {
   }
 };
 
-// A 16-bit format is a Codec: decode() takes the low half of every word, encode() gives it back.
+// A 16-bit format is a Codec: decode() takes the low half of every word, whatever the high half is; encode() gives it back.
 struct BFloatCodec {
   COLLECTIVE_INLINE static Floats decode(Words low) { return (Floats)(low << 16); }
   // Not for a NaN, which rounding could carry into the sign bit. It is cut off, and stays a NaN since one that comes out of a
@@ -79,7 +79,8 @@ struct BFloatCodec {
   // AVX512_BF16's vcvtne2ps2bf16 flushes denormals to zero, so it would give other bits than the other sets.
   COLLECTIVE_INLINE static Words encode(Floats v) {
     Words bits = (Words)v;
-    return (bits + ((0x7fff + ((bits >> 16) & 1)) & (Words)(v == v))) >> 16;
+    Words half_a_unit = 0x7fff + ((bits >> 16) & 1);
+    return (bits + (v == v ? half_a_unit : Words{})) >> 16;
   }
 };
 
@@ -100,7 +101,7 @@ struct EvenOdd {
   static constexpr size_t kCount = kWidth / 2, kBytes = kWidth;
   COLLECTIVE_INLINE static V get(const char* p) {
     Words words = load<Words>(p);
-    return {Codec::decode(words & 0xffff), Codec::decode(words >> 16)};
+    return {Codec::decode(words), Codec::decode(words >> 16)};
   }
   COLLECTIVE_INLINE static void put(char* p, V v) { store(p, Codec::encode(v.a) | (Codec::encode(v.b) << 16)); }
 };

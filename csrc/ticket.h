@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "allreduce.h"
+#include "allreduce_bucket_node.h"
 #include "buffer.h"
 #include "descriptor.h"
 
@@ -23,6 +24,7 @@ struct Ticket {
   Buffer output;              // the result, where its size was not known to the caller
   std::vector<int64_t> rows;  // rows of `output`: by rank they came from, or the one number there is
   uint32_t channel = 0;       // of opened channels: the number of the first
+  std::vector<std::shared_ptr<NodeBucket>> buckets;  // and their memory, where the ranks of a node share it
 
   // Set with release after the fields above; pairs with the acquire in finished().
   std::atomic<bool> done{false};
@@ -55,7 +57,7 @@ struct JoinSubmission {};
 // One run of an open channel: starts at once, since all ranks have agreed to run it equally often.
 struct ChannelSubmission {
   uint32_t channel;
-  std::vector<Slot> slots;
+  std::vector<Slot> slots;  // without outputs: the result stays in the storage
   void* storage;
   std::shared_ptr<void> keep;  // owns the storage
 };

@@ -27,8 +27,8 @@ class Odd(torch.nn.Module):
         self.transposed = torch.nn.Parameter(parameter(4, 6).data.t())
         self.gaps = torch.nn.Parameter(parameter(5, 8).data[:, ::2])
         self.offset = torch.nn.Parameter(parameter(9).data[2:7])
-        self.empty = parameter(0, 3)
         self.scalar = parameter()
+        self.empty = parameter(0, 3)  # the last one, so the first to get a bucket
 
     def loss(self, rank: int, step: int) -> torch.Tensor:
         images = self.conv(values((2, 3, 4, 4), rank, step).to(memory_format=torch.channels_last))

@@ -214,13 +214,14 @@ class GradientReducer:
             layout,
         )
         ticket = state.engine.submit(group, name, descriptor, 0, 0, (), False, True)
-        first: int = Handle(state.engine, ticket, None, lambda done: done.channel).wait()
+        Handle(state.engine, ticket, None, lambda _: None).wait()
         for number, bucket in enumerate(self._plan):
             bucket.core = _core.Bucket(
                 engine=state.engine,
                 group=group,
                 name=f"{name}.bucket{number}",
-                channel=first + number,
+                opened=ticket,
+                number=number,
                 dtype=dtypes[number],
                 wire=wires[number],
                 op=op,

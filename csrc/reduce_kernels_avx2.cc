@@ -18,8 +18,7 @@ COLLECTIVE_INLINE Vec<uint32_t> widen(const char* p) {
 }
 
 COLLECTIVE_INLINE void narrow(char* p, Vec<uint32_t> words) {
-  __m256i low = (__m256i)(words & 0xffff);
-  __m256i packed = _mm256_packus_epi32(low, low);
+  __m256i packed = _mm256_packus_epi32((__m256i)words, (__m256i)words);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
 }
 

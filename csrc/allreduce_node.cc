@@ -1,0 +1,144 @@
+#include "allreduce_node.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace collective {
+namespace {
+
+// Up to here all ranks reduce everything.
+size_t short_bytes(int size) { return (size_t{256} << 10) / static_cast<size_t>(size > 1 ? size - 1 : 1); }
+
+}  // namespace
+
+Lane::Lane(const SharedMemory& memory, size_t offset)
+    : rank_(memory.rank()),
+      size_(memory.size()),
+      packed_(memory, offset),
+      reduced_(memory, offset + kLineBytes),
+      unpacked_(memory, offset + 2 * kLineBytes),
+      sources_(static_cast<size_t>(size_)) {
+  if (offset % kLineBytes != 0 || offset + nbytes() > memory.nbytes())
+    throw Error(ErrorCode::kInternal, "a lane at byte " + std::to_string(offset) + " of " +
+                                          std::to_string(memory.nbytes()));
+  for (int rank = 0; rank < size_; ++rank) parts_.push_back(memory.part(rank) + offset);
+}
+
+AllreduceNode::AllreduceNode(Lane& lane, const AllreduceSpec& spec, std::vector<Slot> slots)
+    : lane_(&lane),
+      arithmetic_(scaling_of(spec, lane.size_).arithmetic),
+      slots_(spec, scaling_of(spec, lane.size_).before, std::move(slots)),
+      element_size_(size_of(spec.wire)),
+      short_(slots_.count() * element_size_ <= short_bytes(lane.size_)),
+      first_(lane.reserved_) {
+  const size_t nbytes = slots_.count() * element_size_;
+  const size_t chunks = (nbytes + Lane::kChunkBytes - 1) / Lane::kChunkBytes;
+  // Even chunks, of whole lines: a short last one would be a pipeline's stage for little.
+  chunk_count_ = chunks == 0 ? 0 : round_up((slots_.count() + chunks - 1) / chunks, kLineBytes / element_size_);
+  lane.reserved_ += chunks;
+  end_ = lane.reserved_;
+}
+
+Range AllreduceNode::range_of(uint64_t chunk) const {
+  const size_t begin = static_cast<size_t>(chunk - first_) * chunk_count_;
+  return {std::min(slots_.count(), begin), std::min(slots_.count(), begin + chunk_count_)};
+}
+
+bool AllreduceNode::pack() {
+  const uint64_t chunk = lane_->packed_.own();
+  if (chunk < first_ || chunk >= end_) return false;
+  if (chunk >= Lane::kDepth && !lane_->unpacked_.all_reached(chunk - Lane::kDepth + 1)) return false;
+  const Range range = range_of(chunk);
+  // A short message's own part is not left out: the peers reduce it too.
+  const Range own = short_ ? Range{range.end, range.end} : slice_of(range, lane_->rank_, lane_->size_, element_size_);
+  std::byte* staging = lane_->staging(lane_->rank_, chunk);
+  slots_.pack_shared(staging, range.begin, own.begin);
+  slots_.pack_shared(staging + (own.end - range.begin) * element_size_, own.end, range.end);
+  lane_->packed_.publish(chunk + 1);
+  return true;
+}
+
+// Reduces `range` of the chunk to the outputs; `keep`: and into the own staging area.
+void AllreduceNode::reduce_range(uint64_t chunk, Range range, bool keep) {
+  const size_t block_count = kBlockBytes / element_size_;
+  const size_t base = range_of(chunk).begin;
+  const auto self = static_cast<size_t>(lane_->rank_);
+  alignas(kLineBytes) std::byte block[kBlockBytes];  // for what has no better place
+  for (size_t begin = range.begin; begin < range.end; begin += block_count) {
+    const size_t end = std::min(range.end, begin + block_count), count = end - begin;
+    const size_t offset = (begin - base) * element_size_;
+    for (int rank = 0; rank < lane_->size_; ++rank)
+      lane_->sources_[static_cast<size_t>(rank)] = lane_->staging(rank, chunk) + offset;
+    if (const std::byte* in = slots_.packed_at(begin, end)) {
+      lane_->sources_[self] = in;
+    } else if (!short_) {
+      slots_.pack(block, begin, end);
+      lane_->sources_[self] = block;
+    }
+    std::byte* const out = slots_.unpacked_at(begin, end);
+    std::byte* const result = out != nullptr ? out : block;
+    reduce_ranks(arithmetic_, result, lane_->sources_.data(), lane_->size_, count);
+    if (keep) std::memcpy(lane_->staging(lane_->rank_, chunk) + offset, result, count * element_size_);
+    if (out == nullptr) slots_.unpack(begin, end, result);
+  }
+}
+
+bool AllreduceNode::reduce_own() {
+  const uint64_t chunk = lane_->reduced_.own();
+  if (chunk < first_ || chunk >= lane_->packed_.own() || chunk >= end_) return false;
+  if (!lane_->packed_.all_reached(chunk + 1)) return false;
+  reduce_range(chunk, slice_of(range_of(chunk), lane_->rank_, lane_->size_, element_size_), lane_->size_ > 1);
+  lane_->reduced_.publish(chunk + 1);
+  return true;
+}
+
+bool AllreduceNode::unpack() {
+  const uint64_t chunk = lane_->unpacked_.own();
+  if (chunk < first_ || chunk >= lane_->reduced_.own() || chunk >= end_) return false;
+  if (!lane_->reduced_.all_reached(chunk + 1)) return false;
+  const Range range = range_of(chunk);
+  for (int i = 1; i < lane_->size_; ++i) {
+    const int owner = (lane_->rank_ + i) % lane_->size_;
+    const Range slice = slice_of(range, owner, lane_->size_, element_size_);
+    slots_.unpack(slice.begin, slice.end, lane_->staging(owner, chunk) + (slice.begin - range.begin) * element_size_);
+  }
+  lane_->unpacked_.publish(chunk + 1);
+  return true;
+}
+
+bool AllreduceNode::reduce_all() {
+  const uint64_t chunk = lane_->unpacked_.own();
+  if (chunk < first_ || chunk >= lane_->packed_.own() || chunk >= end_) return false;
+  if (!lane_->packed_.all_reached(chunk + 1)) return false;
+  reduce_range(chunk, range_of(chunk), false);
+  lane_->reduced_.publish(chunk + 1);
+  lane_->unpacked_.publish(chunk + 1);
+  return true;
+}
+
+Step AllreduceNode::step() {
+  bool moved;
+  if (short_) {
+    moved = pack();  // and on at once: where the peers have packed already, this is all
+    moved |= reduce_all();
+  } else {
+    moved = unpack() || reduce_own() || pack();  // the last stage first: it makes room
+  }
+  if (lane_->unpacked_.own() >= end_) return Step::kDone;
+  return moved ? Step::kMoved : Step::kIdle;
+}
+
+std::string AllreduceNode::describe() const {
+  const uint64_t unpacked = lane_->unpacked_.own(), reduced = lane_->reduced_.own(), packed = lane_->packed_.own();
+  if (unpacked < first_) return "waits in its lane behind another operation";
+  const auto waits = [](int rank, const char* stage, uint64_t chunk) {
+    return "waits for local rank " + std::to_string(rank) + " to " + stage + " chunk " + std::to_string(chunk);
+  };
+  std::string text = "chunk " + std::to_string(unpacked - first_) + " of " + std::to_string(end_ - first_) + ": ";
+  if (reduced > unpacked) return text + waits(lane_->reduced_.missing(), "reduce", unpacked);
+  if (packed > unpacked) return text + waits(lane_->packed_.missing(), "pack", unpacked);
+  return text + waits(lane_->unpacked_.missing(), "unpack", unpacked - Lane::kDepth);
+}
+
+}  // namespace collective

@@ -1,0 +1,151 @@
+// Memory of equal size for every rank of a node, mapped by all of them, and the counters by which they take turns in it.
+//
+// A rank's part is an anonymous file (memfd_create), which the others open through /proc/PID/fd/N: no name that could
+// clash or be left behind, no limit of /dev/shm, and closed to other users. Two messages to every peer make it:
+//
+//     offer:    pid, fd, a random cookie        each rank has reserved, mapped and touched its own part
+//     verdict:  could I map every part?         each rank has mapped the others' parts and found their cookies there
+//
+// Every rank sees the same offers and the same verdicts, so all have the memory, or none of them and the same reason:
+// ranks in separate PID namespaces (whose cookie would be another process's), a kernel that forbids it, no memory left.
+//
+// limits:   pages are all there before the first use (never a SIGBUS), so nbytes are taken from the machine at once
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "comm.h"
+#include "operation.h"
+
+namespace collective {
+
+// Two cache lines: processors fetch lines in pairs, and some have lines of 128 bytes.
+inline constexpr size_t kLineBytes = 128;
+
+constexpr size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+// A range of addresses that is unmapped when it dies.
+class Mapping {
+ public:
+  Mapping() = default;
+  Mapping(void* address, size_t nbytes) : address_(address), nbytes_(nbytes) {}
+  Mapping(Mapping&& other) noexcept;
+  Mapping& operator=(Mapping&& other) noexcept;
+  ~Mapping();
+  std::byte* data() const { return static_cast<std::byte*>(address_); }
+
+ private:
+  void* address_ = nullptr;
+  size_t nbytes_ = 0;
+};
+
+class SharedMemory {
+ public:
+  // Memory that is mapped already: parts[r] is rank r's. It stays the caller's, and must be zero.
+  SharedMemory(int rank, std::vector<std::byte*> parts, size_t nbytes);
+
+  // Collective over `comm`, whose ranks are all on one node; blocks. nbytes: of each rank's part, the same everywhere.
+  // Nothing, on all ranks, where they cannot share memory; `why` then says so and names the (local) rank.
+  // Throws kTimeout, naming who is missing, when a rank does not take part in time.
+  static std::optional<SharedMemory> try_create(const Comm& comm, int tag, size_t nbytes, std::chrono::seconds timeout,
+                                                std::string& why);
+
+  int rank() const { return rank_; }
+  int size() const { return static_cast<int>(parts_.size()); }
+  size_t nbytes() const { return nbytes_; }
+  // Zero at first, aligned to 2 MiB (huge pages, where the system gives them).
+  std::byte* part(int rank) const { return parts_[static_cast<size_t>(rank)]; }
+
+ private:
+  friend class SharedMemoryCreation;
+  int rank_;
+  std::vector<std::byte*> parts_;
+  size_t nbytes_;
+  std::vector<Mapping> mappings_;  // none where the memory is the caller's
+};
+
+// The same without blocking, for who has other operations to step meanwhile. `tag` is of this creation alone while it
+// lasts. Its first step reserves the memory and touches it, at some 5 GB/s: the one step that is not short.
+class SharedMemoryCreation final : public Operation {
+ public:
+  SharedMemoryCreation(const Comm& comm, int tag, size_t nbytes);
+  ~SharedMemoryCreation() override;
+
+  Step step() override;
+  std::string describe() const override;
+
+  // Once done: the memory, or why there is none.
+  std::optional<SharedMemory> take();
+  const std::string& why() const { return why_; }
+
+ private:
+  struct Report {
+    uint64_t nbytes;
+    uint64_t cookie[2];
+    int64_t pid;
+    int32_t fd;
+    char failure[228];  // empty: all is well so far
+  };
+  enum class Phase { kReserve, kOffers, kVerdicts, kDone };
+
+  void reserve_own();
+  void map_peers();
+  void map_peer(int peer);
+  void start_exchange();
+  bool exchanged();
+  bool any_failed();
+  void close_fd();
+
+  const Comm* comm_;
+  int tag_;
+  size_t nbytes_;
+  Phase phase_ = Phase::kReserve;
+  int fd_ = -1;
+  Report own_{};
+  std::vector<Report> reports_;  // by rank
+  std::vector<Request> sends_, receives_;
+  size_t next_ = 0;  // of the peers, the first whose transfers are not known to be over
+  std::vector<Mapping> mappings_;  // by rank
+  std::string why_;
+};
+
+// One counter of each rank at the same place of every part: 64 bits that only grow, alone on their line, written by
+// their rank and watched by all.
+class Counters {
+ public:
+  Counters(const SharedMemory& memory, size_t offset);
+
+  // What this rank has published.
+  uint64_t own() const { return own_; }
+  // Everything that this rank has read and written before is over for whoever sees the new value.
+  void publish(uint64_t value) {
+    own_ = value;
+    at(rank_).store(value, std::memory_order_release);  // pairs with the load in all_reached()
+  }
+  // Whether every rank has published at least `value`. Goes on where it stopped the last time, so ask for one value
+  // until it is reached, and for greater ones after.
+  bool all_reached(uint64_t value) {
+    for (; next_ < counters_.size(); ++next_)
+      if (at(next_).load(std::memory_order_acquire) < value) return false;  // pairs with the store in publish()
+    next_ = 0;
+    return true;
+  }
+  // After all_reached() said no: the first rank that is missing.
+  int missing() const { return static_cast<int>(next_); }
+
+ private:
+  static_assert(std::atomic_ref<uint64_t>::is_always_lock_free, "processes share the counters");
+  std::atomic_ref<uint64_t> at(size_t rank) const { return std::atomic_ref<uint64_t>(*counters_[rank]); }
+  size_t rank_;
+  size_t next_ = 0;
+  uint64_t own_ = 0;
+  std::vector<uint64_t*> counters_;
+};
+
+}  // namespace collective
