@@ -81,7 +81,15 @@ class Topology:
     homogeneous: bool
 
 class Engine:
-    def __init__(self, comm: int, fusion_threshold: int, stall_warning: float, timeout: float, shared_memory: bool, cores: Sequence[int]) -> None: ...
+    def __init__(
+        self,
+        comm: int,
+        fusion_threshold: int,
+        stall_warning: float,
+        timeout: float,
+        shared_memory: bool,
+        cores: Sequence[int],
+    ) -> None: ...
     @property
     def topology(self) -> Topology: ...
     def submit(

@@ -64,9 +64,9 @@ def _broadcast(
     if in_place:
         target = call.in_place(x)
     elif process_set.rank() == root:
-        target = arrays.copy(arrays.view(x))
+        target = arrays.copy(call.view(x))
     else:
-        target = arrays.empty_like(arrays.view(x))
+        target = arrays.empty_like(call.view(x))
     ticket = call.submit(target, None, target, root=root)
     return call.handle(ticket, target.array, lambda _: target.array)
 
@@ -284,7 +284,7 @@ def _pair(x: Any, sends: bool, peer_rank: int, tag: int, process_set: ProcessSet
         raise InvalidArgumentError(f"{where}: tag {tag!r} is not a number from 0 to {PAIR_TAGS - 1}")
     if peer_rank not in process_set.ranks or peer_rank == runtime.rank():
         raise InvalidArgumentError(f"{where}: {peer_rank!r} is no other rank of {process_set}")
-    v = arrays.contiguous(arrays.view(x)) if sends else call.in_place(x)
+    v = arrays.contiguous(call.view(x)) if sends else call.in_place(x)
     state = call.state
     ticket = state.engine.submit_pair(
         call.group,

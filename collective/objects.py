@@ -8,51 +8,75 @@ import cloudpickle
 import numpy as np
 
 from . import ops, runtime
+from .errors import CollectiveError
+from .process_sets import ProcessSet, global_process_set
 
 __all__ = ["allgather_object", "broadcast_object"]
 
 T = TypeVar("T")
 
 
-def _bytes_of(obj: Any) -> np.ndarray:
-    return np.frombuffer(cloudpickle.dumps(obj), dtype=np.uint8)
+def _pickled(obj: Any) -> tuple[np.ndarray, Exception | None]:
+    """The object's bytes; where it cannot be pickled, those of a text that says so, and the error."""
+    try:
+        return np.frombuffer(cloudpickle.dumps(obj), dtype=np.uint8), None
+    except Exception as error:  # of the object's own code: anything
+        text = f"rank {runtime.rank()} could not pickle its {type(obj).__qualname__}: {error}"
+        return np.frombuffer(text.encode(), dtype=np.uint8), error
 
 
-def broadcast_object(obj: T, root_rank: int = 0, name: str | None = None) -> T:
+def _told(size: int, data: np.ndarray, error: Exception | None) -> None:
+    """Raise where a size says that what was sent is an error's text."""
+    if error is not None:
+        raise error
+    if size < 0:
+        raise CollectiveError(data.tobytes().decode())
+
+
+def broadcast_object(
+    obj: T, root_rank: int = 0, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> T:
     """Send a picklable object from one rank to all.
 
     Args:
         obj: any object that cloudpickle can serialise; only the root's counts.
         root_rank: the rank that sends, the same on all ranks.
         name: meets the call of the same name on the other ranks; without one, calls come in the same order everywhere.
+        process_set: the ranks that take part; `root_rank` counts over all ranks.
 
     Returns:
         `obj` itself on the root, a copy of it elsewhere.
+
+    Raises:
+        CollectiveError: the root could not pickle its object (there: its own error). The job goes on.
     """
     is_root = runtime.rank() == root_rank
-    data = _bytes_of(obj) if is_root else np.empty(0, dtype=np.uint8)
-    nbytes = int(
-        ops.broadcast(np.array([data.size], dtype=np.int64), root_rank, name=f"{name}.size" if name else None)[0]
-    )
+    data, error = _pickled(obj) if is_root else (np.empty(0, dtype=np.uint8), None)
+    own = np.array([-data.size if error else data.size], dtype=np.int64)
+    size = int(ops.broadcast(own, root_rank, name=f"{name}.size" if name else None, process_set=process_set)[0])
     if not is_root:
-        data = np.empty(nbytes, dtype=np.uint8)
-    data = ops.broadcast(data, root_rank, name=f"{name}.data" if name else None)
+        data = np.empty(abs(size), dtype=np.uint8)
+    data = ops.broadcast(data, root_rank, name=f"{name}.data" if name else None, process_set=process_set)
+    _told(size, data, error)
     result: T = obj if is_root else cloudpickle.loads(data.tobytes())
     return result
 
 
-def allgather_object(obj: T, name: str | None = None) -> list[T]:
+def allgather_object(obj: T, name: str | None = None, process_set: ProcessSet = global_process_set) -> list[T]:
     """Collect a picklable object from every rank.
 
     Args:
         obj: this rank's object; types and sizes may differ between ranks.
-        name: as for `broadcast_object`.
+        name, process_set: as for `broadcast_object`.
 
     Returns:
         The objects of all ranks, in rank order; this rank's own is a copy too.
     """
-    data = _bytes_of(obj)
-    sizes = ops.allgather(np.array([data.size], dtype=np.int64), name=f"{name}.size" if name else None)
-    gathered = ops.allgather(data, name=f"{name}.data" if name else None)
-    parts = np.split(gathered, np.cumsum(sizes)[:-1])
+    data, error = _pickled(obj)
+    own = np.array([-data.size if error else data.size], dtype=np.int64)
+    sizes = ops.allgather(own, name=f"{name}.size" if name else None, process_set=process_set)
+    gathered = ops.allgather(data, name=f"{name}.data" if name else None, process_set=process_set)
+    parts = np.split(gathered, np.cumsum(abs(sizes))[:-1])
+    for size, part in zip(sizes, parts, strict=True):
+        _told(int(size), part, error)
     return [cloudpickle.loads(part.tobytes()) for part in parts]

@@ -11,7 +11,7 @@ from .arrays import View
 from .errors import InvalidArgumentError
 from .handles import Handle, Handles
 from .process_sets import ProcessSet, global_process_set
-from .submission import Average, Call, Compression, Op, wire_dtype
+from .submission import Average, Call, Compression, Op
 
 __all__ = [
     "allreduce",
@@ -43,13 +43,16 @@ def _start(
     compression: str | None,
     root: int = 0,
 ) -> Handle[Any]:
-    prescale, postscale = float(prescale_factor), float(postscale_factor)
+    prescale, postscale = (
+        call.factor("prescale_factor", prescale_factor),
+        call.factor("postscale_factor", postscale_factor),
+    )
     ticket = call.submit(
         source,
         source,
         target,
         op=call.op_for(op, source.dtype, prescale, postscale),
-        wire=wire_dtype(compression, source.dtype),
+        wire=call.wire(compression, source.dtype),
         prescale=prescale,
         postscale=postscale,
         root=root,
@@ -72,7 +75,7 @@ def _allreduce(
     if in_place:
         source = target = call.in_place(x)
     else:
-        source = arrays.contiguous(arrays.view(x))
+        source = arrays.contiguous(call.view(x))
         target = arrays.empty_like(source)
     return _start(call, source, target, op, prescale_factor, postscale_factor, compression)
 
@@ -223,7 +226,7 @@ def _reducescatter(
     caller_waits: bool,
 ) -> Handle[Any]:
     call = Call(Kind.reducescatter, name, process_set, caller_waits)
-    source = arrays.contiguous(arrays.view(x))
+    source = arrays.contiguous(call.view(x))
     if not source.shape:
         raise InvalidArgumentError(f"{call.where}: a scalar has no first dimension to scatter")
     if op == Op.Adasum:
@@ -327,16 +330,19 @@ def _reduce(
     if op == Op.Adasum:
         raise InvalidArgumentError(f"{call.where}: Adasum is defined for allreduce only")
     root = call.root(root_rank)
-    source = arrays.contiguous(arrays.view(x))
+    source = arrays.contiguous(call.view(x))
     is_root = process_set.rank() == root
     target = arrays.empty_like(source) if is_root else source
-    prescale, postscale = float(prescale_factor), float(postscale_factor)
+    prescale, postscale = (
+        call.factor("prescale_factor", prescale_factor),
+        call.factor("postscale_factor", postscale_factor),
+    )
     ticket = call.submit(
         source,
         source,
         target if is_root else None,
         op=call.op_for(op, source.dtype, prescale, postscale),
-        wire=wire_dtype(compression, source.dtype),
+        wire=call.wire(compression, source.dtype),
         prescale=prescale,
         postscale=postscale,
         root=root,

@@ -94,11 +94,19 @@ def init(
     if _runtime is not None:
         return
     config = Config.from_environment()
+    if "mpi4py.MPI" not in sys.modules:
+        import mpi4py
+
+        # Its own exit handler would finalise MPI in forked children as well, which crashes or hangs them.
+        mpi4py.rc.finalize = False
+        atexit.register(_finalize_mpi, os.getpid())
     from mpi4py import MPI  # initialises MPI, in this thread
 
     _check_same_mpi(MPI.Get_library_version())
     if isinstance(process_sets, str) and process_sets != "dynamic":
         raise InvalidArgumentError(f'init(process_sets={process_sets!r}): a list of process sets, or "dynamic"')
+    if isinstance(comm, MPI.Comm) and not comm:
+        raise InvalidArgumentError("init(comm=MPI.COMM_NULL): a rank that is in no communicator takes no part")
     if comm is None:
         _check_launcher(MPI.COMM_WORLD.Get_size())
         own = MPI.COMM_WORLD.Dup()
@@ -115,6 +123,13 @@ def init(
         start_timeline(config.timeline)
     for process_set in () if process_sets is None or isinstance(process_sets, str) else process_sets:
         sets.add_process_set(process_set)
+
+
+def _finalize_mpi(pid: int) -> None:
+    from mpi4py import MPI
+
+    if os.getpid() == pid and MPI.Is_initialized() and not MPI.Is_finalized():
+        MPI.Finalize()
 
 
 def _communicator_of(ranks: Sequence[int]) -> MPI.Intracomm:

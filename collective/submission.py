@@ -96,9 +96,30 @@ class Call:
                 return ranks.index(int(root_rank))
         raise InvalidArgumentError(f"{self.where}: root_rank {root_rank!r} is no rank of {self.process_set}")
 
+    def view(self, x: Any) -> View:
+        try:
+            return arrays.view(x)
+        except UnsupportedTypeError as error:
+            raise UnsupportedTypeError(f"{self.where}: {error}") from None
+
+    def factor(self, what: str, value: Any) -> float:
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise InvalidArgumentError(f"{self.where}: {what} {value!r} is no number") from None
+
+    def wire(self, compression: str | None, dtype: DType) -> DType:
+        try:
+            return wire_dtype(compression, dtype)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{self.where}: {error}") from None
+
     def in_place(self, x: Any) -> View:
         """The view of an array that the operation may overwrite."""
-        v = arrays.view(x)
+        try:
+            v = arrays.view(x)
+        except UnsupportedTypeError as error:
+            raise UnsupportedTypeError(f"{self.where}, in place: {error}") from None
         if v.array is not x:
             raise UnsupportedTypeError(f"{self.where}: a {type(x).__qualname__} cannot be changed in place")
         if not v.contiguous:
@@ -109,14 +130,17 @@ class Call:
 
     def rows_view(self, x: Any) -> View:
         """A contiguous view with at least one dimension: a scalar counts as one row."""
-        v = arrays.contiguous(arrays.view(x))
+        v = arrays.contiguous(self.view(x))
         if not v.shape:
             v.shape = (1,)
         return v
 
     def op_for(self, op: Any, dtype: DType, prescale: float, postscale: float) -> Op:
         """The operator, checked against what it is to reduce."""
-        checked = checked_op(op)
+        try:
+            checked = checked_op(op)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{self.where}: {error}") from None
         undefined = (
             (dtype == DType.bool and checked is Average)
             or (dtype in _COMPLEX and checked in (Min, Max))

@@ -125,12 +125,13 @@ void Agreement::arrive(int source, const std::string& name, const std::string& e
     return;
   }
   if (const auto expired = expired_.find(name); expired != expired_.end()) {
-    auto& late = expired->second;
-    if (const auto me = std::find(late.begin(), late.end(), source); me != late.end()) {
-      late.erase(me);
-      if (late.empty()) expired_.erase(expired);
+    auto& missed = expired->second;
+    if (missed[static_cast<size_t>(source)] > 0) {
+      --missed[static_cast<size_t>(source)];
+      if (std::all_of(missed.begin(), missed.end(), [](uint32_t calls) { return calls == 0; })) expired_.erase(expired);
       fail(name, {source}, ErrorCode::kTimeout,
-           operation() + ": submitted too late, the other ranks gave up after " + seconds_text(limits_.timeout));
+           operation() + ": rank " + std::to_string(source) + " submitted it too late, the other ranks gave up after " +
+               seconds_text(limits_.timeout));
       return;
     }
   }
@@ -313,7 +314,9 @@ void Agreement::check_stalls(Clock::time_point now) {
       fail(name, present(pending), ErrorCode::kTimeout,
            std::string(name_of(kind)) + " '" + name + "': " + ranks_text(late) + " did not submit it within " +
                seconds_text(limits_.timeout));
-      expired_[name] = late;
+      auto& missed = expired_[name];
+      missed.resize(static_cast<size_t>(comm_->size()));
+      for (const int rank : late) ++missed[static_cast<size_t>(rank)];
       it = pending_.erase(it);
       continue;
     }

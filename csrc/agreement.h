@@ -127,7 +127,7 @@ class Agreement {
   uint32_t channels_ = 0;
   // Names given up on, with the ranks that had not come: their late submission is answered at once, so that calls
   // of all ranks stay paired.
-  std::unordered_map<std::string, std::vector<int>> expired_;
+  std::unordered_map<std::string, std::vector<uint32_t>> expired_;
   std::vector<char> left_, joined_;
   int left_count_ = 0, joined_count_ = 0;
   Clock::time_point next_check_;

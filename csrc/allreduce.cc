@@ -67,7 +67,7 @@ Allreduce::Allreduce(const Comm& comm, BufferPool& pool, int tag, const Allreduc
   if (alone) {
     bucket_ = static_cast<std::byte*>(slots_[0].out);
     reduce_in_ = scaling_.before == 1.0 ? slots_[0].in : bucket_;
-    if (reduce_in_ == slots_[0].in) start_reduction();
+    if (scaling_.before == 1.0) start_reduction();
     return;
   }
   if (storage != nullptr) {

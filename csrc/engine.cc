@@ -117,6 +117,8 @@ void Engine::remove_group(size_t number) {
 std::shared_ptr<Ticket> Engine::submit(size_t group, std::string name, Submission work, bool caller_waits) {
   auto ticket = std::make_shared<Ticket>();
   ticket->name = std::move(name);
+  const auto* named = std::get_if<NamedSubmission>(&work);
+  const std::string operation = named != nullptr ? name_of(named->descriptor.kind) : "bucket";
   ticket->group = group;
   {
     const std::lock_guard lock(mutex_);
@@ -124,8 +126,8 @@ std::shared_ptr<Ticket> Engine::submit(size_t group, std::string name, Submissio
     if (closed_) throw Error(ErrorCode::kShutdown, "'" + ticket->name + "': the runtime was shut down");
     if (!in_flight_.emplace(group, ticket->name).second)
       throw Error(ErrorCode::kDuplicateName,
-                  "rank " + std::to_string(topology_.rank) + ": an operation named '" + ticket->name +
-                      "' is still in flight; wait for it first, or give this one another name");
+                  "rank " + std::to_string(topology_.rank) + ": " + operation + " '" + ticket->name +
+                      "': an operation of this name is still in flight; wait for it first, or give this one another name");
     queue_.push_back({ticket, std::move(work)});
     queued_.store(queue_.size(), std::memory_order_release);
   }

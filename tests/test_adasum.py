@@ -32,7 +32,9 @@ def vector(rank: int, count: int, salt: int) -> np.ndarray:
     return np.random.default_rng([rank, count, salt]).standard_normal(count) + 0.3
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-12), ("float32", 1e-5), ("float16", 0.02), ("bfloat16", 0.2)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [("float64", 1e-12), ("float32", 1e-5), ("float16", 0.02), ("bfloat16", 0.2)]
+)
 def test_matches_the_reference(world: World, dtype: str, bound: float) -> None:
     for count in (1, 2, 1000, 300_000):
         each = [numbers(make(vector(rank, count, 0), dtype, "torch")) for rank in range(world.size)]

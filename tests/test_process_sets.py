@@ -44,7 +44,11 @@ def test_overlapping_sets_of_four(world: World) -> None:
         rows, received = collective.alltoall(np.array([10, 11]) + world.rank, process_set=pair)
         check(rows, np.array([11, 13]) + pair.rank(), 0)
         assert received == [1, 1]
-        check(collective.reducescatter(np.arange(4.0), Sum, process_set=pair), np.arange(4.0).reshape(2, 2)[pair.rank()] * 2, 0)
+        check(
+            collective.reducescatter(np.arange(4.0), Sum, process_set=pair),
+            np.arange(4.0).reshape(2, 2)[pair.rank()] * 2,
+            0,
+        )
         result = collective.reduce(np.ones(2), 3, Sum, process_set=pair)
         assert (result is None) == (world.rank == 1)
         collective.barrier(process_set=pair)
@@ -120,9 +124,7 @@ def test_sets_at_init_and_from_communicators(world: World) -> None:
         check(collective.allreduce(np.array([rank]), Sum, process_set=evens), np.array([2]), 0)
     collective.remove_process_set(evens)
     # A communicator of the even ranks on them; the others know the same set by its ranks.
-    evens = collective.add_process_set(
-        ProcessSet(split) if rank % 2 == 0 else ProcessSet(list(range(0, size, 2)))
-    )
+    evens = collective.add_process_set(ProcessSet(split) if rank % 2 == 0 else ProcessSet(list(range(0, size, 2))))
     assert evens.ranks == list(range(0, size, 2))
     assert (evens.mpi_comm is not None) == evens.included()
     collective.shutdown()

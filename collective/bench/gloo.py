@@ -29,14 +29,15 @@ def connect(job: Job) -> bool:
         # It would look up the host's name, which in a container may lead nowhere.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     from mpi4py import MPI
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     if job.rank == 0:
         host = "127.0.0.1" if one_node else MPI.Get_processor_name()
-        store = dist.TCPStore(host, 0, job.size, is_master=True, wait_for_workers=False)
+        store = TCPStore(host, 0, job.size, is_master=True, wait_for_workers=False)
         job.comm.bcast((host, store.port))
     else:
         host, port = job.comm.bcast(None)
-        store = dist.TCPStore(host, port, job.size, is_master=False)
+        store = TCPStore(host, port, job.size, is_master=False)
     dist.init_process_group("gloo", store=store, rank=job.rank, world_size=job.size)
     _connected = True
     return True

@@ -47,7 +47,7 @@ def _cut(sizes: Sequence[int]) -> list[Buffer]:
     for size in sizes:
         starts.append(starts[-1] + -(-size // align) * align)
     slab = Slab(starts[-1])
-    return [slab.at("float32", size, start) for size, start in zip(sizes, starts)]
+    return [slab.at("float32", size, start) for size, start in zip(sizes, starts, strict=False)]
 
 
 def _repeat(peer: Contender, buffers: Sequence[Buffer]) -> Run:

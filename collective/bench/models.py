@@ -95,5 +95,5 @@ class WaitingModel(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer, gradients in zip(self.layers, self._gradients, strict=True):
-            x = _Wait.apply(x, self._wait, gradients, *layer.parameters())
+            x = _Wait.apply(x, self._wait, gradients, *layer.parameters())  # type: ignore[no-untyped-call]
         return x

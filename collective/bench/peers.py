@@ -148,8 +148,10 @@ def contenders(job: Job, chosen: Sequence[str]) -> list[Contender]:
     for name in PEERS:
         if name not in chosen:
             continue
-        if name == "fp16" or name == "bf16":
-            made.append(_Ours(f"{OURS} {name}", job, name))
+        if name == "fp16":
+            made.append(_Ours(f"{OURS} fp16", job, "fp16"))
+        elif name == "bf16":
+            made.append(_Ours(f"{OURS} bf16", job, "bf16"))
         elif name == "mpi":
             made.append(_MPI(name, job, None))
         elif name == "mpi-pieces":

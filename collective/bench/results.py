@@ -28,6 +28,9 @@ class Result:
     unit: Literal["s", "%"] = "s"
     nbytes: int = 0
     """Bytes per rank that a call reduces; 0 where it makes no sense."""
+    dtype: str = "float32"
+    cold: bool | None = None
+    """Whether buffers were out of the cache when a call began; None where the size leaves no choice."""
 
     @property
     def median(self) -> float:

@@ -38,7 +38,7 @@ def latency(
         for nbytes in _whole(sizes, dtype, 0, LATENCY_BYTES):
             case = f"{format_bytes(nbytes)}{_suffix(dtype)}"
             job.progress(f"latency, {case}")
-            results += _measure(job, peers, "latency", case, [slab.at(dtype, nbytes, 0)], rounds)
+            results += _measure(job, peers, "latency", case, [slab.at(dtype, nbytes, 0)], rounds, cold=False)
     return results
 
 
@@ -55,14 +55,15 @@ def bandwidth(
     for dtype in dtypes:
         for nbytes in _whole(sizes, dtype, LATENCY_BYTES, 1 << 62):
             case = f"{format_bytes(nbytes)}{_suffix(dtype)}"
+            one = [slab.at(dtype, nbytes, 0)]
             if 2 * nbytes > rotated:
                 job.progress(f"bandwidth, {case}")
-                results += _measure(job, peers, "bandwidth", case, [slab.at(dtype, nbytes, 0)], rounds)
+                results += _measure(job, peers, "bandwidth", case, one, rounds)
                 continue
             job.progress(f"bandwidth, {case}, warm and cold")
-            warm = [slab.at(dtype, nbytes, 0)]
-            results += _measure(job, peers, "bandwidth", f"{case} warm", warm, rounds)
-            results += _measure(job, peers, "bandwidth", f"{case} cold", slab.cut(dtype, nbytes), rounds)
+            many = slab.cut(dtype, nbytes)
+            results += _measure(job, peers, "bandwidth", f"{case} warm", one, rounds, cold=False)
+            results += _measure(job, peers, "bandwidth", f"{case} cold", many, rounds, cold=True)
     return results
 
 
@@ -77,10 +78,16 @@ def _suffix(dtype: str) -> str:
 
 
 def _measure(
-    job: Job, peers: Sequence[Contender], workload: str, case: str, buffers: Sequence[Buffer], rounds: int
+    job: Job,
+    peers: Sequence[Contender],
+    workload: str,
+    case: str,
+    buffers: Sequence[Buffer],
+    rounds: int,
+    cold: bool | None = None,
 ) -> list[Result]:
-    nbytes = buffers[0].nbytes
-    taking = [peer for peer in peers if peer.takes(buffers[0].dtype, nbytes)]
+    dtype, nbytes = buffers[0].dtype, buffers[0].nbytes
+    taking = [peer for peer in peers if peer.takes(dtype, nbytes)]
     turns = cycle(range(len(buffers)))  # of all contenders together, so that each finds what others used long ago
     runs = {}
     for peer in taking:
@@ -90,7 +97,7 @@ def _measure(
             peer.bind(buffers[0])()
             check(buffers[0], job.size, f"{workload}, {case}, {peer.name}")
     samples = measure(job, runs, rounds)
-    return [Result(workload, case, name, samples[name].wall, nbytes=nbytes) for name in runs]
+    return [Result(workload, case, name, samples[name].wall, nbytes=nbytes, dtype=dtype, cold=cold) for name in runs]
 
 
 def _rotate(calls: Sequence[Callable[[], object]], turns: Iterator[int]) -> Run:

@@ -1,9 +1,10 @@
 """How a time is taken.
 
 A sample is the time of k back-to-back calls between two barriers, divided by k, and counts as the slowest rank's. k is
-such that a sample takes a few milliseconds. Contenders take turns: a round takes one sample of each, and every round
-starts with another one. So noise of the machine hits all alike, the median over rounds is what a user sees, the minimum
-is what the machine can do, and two contenders' samples of one round may be subtracted.
+such that a sample takes about a millisecond, which a busy machine may leave undisturbed. Contenders take turns: a round
+takes one sample of each, and every round starts with another one. So noise of the machine hits all alike, the median
+over rounds is what a user sees, the minimum is what the machine can do, and two contenders' samples of one round may be
+subtracted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["Run", "Samples", "measure"]
 Run = Callable[[int], object]
 """Makes the given number of calls."""
 
-_MOST_CALLS = 4096
+_MOST_CALLS = 1024
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Samples:
     cpu: list[float]
 
 
-def measure(job: Job, runs: Mapping[str, Run], rounds: int, sample_seconds: float = 0.002) -> dict[str, Samples]:
+def measure(job: Job, runs: Mapping[str, Run], rounds: int, sample_seconds: float = 0.001) -> dict[str, Samples]:
     """Time every run in turn; collective: all ranks pass the same runs in the same order.
 
     Args:
@@ -53,7 +54,10 @@ def measure(job: Job, runs: Mapping[str, Run], rounds: int, sample_seconds: floa
     from mpi4py import MPI
 
     job.comm.Allreduce(taken, slowest, MPI.MAX)
-    return {name: Samples(values[:, 0].tolist(), values[:, 1].tolist()) for name, values in zip(names, slowest)}
+    return {
+        name: Samples(wall=values[:, 0].tolist(), cpu=values[:, 1].tolist())
+        for name, values in zip(names, slowest, strict=True)
+    }
 
 
 def _sample(job: Job, run: Run, calls: int) -> tuple[float, float]:
@@ -73,7 +77,7 @@ def _calibrate(job: Job, run: Run, sample_seconds: float) -> int:
     calls = 1
     while True:
         wall, _ = _sample(job, run, calls)
-        seconds = max(job.comm.allreduce(wall, MPI.MAX), 1e-9)
+        seconds: float = max(job.comm.allreduce(wall, MPI.MAX), 1e-9)
         wanted = min(_MOST_CALLS, math.ceil(sample_seconds / seconds))
         if wanted <= 2 * calls:
             return max(wanted, 1)

@@ -27,7 +27,7 @@ from .job import Job, has_torch
 from .peers import OURS
 from .resnet50 import gradient_shapes
 from .results import Result
-from .timing import Samples, measure
+from .timing import Run, Samples, measure
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +99,11 @@ def _ready(job: Job, workload: str) -> bool:
 
 def _measure(job: Job, steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, Samples]:
     """Samples of single steps."""
-    return measure(job, {name: lambda _, run=run: run() for name, run in steps.items()}, rounds, sample_seconds=0.0)
+
+    def once(run: Callable[[], None]) -> Run:
+        return lambda _: run()
+
+    return measure(job, {name: once(run) for name, run in steps.items()}, rounds, sample_seconds=0.0)
 
 
 def _resnet() -> torch.nn.Module:
@@ -143,10 +147,8 @@ class _Trainer:
 
         self._optimizer.zero_grad()
         output = self._model(self._images)
-        if output.dim() == 2:
-            functional.cross_entropy(output, self._labels).backward()
-        else:
-            output.sum().backward()
+        loss: torch.Tensor = functional.cross_entropy(output, self._labels) if output.dim() == 2 else output.sum()
+        loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
 
     def synchronize(self) -> None:

@@ -61,7 +61,7 @@ class _Allreduce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         ctx.options.check_gradient("allreduce")
-        return None, None, *ops.grouped_allreduce(grads, **ctx.options.arguments())
+        return None, None, *allreduce(grads, ctx.options, None)  # differentiable in turn
 
 
 def allreduce(tensors: Sequence[Tensor], options: ReduceOptions, name: str | None) -> list[Tensor]:
@@ -84,7 +84,7 @@ class _Reducescatter(torch.autograd.Function):
         factor = options.prescale_factor * options.postscale_factor
         if options.op is Average:
             factor /= options.process_set.size()
-        whole = ops.grouped_allgather(grads, process_set=options.process_set)
+        whole = allgather(grads, options.process_set, None)
         return None, None, *(grad * factor for grad in whole)
 
 
@@ -105,7 +105,7 @@ class _Allgather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         process_set: ProcessSet = ctx.process_set
-        totals = ops.grouped_allreduce(grads, Sum, process_set=process_set)
+        totals = allreduce(grads, ReduceOptions(Sum, 1.0, 1.0, None, process_set), None)
         rows = [shape[0] if shape else 1 for shape in ctx.shapes]
         everyone = ops.allgather(torch.tensor([rows]), process_set=process_set)
         before = everyone[: process_set.rank()].sum(0).tolist()
@@ -133,8 +133,10 @@ class _Broadcast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        total = ops.allreduce(grads[0], Sum, process_set=ctx.process_set)
-        return (total if runtime.rank() == ctx.root_rank else torch.zeros_like(total)), None, None, None
+        (total,) = allreduce(grads, ReduceOptions(Sum, 1.0, 1.0, None, ctx.process_set), None)
+        # Not zeros_like: where gradients of gradients are wanted, every rank takes part in them.
+        is_root = torch.tensor(runtime.rank() == ctx.root_rank)
+        return torch.where(is_root, total, torch.zeros_like(total)), None, None, None
 
 
 def broadcast(tensor: Tensor, root_rank: int, process_set: ProcessSet, name: str | None) -> Tensor:
@@ -158,7 +160,7 @@ class _Alltoall(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        back, _ = ops.alltoall(grads[0], ctx.received, process_set=ctx.process_set)
+        back, _ = alltoall(grads[0], ctx.received, ctx.process_set, None)
         return back.reshape(ctx.shape), None, None, None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -42,8 +43,7 @@ class _Distributed:
         """
         if self._adasum is not None:
             return  # gradients stay local
-        self._lay_out()
-        self._reducer.synchronize()
+        self._reducer.synchronize(self._parameters())
 
     @contextmanager
     def skip_synchronize(self) -> Iterator[None]:
@@ -69,27 +69,28 @@ class _Distributed:
         """Change how many backward passes make up a gradient; between steps, alike on all ranks."""
         self._reducer.passes = check_passes(passes)
 
-    def _lay_out(self) -> None:
-        """Follow what the optimizer holds now: groups may have been added, parameters frozen or unfrozen."""
-        if self._adasum is not None:
-            return
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a DistributedOptimizer cannot be copied or pickled; save its state_dict()")
+
+    def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """What the optimizer holds now: groups may have been added, parameters frozen or unfrozen."""
         parameters = []
         for group in self.param_groups:
             for p in group["params"]:
                 if p.requires_grad:
                     parameters.append((self._names.setdefault(p, f"parameter.{len(self._names)}"), p))
-        self._reducer.lay_out(parameters)
+        return parameters
 
     def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         if self._adasum is not None:
             self._adasum.before()
             return None
         if self._skip:
+            self._reducer.synchronized = False
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
         if closure is None:
-            if not self._reducer.synchronized:
-                self.synchronize()
+            self.synchronize()
             self._reducer.synchronized = False
             return None
         # The closure computes the gradients, so they are reduced inside it.
@@ -107,6 +108,25 @@ class _Distributed:
             return loss
 
         return synchronized
+
+
+def _synchronize_before_unscaling() -> None:
+    """Have GradScaler see reduced gradients: then all ranks find the same infinities, and all or none step.
+
+    Its unscale_() changes gradients without a trace (their version stays), after buckets have started.
+    """
+    unscale = torch.amp.GradScaler.unscale_
+
+    @functools.wraps(unscale)
+    def unscale_(self: Any, optimizer: torch.optim.Optimizer) -> None:
+        if isinstance(optimizer, _Distributed) and self._enabled:
+            optimizer.synchronize()
+        unscale(self, optimizer)
+
+    torch.amp.GradScaler.unscale_ = unscale_  # type: ignore[method-assign]
+
+
+_synchronize_before_unscaling()
 
 
 def DistributedOptimizer(  # noqa: N802 - Horovod's name
@@ -166,6 +186,10 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         if groups is not None:
             raise InvalidArgumentError("num_groups= and groups= were both given; groups= alone says it all")
         groups = num_groups
+    if not gradient_predivide_factor > 0:
+        raise InvalidArgumentError(f"gradient_predivide_factor is positive, not {gradient_predivide_factor}")
+    if not isinstance(compression, type) or not issubclass(compression, Compressor):
+        raise InvalidArgumentError(f"compression is Compression.none, .fp16 or .bf16, not {compression!r}")
     if gradient_predivide_factor != 1.0 and checked is not Average:
         raise InvalidArgumentError("gradient_predivide_factor is defined for op=Average only")
     names = _checked_names(optimizer, named_parameters)
@@ -189,7 +213,8 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         process_set=process_set,
         groups=_checked_groups(optimizer, groups),
     )
-    wrapped._lay_out()
+    wrapped._reducer.lay_out(wrapped._parameters())
+    wrapped._step_supports_amp_scaling = False  # fused kernels: the scaler is to use unscale_()
     if wrapped._adasum is not None:
         optimizer.register_step_post_hook(lambda opt, args, kwargs: opt._adasum.after())
     # A hook rather than an override: schedulers that were made before put their own step() in front of the class's.

@@ -20,11 +20,14 @@ A round. From one `synchronize()` to the next every bucket runs exactly once, pl
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 
-from .. import _core, arrays, runtime
+from .. import _core, arrays, ops, runtime
 from ..errors import InvalidArgumentError, UnsupportedTypeError
 from ..handles import Handle
 from ..process_sets import ProcessSet
@@ -54,6 +57,7 @@ class _Slot:
     parameter: torch.nn.Parameter
     bucket: _Bucket
     strides: tuple[int, ...]  # of its elements in the bucket
+    number: int = -1  # among all
     passes: int = 0  # backward passes in this round
     ready: bool = False
 
@@ -74,6 +78,10 @@ def _dense_strides(p: torch.Tensor) -> tuple[int, ...]:
         return tuple(p.stride())
     if p.dim() == 5 and p.is_contiguous(memory_format=torch.channels_last_3d):
         return tuple(p.stride())
+    return _c_strides(p)
+
+
+def _c_strides(p: torch.Tensor) -> tuple[int, ...]:
     return tuple(torch.empty(p.shape, device="meta").stride())
 
 
@@ -107,7 +115,8 @@ class GradientReducer:
         self.label = label
         self.passes = passes
         self.enabled = True  # False: hooks do not count, see no_sync()
-        self.synchronized = False  # no gradient has come since the last synchronize()
+        self.synchronized = False  # synchronize() was called after the last step: alike on all ranks
+        self._fresh = False  # a gradient has come to this rank since
         self._compression = compression
         self._op = op
         self._prescale = prescale
@@ -121,21 +130,25 @@ class GradientReducer:
         self._generation = 0
         self._slots: dict[torch.nn.Parameter, _Slot] = {}
         self._hooked: set[torch.nn.Parameter] = set()
+        # The parameters, which outlive this reducer, hold no reference to it.
+        self._hooks: list[Any] = []
+        weakref.finalize(self, _remove, self._hooks)
+        reducer = weakref.ref(self)
+
+        def hook(parameter: torch.nn.Parameter) -> None:
+            if (alive := reducer()) is not None:
+                alive._on_gradient(parameter)
+
+        self._hook = hook
 
     # ---- the plan ----
 
-    def lay_out(self, parameters: list[tuple[str, torch.nn.Parameter]]) -> None:
-        """Make the plan for these parameters, unless it is for them already; local, the ranks agree later."""
-        wanted = [parameter for _, parameter in parameters]
-        if len(wanted) == len(self._planned) and all(a is b for a, b in zip(wanted, self._planned, strict=True)):
-            return
-        if any(bucket.run is not None for bucket in self._plan):
-            self._finish_round()  # of the old plan, so that no run is left half way
-        self._planned = wanted
+    def lay_out(self, parameters: list[_Named]) -> None:
+        """Make the plan for these parameters; local, the ranks agree in `_open()`."""
+        self._planned = [parameter for _, parameter in parameters]
         self._plan = []
         self._slots = {}
         self._opened = False
-        self._generation += 1
         if self._process_set.size() == 1:
             return  # gradients are what they are
         for members in self._deal(list(reversed(parameters))):
@@ -145,9 +158,13 @@ class GradientReducer:
                 slot = _Slot(name, parameter, bucket, _dense_strides(parameter))
                 bucket.slots.append(slot)
                 self._slots[parameter] = slot
-                if parameter not in self._hooked:
-                    self._hooked.add(parameter)
-                    parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
+        # Numbered and told to the others in one order, whatever the buckets are.
+        self._slots = {p: self._slots[p] for _, p in reversed(parameters)}
+        for number, (parameter, slot) in enumerate(self._slots.items()):
+            slot.number = number
+            if parameter not in self._hooked:
+                self._hooked.add(parameter)
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook))  # type: ignore[no-untyped-call]
 
     def _deal(self, parameters: list[_Named]) -> list[list[_Named]]:
         """The members of each bucket."""
@@ -166,10 +183,11 @@ class GradientReducer:
             parameters = [(name, p) for name, p in parameters if p not in group_of]
         limit = runtime.current().config.fusion_threshold
         for part in _by_dtype(parameters):
-            used = limit
+            chosen.append([])
+            used = 0
             for name, p in part:
                 nbytes = p.numel() * p.element_size()
-                if used + nbytes > limit:
+                if chosen[-1] and used + nbytes > limit:
                     chosen.append([])
                     used = 0
                 chosen[-1].append((name, p))
@@ -179,12 +197,14 @@ class GradientReducer:
     def _open(self) -> None:
         """Agree on the plan with the other ranks; raises MismatchError that names the first difference."""
         state = runtime.current()
+        number_of = {id(bucket): number for number, bucket in enumerate(self._plan)}
         layout = "".join(
             f"{slot.name} {str(slot.parameter.dtype).removeprefix('torch.')} {tuple(slot.parameter.shape)}"
-            f"{'' if slot.parameter.is_contiguous() else f' strides {slot.strides}'} in bucket {number}\n"
-            for number, bucket in enumerate(self._plan)
-            for slot in bucket.slots
+            f"{'' if slot.strides == _c_strides(slot.parameter) else f' strides {slot.strides}'} "
+            f"in bucket {number_of[id(slot.bucket)]}\n"
+            for slot in self._slots.values()
         )
+        self._generation += 1  # also where this fails, so that all ranks count alike
         name = f"{self.label}.plan{self._generation}"
         group = self._process_set.group
         if group is None:
@@ -192,7 +212,7 @@ class GradientReducer:
         dtypes = [arrays.view(torch.empty(0, dtype=b.slots[0].parameter.dtype)).dtype for b in self._plan]
         wires = [wire_dtype(self._compression.wire, dtype) for dtype in dtypes]
         counts = [[slot.parameter.numel() for slot in bucket.slots] for bucket in self._plan]
-        notes = [0] * (len(self._plan) - 1) + [len(self._plan) + len(self._slots)]
+        notes = [0] * (len(self._plan) - 1) + [len(self._plan) + len(self._slots) + 1] if self._plan else []
         # Dtype, wire and elements of each bucket, flags included.
         extents = [
             n
@@ -235,17 +255,18 @@ class GradientReducer:
     # ---- a round ----
 
     def _on_gradient(self, parameter: torch.nn.Parameter) -> None:
+        self._fresh = True
         slot = self._slots.get(parameter)
         if slot is None or not self.enabled:
             return
-        self.synchronized = False
         slot.passes += 1
         if slot.ready or slot.passes < self.passes:
             return  # a pass too many makes the bucket stale, see synchronize()
         slot.ready = True
         bucket = slot.bucket
         bucket.waiting -= 1
-        if bucket.waiting == 0 and bucket is not self._plan[-1]:
+        # Nothing runs before the plan is agreed: backward must not wait for other ranks.
+        if bucket.waiting == 0 and bucket is not self._plan[-1] and self._opened:
             self._start(bucket, [])
 
     def _gradient(self, slot: _Slot) -> torch.Tensor | None:
@@ -257,6 +278,12 @@ class GradientReducer:
             if not self._sparse_as_dense:
                 return None  # see _reduce_sparse()
             grad = slot.parameter.grad = grad.to_dense()
+        if grad.is_conj() or grad.is_neg():
+            grad = slot.parameter.grad = grad.detach().resolve_conj().resolve_neg()
+        if grad.dtype != slot.parameter.dtype:
+            raise UnsupportedTypeError(
+                f"{self.label}: the gradient of '{slot.name}' is {grad.dtype}, the parameter {slot.parameter.dtype}"
+            )
         if grad.device.type != "cpu":
             raise UnsupportedTypeError(
                 f"{self.label}: the gradient of '{slot.name}' is on {grad.device}, not on the CPU"
@@ -264,8 +291,6 @@ class GradientReducer:
         return grad
 
     def _start(self, bucket: _Bucket, notes: list[int]) -> None:
-        if not self._opened:
-            self._open()
         assert bucket.core is not None
         pointers = []
         keep = []
@@ -290,24 +315,30 @@ class GradientReducer:
             for slot, (grad, version) in zip(bucket.slots, bucket.given, strict=True)
         )
 
-    def _finish_round(self) -> None:
-        """Run every bucket to its end on what gradients there are now."""
+    def _finish_round(self, changed: bool) -> bool:
+        """Run every bucket to its end on what gradients there are now; False where any rank has changed its plan."""
         if not self._plan:
-            return
+            return not self._on_any_rank(changed)
         stale = [n for n, bucket in enumerate(self._plan) if bucket.run is not None and self._is_stale(bucket)]
         for bucket in self._plan[:-1]:
             if bucket.run is None:
                 self._start(bucket, [])
         last = self._plan[-1]
         sparse = [
-            len(self._plan) + number
-            for number, slot in enumerate(self._slots.values())
+            len(self._plan) + slot.number
+            for slot in self._slots.values()
             if slot.parameter.grad is not None and slot.parameter.grad.is_sparse and not self._sparse_as_dense
         ]
-        self._start(last, stale + sparse)
+        change = len(self._plan) + len(self._slots)
+        self._start(last, stale + sparse + ([change] if changed else []))
         assert last.run is not None
         assert last.core is not None
         last.run.wait()
+        if last.core.noted(change):
+            for bucket in self._plan:
+                assert bucket.run is not None
+                bucket.run.wait()
+            return False
         for number, bucket in enumerate(self._plan[:-1]):
             assert bucket.run is not None
             if last.core.noted(number):
@@ -316,11 +347,33 @@ class GradientReducer:
         for bucket in self._plan:
             assert bucket.run is not None
             bucket.run.wait()
+        return True
 
-    def synchronize(self) -> None:
-        """Wait until every gradient is reduced on every rank, and put the results into `.grad`; collective."""
+    def _on_any_rank(self, flag: bool) -> bool:
+        own = np.array([flag], dtype=np.uint8)
+        return bool(ops.allreduce(own, Op.Max, name=f"{self.label}.on_any_rank", process_set=self._process_set)[0])
+
+    def synchronize(self, parameters: list[_Named]) -> None:
+        """Wait until every gradient is reduced on every rank, and put the results into `.grad`; collective.
+
+        Called again before the next step, it reduces again only if gradients have come to any rank.
+        """
+        if self._process_set.size() == 1:
+            for _, p in parameters:
+                if self._sparse_as_dense and p.grad is not None and p.grad.is_sparse:
+                    p.grad = p.grad.to_dense()
+            return
+        changed = len(parameters) != len(self._planned) or any(
+            a is not b for (_, a), b in zip(parameters, self._planned, strict=True)
+        )
+        if self.synchronized and not self._on_any_rank(self._fresh or changed):
+            return
         try:
-            self._finish_round()
+            if not (self._opened and self._finish_round(changed)):
+                self._begin_round()
+                self.lay_out(parameters)
+                self._open()
+                self._finish_round(False)
             with torch.no_grad():
                 for bucket in self._plan:
                     self._fetch(bucket)
@@ -328,6 +381,7 @@ class GradientReducer:
         finally:
             self._begin_round()
         self.synchronized = True
+        self._fresh = False
 
     def _fetch(self, bucket: _Bucket) -> None:
         assert bucket.core is not None
@@ -335,7 +389,7 @@ class GradientReducer:
         copies: list[tuple[torch.Tensor, torch.Tensor]] = []
         for number, slot in enumerate(bucket.slots):
             p = slot.parameter
-            if not bucket.core.present(number):
+            if not bucket.core.present(number) or self._is_sparse_somewhere(slot):
                 targets.append(0)
                 continue
             if p.grad is None:
@@ -343,21 +397,25 @@ class GradientReducer:
             target = p.grad
             if target.stride() != slot.strides:
                 target = torch.empty_strided(p.shape, slot.strides, dtype=p.dtype)
-                copies.append((p.grad, target))
+                if 0 in p.grad.stride():  # several elements at one address
+                    p.grad = target
+                else:
+                    copies.append((p.grad, target))
             targets.append(target.data_ptr())
         bucket.core.fetch(targets)
         for grad, copy in copies:
             grad.copy_(copy)
 
-    def _reduce_sparse(self) -> None:
-        """Gather the gradients that are sparse on any rank."""
-        if not self._plan:
-            return
+    def _is_sparse_somewhere(self, slot: _Slot) -> bool:
         core = self._plan[-1].core
         assert core is not None
+        return core.noted(len(self._plan) + slot.number)
+
+    def _reduce_sparse(self) -> None:
+        """Gather the gradients that are sparse on any rank."""
         sums = []
-        for number, slot in enumerate(self._slots.values()):
-            if not core.noted(len(self._plan) + number):
+        for slot in self._slots.values():
+            if not self._is_sparse_somewhere(slot):
                 continue
             p = slot.parameter
             grad = p.grad
@@ -385,6 +443,11 @@ class GradientReducer:
             for slot in bucket.slots:
                 slot.passes = 0
                 slot.ready = False
+
+
+def _remove(hooks: list[Any]) -> None:
+    for hook in hooks:
+        hook.remove()
 
 
 def check_passes(passes: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import ops, runtime
-from ..errors import InvalidArgumentError
+from ..errors import CollectiveError, InvalidArgumentError
 from ..objects import broadcast_object
 
 __all__ = ["broadcast_optimizer_state", "broadcast_parameters"]
@@ -47,10 +47,17 @@ def _broadcast_tensors(tensors: list[tuple[str, torch.Tensor]], root_rank: int, 
             target = tensor.detach()
             buffer = target if target.is_contiguous() else target.contiguous()
             handles.append((target, buffer, ops.broadcast_async_(buffer, root_rank, name=f"{label}.{name}")))
+        errors = []
         for target, buffer, handle in handles:
-            handle.wait()
+            try:
+                handle.wait()
+            except CollectiveError as error:  # told when nothing is in flight any more
+                errors.append(error)
+                continue
             if buffer is not target:
                 target.copy_(buffer)
+    if errors:
+        raise errors[0]
 
 
 @dataclass
@@ -59,6 +66,7 @@ class _TensorAt:
 
     index: int
     shape: tuple[int, ...]
+    strides: tuple[int, ...]
     dtype: torch.dtype
 
 
@@ -66,7 +74,9 @@ def _take_tensors(value: Any, tensors: list[torch.Tensor]) -> Any:
     """The skeleton of nested dicts, lists and tuples; their tensors go to `tensors`."""
     if isinstance(value, torch.Tensor):
         tensors.append(value)
-        return _TensorAt(len(tensors) - 1, tuple(value.shape), value.dtype)
+        return _TensorAt(
+            len(tensors) - 1, tuple(value.shape), torch.empty_like(value, device="meta").stride(), value.dtype
+        )
     if isinstance(value, dict):
         return {key: _take_tensors(item, tensors) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -108,7 +118,8 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
     if not is_root:
         found: dict[int, _TensorAt] = {}
         _find_shapes(skeleton, found)
-        tensors = [torch.empty(found[i].shape, dtype=found[i].dtype) for i in range(len(found))]
+        places = [found[i] for i in range(len(found))]
+        tensors = [torch.empty_strided(place.shape, place.strides, dtype=place.dtype) for place in places]
     _broadcast_tensors([(str(i), tensor) for i, tensor in enumerate(tensors)], root_rank, "broadcast_optimizer_state")
     if not is_root:
         optimizer.load_state_dict(_put_tensors(skeleton, tensors))

@@ -1,6 +1,7 @@
 // Speed of the all-reduces inside a node against MPI_Allreduce and memcpy, in one run.
 //
-//   mpicxx -std=c++20 -O3 -pthread -Icsrc tests/csrc/bench_node.cc csrc/{shared_memory,slots,allreduce_node,allreduce_bucket_node}.cc
+//   mpicxx -std=c++20 -O3 -pthread -Icsrc tests/csrc/bench_node.cc
+//   csrc/{shared_memory,slots,allreduce_node,allreduce_bucket_node}.cc
 //       csrc/{comm,allreduce,allreduce_doubling,ring}.cc csrc/reduce*.cc -o bench_node
 //   mpirun -n 2 --bind-to core ./bench_node [rounds [KiB ...]]
 //   mpirun -n 4 --oversubscribe ./bench_node
@@ -126,8 +127,8 @@ int main(int argc, char** argv) {
   const AllreduceSpec half{DType::kFloat32, DType::kFloat16, ReduceOp::kSum};
 
   if (comm.rank() == 0)
-    std::printf("%d ranks, %s\n%9s %-12s %11s %11s %8s %8s %8s\n", comm.size(), simd_name(), "KiB", "way", "median us", "best us",
-                "GB/s", "ratio", "of best");
+    std::printf("%d ranks, %s\n%9s %-12s %11s %11s %8s %8s %8s\n", comm.size(), simd_name(), "KiB", "way", "median us",
+                "best us", "GB/s", "ratio", "of best");
   for (const size_t size : sizes) {
     const size_t n = size / 4;
     SharedMemory memory = share(NodeBucket::nbytes(DType::kFloat32, n));
@@ -148,7 +149,10 @@ int main(int argc, char** argv) {
     std::vector<Way> ways{
         {"memcpy", [&](size_t nbytes) { std::memcpy(b.data(), a.data(), nbytes); }},
         {"MPI", [&](size_t) { mpi(0, n); }},
-        {"MPI pieces", [&](size_t) { for (size_t i = 0; i < n; i += kPiece / 4) mpi(i, std::min(n - i, kPiece / 4)); }},
+        {"MPI pieces",
+         [&](size_t) {
+           for (size_t i = 0; i < n; i += kPiece / 4) mpi(i, std::min(n - i, kPiece / 4));
+         }},
         {"node", [&](size_t) { node(spec, a.data(), a.data()); }},
         {"node copy", [&](size_t) { node(spec, a.data(), b.data()); }},
         {"node fp16", [&](size_t) { node(half, a.data(), a.data()); }},

@@ -1,6 +1,8 @@
-// The all-reduces inside a node (csrc/allreduce_node, csrc/allreduce_bucket_node) and their shared memory, without Python.
+// The all-reduces inside a node (csrc/allreduce_node, csrc/allreduce_bucket_node) and their shared memory, without
+// Python.
 //
-//   mpicxx -std=c++20 -O2 -pthread -Icsrc tests/csrc/test_node.cc csrc/{shared_memory,slots,allreduce_node,allreduce_bucket_node}.cc
+//   mpicxx -std=c++20 -O2 -pthread -Icsrc tests/csrc/test_node.cc
+//   csrc/{shared_memory,slots,allreduce_node,allreduce_bucket_node}.cc
 //       csrc/{comm,allreduce,allreduce_doubling,ring}.cc csrc/reduce*.cc -o test_node
 //   for n in 1 2 3 4 7; do mpirun -n $n --oversubscribe ./test_node [seed] || break; done
 //
@@ -71,7 +73,9 @@ Bytes input(DType dtype, size_t count, int rank, unsigned salt) {
   switch (dtype) {
     case DType::kUInt8: whole(uint8_t{}); break;
     case DType::kInt8: whole(int8_t{}); break;
-    case DType::kBool: for (size_t i = 0; i < count; ++i) bytes[i] = std::byte(values[i] < 0 ? 0 : i % 7); break;
+    case DType::kBool:
+      for (size_t i = 0; i < count; ++i) bytes[i] = std::byte(values[i] < 0 ? 0 : i % 7);
+      break;
     case DType::kUInt16: whole(uint16_t{}); break;
     case DType::kInt16: whole(int16_t{}); break;
     case DType::kInt32: whole(int32_t{}); break;
@@ -102,7 +106,9 @@ struct Case {
   std::vector<Bytes> ins{}, outs{};
   std::vector<Slot> slots{};
 
-  bool null_in(size_t i, int rank) const { return may_be_null && (salt + i * 5 + static_cast<size_t>(rank) * 3) % 4 == 0; }
+  bool null_in(size_t i, int rank) const {
+    return may_be_null && (salt + i * 5 + static_cast<size_t>(rank) * 3) % 4 == 0;
+  }
   bool null_out(size_t i) const { return may_be_null && (salt + i) % 3 == 0; }
   Bytes slot_input(size_t i, int rank) const {
     return input(spec.dtype, counts[i], rank, salt + static_cast<unsigned>(i) * 977U);
@@ -151,8 +157,8 @@ struct Case {
     size_t at = 0;
     while (got[at] == wanted[at]) ++at;
     fail(world, std::string("wrong result: ") + name_of(spec.op) + " of " + name_of(spec.dtype) + " as " +
-                    name_of(spec.wire) + ", slot " + std::to_string(i) + " of " + std::to_string(counts.size()) + " with " +
-                    std::to_string(counts[i]) + " elements, salt " + std::to_string(salt) +
+                    name_of(spec.wire) + ", slot " + std::to_string(i) + " of " + std::to_string(counts.size()) +
+                    " with " + std::to_string(counts[i]) + " elements, salt " + std::to_string(salt) +
                     (in_place ? ", in place" : "") + ": differs at byte " + std::to_string(at));
   }
 };
@@ -164,7 +170,8 @@ void finish(const World& world, Operation& operation) {
     if (step == Step::kDone) return;
     if (step == Step::kMoved) continue;
     std::this_thread::yield();
-    if (std::chrono::steady_clock::now() - start > std::chrono::seconds(60)) fail(world, "hangs: " + operation.describe());
+    if (std::chrono::steady_clock::now() - start > std::chrono::seconds(60))
+      fail(world, "hangs: " + operation.describe());
   }
 }
 
@@ -286,7 +293,8 @@ void test_flight(const World& world) {
   Lane lanes[] = {Lane(memory, 0), Lane(memory, Lane::nbytes())};
   std::vector<std::unique_ptr<BucketRuns>> buckets;
   for (int i = 0; i < 4; ++i)
-    buckets.push_back(std::make_unique<BucketRuns>(world, any_spec(agreed), odd_counts(agreed), world.is_threads ? 4 : 12));
+    buckets.push_back(
+        std::make_unique<BucketRuns>(world, any_spec(agreed), odd_counts(agreed), world.is_threads ? 4 : 12));
   struct Flight {
     Case test;
     std::unique_ptr<AllreduceNode> operation;
@@ -358,7 +366,8 @@ void test_back_to_back(const World& world) {
     if (n >= repeats) continue;
     data[i].resize(sizes[n % std::size(sizes)]);
     for (size_t j = 0; j < data[i].size(); ++j) data[i][j] = static_cast<int64_t>(n + 3 * j) + world.rank;
-    operations[i] = std::make_unique<AllreduceNode>(lane, spec, std::vector<Slot>{{data[i].data(), data[i].data(), data[i].size()}});
+    operations[i] = std::make_unique<AllreduceNode>(
+        lane, spec, std::vector<Slot>{{data[i].data(), data[i].data(), data[i].size()}});
   }
 }
 
@@ -426,8 +435,17 @@ int run_processes(unsigned seed) {
     return std::move(*memory);
   };
   // More than there can be: nobody gets it, and everybody is told why.
-  if (SharedMemory::try_create(comm, 1, size_t{1} << 62, std::chrono::seconds(30), why) || why.rfind("local rank 0: ", 0) != 0)
+  if (SharedMemory::try_create(comm, 1, size_t{1} << 62, std::chrono::seconds(30), why) ||
+      why.rfind("local rank 0: ", 0) != 0)
     fail(world, "shared memory without end: " + why);
+  // The others do not come: an error that names one.
+  if (world.rank == 0 && world.size > 1) try {
+      SharedMemory::try_create(comm, 2, 4096, std::chrono::seconds(1), why);
+      fail(world, "shared memory with who is not there");
+    } catch (const Error& error) {
+      if (error.code != ErrorCode::kTimeout || std::string(error.what()).find("local rank 1") == std::string::npos)
+        fail(world, std::string("missing rank: ") + error.what());
+    }
   run_all(world);
   comm.release();
   MPI_Finalize();

@@ -1,0 +1,206 @@
+"""The tables that a run prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .gradients import BUCKETS
+from .peers import OURS
+from .results import Result, read_json
+from .sizes import format_bytes
+
+__all__ = ["print_comparison", "print_report"]
+
+_WIDTH = 160  # mpirun lets ranks write to a terminal of its own, whose 80 columns mean nothing
+
+_RATIO_CAPTION = "/x: the speed of ours in that of x; above 1 ours is faster"
+
+
+def print_report(header: dict[str, Any], notes: Sequence[str], results: Sequence[Result]) -> None:
+    """Print the header, the notes, and the tables of the workloads that were run."""
+    console = _console()
+    print(_headline(header))
+    for note in notes:
+        print(f"note: {note}")
+    for workload in dict.fromkeys(result.workload for result in results):
+        chosen = [result for result in results if result.workload == workload]
+        print()
+        if workload == "idle":
+            print(f"idle: {chosen[0].median:.2f} % of a core over {chosen[0].case} with nothing in flight")
+        elif workload == "latency":
+            console.print(_times_table("latency", chosen, with_ratios=True))
+        elif workload == "bandwidth":
+            console.print(_times_table("bandwidth", chosen, with_ratios=False))
+            console.print(_bandwidth_table(chosen, header["ranks"]))
+        elif workload == "resnet50":
+            console.print(_gradients_table(chosen))
+        elif workload == "step":
+            console.print(_step_table(chosen))
+        else:
+            console.print(_overlap_table(chosen))
+
+
+def print_comparison(path: Path, header: dict[str, Any], results: Sequence[Result]) -> None:
+    """Print every result beside the same of an earlier run's --json file."""
+    old_header, old = read_json(path)
+    for what in ("processor", "cores", "mpi", "ranks", "ranks_per_node"):
+        if old_header.get(what) != header[what]:
+            print(f"note: {what} differs: {old_header.get(what)} in {path}, {header[what]} now")
+    table = _table(
+        f"now against {path}", ["workload", "case", "contender", "then", "now", "now/then"], "now/then: of medians"
+    )
+    for result in results:
+        then = old.get(result.key)
+        if then is None:
+            table.add_row(*result.key, "-", _value(result.median, result.unit), "-")
+            continue
+        ratio = f"{result.median / then:.2f}" if then > 0 else "-"
+        table.add_row(*result.key, _value(then, result.unit), _value(result.median, result.unit), ratio)
+    _console().print(table)
+    gone = [" ".join(key) for key in old if key not in {result.key for result in results}]
+    if gone:
+        print(f"note: only in {path}: {', '.join(gone)}")
+
+
+def _console() -> Console:
+    return Console(width=_WIDTH, force_terminal=False, highlight=False)
+
+
+def _table(title: str, columns: Sequence[str], caption: str = "") -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title, caption=caption or None, title_justify="left")
+    table.caption_justify = "left"
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    return table
+
+
+def _headline(header: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items() if version)
+    nodes = header["ranks"] / header["ranks_per_node"]
+    others = "an unknown number of" if header["others_busy_cores"] is None else f"{header['others_busy_cores']:.2f}"
+    settings = ", ".join(f"{name} {value}" for name, value in header["settings"].items())
+    return (
+        f"{header['ranks']} ranks on {nodes:g} node{'s' if nodes > 1 else ''} of {header['cores']} cores: "
+        f"{header['processor']}, {format_bytes(header['last_level_cache'])} last-level cache, SIMD {header['simd']}\n"
+        f"{header['mpi']}; {versions}\n"
+        f"settings: {settings}\n"
+        f"{header['date']}; other processes kept {others} cores busy"
+    )
+
+
+def _value(value: float, unit: str) -> str:
+    """With three digits: 12.3 us, 4.56 ms, 7.89 s, 10.1 %."""
+    if unit == "%":
+        return f"{value:.1f} %"
+    scale, name = (1e6, "us") if abs(value) < 1e-3 else (1e3, "ms") if abs(value) < 1 else (1.0, "s")
+    return f"{_digits(value * scale)} {name}"
+
+
+def _digits(value: float) -> str:
+    size = abs(value)
+    return f"{value:.2f}" if size < 10 else f"{value:.1f}" if size < 100 else f"{value:.0f}"
+
+
+def _grid(results: Sequence[Result]) -> tuple[list[str], dict[str, dict[str, Result]]]:
+    """The contenders, in order, and the results by case and contender."""
+    rows: dict[str, dict[str, Result]] = {}
+    for result in results:
+        rows.setdefault(result.case, {})[result.contender] = result
+    return list(dict.fromkeys(result.contender for result in results)), rows
+
+
+def _peers(contenders: Sequence[str]) -> list[str]:
+    return [name for name in contenders if name.split()[0] != OURS]
+
+
+def _ratios(peers: Sequence[str], row: dict[str, Result]) -> list[str]:
+    return [f"{row[name].median / row[OURS].median:.2f}" if name in row else "-" for name in peers]
+
+
+def _times_table(workload: str, results: Sequence[Result], with_ratios: bool) -> Table:
+    contenders, rows = _grid(results)
+    peers = _peers(contenders) if with_ratios else []
+    table = _table(
+        f"{workload}: us per blocking all-reduce, median (minimum)",
+        ["bytes per rank", *contenders, *(f"/{name}" for name in peers)],
+        _RATIO_CAPTION if with_ratios else "",
+    )
+    for case, row in rows.items():
+        cells = [_times(row[name], 1e6) if name in row else "-" for name in contenders]
+        table.add_row(case, *cells, *_ratios(peers, row))
+    return table
+
+
+def _times(result: Result, scale: float) -> str:
+    return f"{_digits(result.median * scale)} ({_digits(result.best * scale)})"
+
+
+def _bandwidth_table(results: Sequence[Result], ranks: int) -> Table:
+    contenders, rows = _grid(results)
+    peers = _peers(contenders)
+    table = _table(
+        "bandwidth: GB/s, bytes per rank over median time (algbw)",
+        ["bytes per rank", *contenders, "ours busbw", *(f"/{name}" for name in peers)],
+        f"busbw: algbw * 2(p-1)/p, here {2 * (ranks - 1) / ranks:.3g}: what each rank sends and receives; "
+        f"memcpy: bytes copied\n{_RATIO_CAPTION}",
+    )
+    for case, row in rows.items():
+        speeds = {name: result.nbytes / result.median / 1e9 for name, result in row.items()}
+        cells = [_digits(speeds[name]) if name in row else "-" for name in contenders]
+        table.add_row(case, *cells, _digits(speeds[OURS] * 2 * (ranks - 1) / ranks), *_ratios(peers, row))
+    return table
+
+
+def _gradients_table(results: Sequence[Result]) -> Table:
+    _, rows = _grid(results)
+    ((case, row),) = rows.items()
+    ours = [name for name in (OURS, BUCKETS) if name in row]
+    table = _table(
+        f"resnet50: gradients, {case}",
+        ["contender", "ms", "minimum", "GB/s", *(f"{name}/it" for name in ours)],
+        "ours/it: the speed of ours in that of the contender; above 1 ours is faster",
+    )
+    for name, result in row.items():
+        ratios = [f"{result.median / row[our].median:.2f}" for our in ours]
+        speed = _digits(result.nbytes / result.median / 1e9)
+        table.add_row(name, _digits(result.median * 1e3), _digits(result.best * 1e3), speed, *ratios)
+    return table
+
+
+def _step_table(results: Sequence[Result]) -> Table:
+    table = _table(
+        f"step: {results[0].case}",
+        ["contender", "ms per step", "minimum", "added ms"],
+        "added: median over rounds of the difference to the local step of the round",
+    )
+    local = results[0]
+    for result in results:
+        added = Result("", "", "", [a - b for a, b in zip(result.samples, local.samples, strict=True)])
+        cells = [_digits(value * 1e3) for value in (result.median, result.best, added.median)]
+        table.add_row(result.contender, *cells[:2], "-" if result is local else cells[2])
+    return table
+
+
+def _overlap_table(results: Sequence[Result]) -> Table:
+    contenders, rows = _grid(results)
+    table = _table(
+        "overlap: of one training step, ms",
+        ["backward is", *contenders],
+        "hidden: 1 - (step - local) / communication, median over rounds; "
+        "CPU added: of all threads, to the local step; see collective/bench/training.py",
+    )
+    for case, row in rows.items():
+        table.add_row(
+            case,
+            *(
+                f"{row[name].median:.0f} %" if row[name].unit == "%" else _digits(row[name].median * 1e3)
+                for name in contenders
+            ),
+        )
+    return table
