@@ -16,6 +16,10 @@ S = TypeVar("S")
 # A wait returns to the interpreter this often, so that Ctrl-C is heard.
 _SLICE_S = 0.1
 
+# Arrays of operations that ended with the engine: MPI may go on with a transfer that could not be cancelled.
+_abandoned: list[Any] = []
+_MPI_MAY_STILL_WRITE = (4, 6)  # time-out and internal error, of csrc/types.h ErrorCode
+
 # Arrays of operations whose handle was dropped before they finished: the engine still reads and writes them.
 _orphans: list[tuple[_core.Ticket, Any]] = []
 
@@ -53,6 +57,8 @@ class Handle(Generic[T]):
         ticket = self._ticket
         while not self._engine.wait(ticket, _SLICE_S):
             pass
+        if ticket.code in _MPI_MAY_STILL_WRITE:
+            _abandoned.append(self._keep)
         if ticket.code:
             raise error_class(ticket.code)(ticket.text)
         return self._result(ticket)

@@ -184,12 +184,14 @@ def shutdown() -> None:
     from . import process_sets as sets
     from .timeline import stop_timeline
 
-    stop_timeline()
-    runtime, _runtime = _runtime, None
-    if runtime.engine.shutdown():
-        sets.free_communicators()
-        runtime.comm.Free()
-    sets.forget_all()
+    try:
+        stop_timeline()
+    finally:  # the other ranks wait for this one, whether or not a file can be written
+        runtime, _runtime = _runtime, None
+        if runtime.engine.shutdown():
+            sets.free_communicators()
+            runtime.comm.Free()
+        sets.forget_all()
 
 
 def is_initialized() -> bool:

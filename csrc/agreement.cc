@@ -270,7 +270,7 @@ void Agreement::write_execution(const std::vector<Ready*>& bucket) {
   decisions_.put(channels_);
   if (kind == Kind::kChannel) channels_ += static_cast<uint32_t>(first.shape.size() / 3);
   decisions_.put(static_cast<uint32_t>(bucket.size()));
-  // known_ grows where the decision is taken (take_decisions); ids given out in this round are counted here.
+  // known_ grows where the decision is taken, in take_decisions(), in the order written here.
   for (const Ready* ready : bucket) {
     const auto id = id_of_.find(ready->name);
     if (joined_count_ > 0) {

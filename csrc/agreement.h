@@ -74,6 +74,9 @@ class Agreement {
   // Sends what was submitted and takes what arrived; never blocks. True if anything moved.
   bool progress(std::vector<Decision>& decisions);
 
+  // Everything that was said has been taken over by MPI.
+  bool sent() const { return outgoing_.empty(); }
+
   // What rank 0 waits for, a line per name; empty on other ranks.
   std::string describe() const;
 

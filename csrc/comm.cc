@@ -150,6 +150,12 @@ Topology find_topology(MPI_Comm comm) {
   return t;
 }
 
+bool on_all_ranks(MPI_Comm comm, bool flag) {
+  int all = flag ? 1 : 0;
+  check(MPI_Allreduce(MPI_IN_PLACE, &all, 1, MPI_INT, MPI_MIN, comm), "MPI_Allreduce");
+  return all == 1;
+}
+
 void require_mpi_threads() {
   int flag = 0;
   MPI_Initialized(&flag);

@@ -78,6 +78,9 @@ struct Topology {
 // Collective over `comm`.
 Topology find_topology(MPI_Comm comm);
 
+// Whether `flag` is set on all ranks; collective over `comm`.
+bool on_all_ranks(MPI_Comm comm, bool flag);
+
 // Throws kInvalid unless MPI is initialised, not finalised, and allows calls from several threads.
 void require_mpi_threads();
 

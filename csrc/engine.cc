@@ -124,7 +124,7 @@ std::shared_ptr<Ticket> Engine::submit(size_t group, std::string name, Submissio
     const std::lock_guard lock(mutex_);
     if (failure_) throw *failure_;
     if (closed_) throw Error(ErrorCode::kShutdown, "'" + ticket->name + "': the runtime was shut down");
-    if (!in_flight_.emplace(group, ticket->name).second)
+    if (!in_flight_.emplace(std::pair(group, ticket->name), ticket).second)
       throw Error(ErrorCode::kDuplicateName,
                   "rank " + std::to_string(topology_.rank) + ": " + operation + " '" + ticket->name +
                       "': an operation of this name is still in flight; wait for it first, or give this one another name");
@@ -143,7 +143,9 @@ bool Engine::wait(const Ticket& ticket, double seconds) {
     ++drivers_waiting_;
   }
   if (claims_.load() == 0 && driving_.try_lock()) {
-    drive([&] { return ticket.finished() || claims_.load(std::memory_order_relaxed) > 0 || Clock::now() >= deadline; });
+    // Looked at under driving_: shutdown() has it to the end, and nothing may be driven after.
+    if (!closed_)
+      drive([&] { return ticket.finished() || claims_.load(std::memory_order_relaxed) > 0 || Clock::now() >= deadline; });
     driving_.unlock();
     {
       const std::lock_guard lock(mutex_);
@@ -310,6 +312,13 @@ void Engine::stop_with(ErrorCode code, const std::string& text) noexcept {
   for (const Work& item : work) finish(*item.ticket, code, text);
   for (const auto& group : groups_)
     if (group) group->fail_all(code, text);
+  // What was between two places when the error came.
+  std::map<std::pair<size_t, std::string>, std::shared_ptr<Ticket>> lost;
+  {
+    const std::lock_guard lock(mutex_);
+    lost = in_flight_;
+  }
+  for (const auto& [key, ticket] : lost) finish(*ticket, code, text);
   busy_.store(false, std::memory_order_relaxed);
 }
 

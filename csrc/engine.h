@@ -10,10 +10,10 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -88,7 +88,7 @@ class Engine {
   std::condition_variable wake_;      // for the thread, and for a driver that sleeps
   std::condition_variable finished_;  // for callers that wait while another thread drives
   std::vector<Work> queue_;
-  std::set<std::pair<size_t, std::string>> in_flight_;  // group and name
+  std::map<std::pair<size_t, std::string>, std::shared_ptr<Ticket>> in_flight_;  // by group and name
   std::optional<Error> failure_;
   bool stop_thread_ = false;
   int waiting_ = 0;            // threads in finished_

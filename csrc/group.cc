@@ -12,7 +12,8 @@ namespace collective {
 namespace {
 
 // Tags of the data communicator. Agreed operations take turns in the first half: they start in the same order on all
-// ranks, and messages of one tag stay in order, so a tag may be reused long before its last use is over everywhere.
+// ranks, and messages of one tag stay in order, so a tag may be used again before its last use is over on other ranks.
+// On this rank it must be over, for operations post receives ahead: execution is held back when the tags run out.
 // Pairs have two tags each, a channel has one of its own. 32767 is the largest tag that every MPI has.
 // (Tags of the control communicator are agreement.cc's and inquiry.cc's, and this one.)
 constexpr int kMemoryTag = 16;
@@ -21,6 +22,7 @@ constexpr int kFirstPairTag = kAgreedTags;
 constexpr int kFirstChannelTag = kFirstPairTag + 2 * kPairTags;
 constexpr int kMostChannels = 32767 - kFirstChannelTag;
 
+constexpr std::chrono::duration<double> kLongestCreation = std::chrono::hours(1);
 constexpr auto kCheckEvery = std::chrono::milliseconds(100);
 // The coordinator reports a time-out; a rank that does not even hear from it gives up this much later.
 constexpr auto kCoordinatorGrace = std::chrono::seconds(5);
@@ -37,13 +39,15 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
       limits_(limits),
       timeline_(&timeline),
       finish_(std::move(finish)) {
-  if (size() > 1 && limits.shared_memory && find_topology(comm).local_size == size()) share_memory();
+  // One rank's setting is enough to switch it off.
+  if (size() > 1 && on_all_ranks(comm, limits.shared_memory) && find_topology(comm).local_size == size())
+    share_memory();
 }
 
 void Group::share_memory() {
   std::string why;
   memory_ = SharedMemory::try_create(control_, kMemoryTag, Lane::nbytes(),
-                                     std::chrono::ceil<std::chrono::seconds>(limits_.timeout), why);
+                                     std::chrono::ceil<std::chrono::seconds>(std::min(limits_.timeout, kLongestCreation)), why);
   if (memory_)
     lane_ = std::make_unique<Lane>(*memory_, 0);
   else if (rank() == 0)
@@ -70,6 +74,11 @@ void Group::start(std::shared_ptr<Ticket> ticket, uint32_t number, std::vector<S
   running.since = Clock::now();
   running.channel = number;
   running.run = ++channel.started;
+  for (const auto& [peer, started] : departed_)
+    if (number >= started.size() || started[number] < running.run) {
+      finish_(*ticket, ErrorCode::kShutdown, running.what + ": " + left_text(peer));
+      return;
+    }
   running.keep = std::move(keep);
   running.tickets.push_back(std::move(ticket));
   if (channel.on_node) {
@@ -86,7 +95,13 @@ void Group::start(std::shared_ptr<Ticket> ticket, uint32_t number, std::vector<S
 }
 
 void Group::submit(std::shared_ptr<Ticket> ticket, PairSubmission submission) {
+  for (const auto& [peer, started] : departed_)
+    if (peer == submission.peer) {
+      finish_(*ticket, ErrorCode::kShutdown, std::string(submission.sends ? "send: " : "recv: ") + left_text(peer));
+      return;
+    }
   Running running;
+  running.peer = submission.peer;
   running.what = (submission.sends ? "send to rank " : "recv from rank ") + std::to_string(submission.peer) +
                  ", tag " + std::to_string(submission.tag);
   running.phase = submission.sends ? "send" : "recv";
@@ -101,6 +116,10 @@ void Group::submit(std::shared_ptr<Ticket> ticket, PairSubmission submission) {
 }
 
 void Group::submit(std::shared_ptr<Ticket> ticket, JoinSubmission) {
+  if (!departed_.empty()) {
+    finish_(*ticket, ErrorCode::kShutdown, "join: " + left_text(departed_[0].first));
+    return;
+  }
   join_ = std::move(ticket);
   agreement_.join();
 }
@@ -113,7 +132,7 @@ bool Group::progress() {
   bool moved = agreement_.progress(decisions_);
   for (Decision& decision : decisions_) {
     switch (decision.kind) {
-      case Decision::Kind::kExecute: execute(decision); break;
+      case Decision::Kind::kExecute: held_back_.push_back(std::move(decision)); break;
       case Decision::Kind::kFail: {
         const auto pending = pending_.find(decision.entries[0].name);
         if (pending == pending_.end())
@@ -129,11 +148,18 @@ bool Group::progress() {
     }
   }
   decisions_.clear();
+  for (; !held_back_.empty() && tag_is_free(); held_back_.pop_front()) execute(held_back_.front());
   if (join_ != nullptr) serve_demands();
   moved |= step_running();
   const auto now = Clock::now();
   if (now >= next_check_) check_stalls(now);
   return moved;
+}
+
+bool Group::tag_is_free() const {
+  return std::none_of(running_.begin(), running_.end(), [this](const Running& running) {
+    return running.agreed && running.number + kAgreedTags <= executions_;
+  });
 }
 
 int Group::next_tag() { return static_cast<int>(executions_++ % kAgreedTags); }
@@ -163,6 +189,8 @@ void Group::execute(const Decision& decision) {
   running.phase = name_of(d.kind);
   running.what = std::string(name_of(d.kind)) + " '" + decision.entries[0].name + "'" +
                  (bucket.size() > 1 ? " and " + std::to_string(bucket.size() - 1) + " fused with it" : "");
+  running.agreed = true;
+  running.number = executions_;
   running.operation = d.kind == Kind::kChannel
                           ? open_channels(decision.channel, d, held->front().ticket)
                           : make_operation({data_, pool_, next_tag(), lane_.get()}, bucket);
@@ -186,6 +214,7 @@ struct Group::Opening final : Operation {
   Step step() override {
     const Step step = creation.step();
     if (step != Step::kDone) return step;
+    for (size_t i = 0; i < count; ++i) group->channels_[first + i].open = true;
     auto memory = creation.take();
     if (!memory) {
       if (group->rank() == 0)
@@ -232,7 +261,10 @@ std::unique_ptr<Operation> Group::open_channels(uint32_t first, const Descriptor
     channel.count = static_cast<size_t>(d.shape[3 * i + 2]);
     nbytes += NodeBucket::nbytes(channel.spec.wire, channel.count);
   }
-  if (lane_ == nullptr || count == 0) return nullptr;
+  if (lane_ == nullptr || count == 0) {
+    for (size_t i = 0; i < count; ++i) channels_[first + i].open = true;
+    return nullptr;
+  }
   return std::make_unique<Opening>(this, first, count, nbytes, std::move(ticket));
 }
 
@@ -246,18 +278,24 @@ void Group::peer_joined(int peer) {
 
 void Group::all_joined(int last) {
   joined_.clear();
-  if (join_ == nullptr) throw Error(ErrorCode::kInternal, "all ranks have joined, but this one has not");
+  if (join_ == nullptr) return;  // it has failed here: a rank has left
   join_->rows = {last};
   finish_(*std::exchange(join_, nullptr), ErrorCode::kNone, {});
 }
 
 void Group::serve_demands() {
-  for (const Inquiry::Demand& demand : inquiry_.take_demands())
-    while (channels_.at(demand.channel).started < demand.run) {
+  const std::vector<Inquiry::Demand> arrived = inquiry_.take_demands();
+  demands_.insert(demands_.end(), arrived.begin(), arrived.end());
+  std::erase_if(demands_, [this](const Inquiry::Demand& demand) {
+    // A demand may come before this rank knows the channel, or while its memory is being made.
+    if (demand.channel >= channels_.size() || !channels_[demand.channel].open) return false;
+    while (channels_[demand.channel].started < demand.run) {
       auto ticket = std::make_shared<Ticket>();
       ticket->name = "of another rank, after join()";
       start(std::move(ticket), demand.channel, {{nullptr, nullptr, channels_[demand.channel].count}}, nullptr, nullptr);
     }
+    return true;
+  });
 }
 
 std::vector<uint32_t> Group::started_runs() const {
@@ -301,11 +339,11 @@ void Group::check_stalls(Clock::time_point now) {
   Running& running = *oldest;
   const auto waited = now - running.since;
   const bool is_channel = running.channel >= 0;
-  if (is_channel && !running.asked) {
-    running.asked = true;
+  if (is_channel && running.asked == Clock::time_point{}) {
+    running.asked = now;
     inquiry_.ask(static_cast<uint32_t>(running.channel));
   }
-  if (is_channel && waited < patience + kAnswerTime) return;
+  if (is_channel && now < running.asked + kAnswerTime) return;
   const auto why = [&] {
     return running.what + ": " +
            (is_channel ? inquiry_.verdict(static_cast<uint32_t>(running.channel), running.run) + "; " : "") +
@@ -320,22 +358,35 @@ void Group::check_stalls(Clock::time_point now) {
   }
 }
 
+std::string Group::left_text(int peer) const {
+  return "rank " + std::to_string(peer) +
+         " has shut down (its script ended, or it called shutdown()) before it took part";
+}
+
+void Group::drop(Running running, ErrorCode code, const std::string& text) {
+  running.operation.reset();
+  for (const auto& ticket : running.tickets) finish_(*ticket, code, text);
+}
+
 void Group::peer_left(const Decision& decision) {
   if (decision.rank == rank()) return;
+  departed_.emplace_back(decision.rank, decision.started);
+  if (join_ != nullptr)
+    finish_(*std::exchange(join_, nullptr), ErrorCode::kShutdown, "join: " + left_text(decision.rank));
   for (size_t i = 0; i < running_.size();) {
     Running& running = running_[i];
     const auto channel = static_cast<size_t>(running.channel);
-    const bool took_part =
-        running.channel < 0 || (channel < decision.started.size() && decision.started[channel] >= running.run);
-    if (took_part) {
+    const bool waits = running.channel >= 0
+                           ? channel >= decision.started.size() || decision.started[channel] < running.run
+                           : running.peer == decision.rank && !running.operation->under_way();
+    if (!waits) {
       ++i;
       continue;
     }
-    for (const auto& ticket : running.tickets)
-      finish_(*ticket, ErrorCode::kShutdown,
-              running.what + ": rank " + std::to_string(decision.rank) +
-                  " has shut down (its script ended, or it called shutdown()) before it took part");
+    Running gone = std::move(running);
     running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
+    const std::string text = gone.what + ": " + left_text(decision.rank);
+    drop(std::move(gone), ErrorCode::kShutdown, text);
   }
 }
 
@@ -348,12 +399,12 @@ void Group::release() {
 
 void Group::fail_all(ErrorCode code, const std::string& text) {
   for (auto& [name, pending] : pending_) finish_(*pending.ticket, code, text);
-  for (const Running& running : running_)
-    for (const auto& ticket : running.tickets) finish_(*ticket, code, text);
+  for (Running& running : running_) drop(std::move(running), code, text);
   if (join_ != nullptr) finish_(*join_, code, text);
   join_ = nullptr;
   pending_.clear();
   running_.clear();
+  held_back_.clear();
 }
 
 std::string Group::describe() const {

@@ -1,6 +1,7 @@
 // The operations of one set of ranks: what was submitted, what was agreed, what runs. Driven by one thread at a time.
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -34,12 +35,12 @@ class Group {
   // Does what can be done without blocking; true if anything moved. Throws when the group cannot go on.
   bool progress();
   // Something is in flight here, so progress() should be called soon and again.
-  bool busy() const { return !pending_.empty() || !running_.empty() || join_ != nullptr || leaving_; }
+  bool busy() const { return !pending_.empty() || !running_.empty() || !held_back_.empty() || join_ != nullptr || leaving_; }
 
   // Orderly end: what runs may finish, what is not agreed fails, on the other ranks too; nothing may be submitted
   // after. Then progress() until over(): every rank has left.
   void leave();
-  bool over() const { return all_left_ && running_.empty(); }
+  bool over() const { return all_left_ && running_.empty() && held_back_.empty() && agreement_.sent(); }
   // Collective, after over().
   void release();
 
@@ -64,7 +65,11 @@ class Group {
     Clock::time_point since;
     int64_t channel = -1;        // of a channel's run
     uint32_t run = 0;            // its number, from 1
-    bool warned = false, asked = false;
+    int peer = -1;               // of a send or receive
+    bool agreed = false;
+    uint64_t number = 0;         // of an agreed operation: decides its tag
+    Clock::time_point asked{};   // when the others were asked about it
+    bool warned = false;
   };
   struct Channel {
     AllreduceSpec spec;
@@ -73,6 +78,7 @@ class Group {
     std::weak_ptr<NodeBucket> bucket;  // the owner is who opened the channel
     std::shared_ptr<NodeBucket> kept;  // unless this rank had joined
     bool on_node = false;
+    bool open = false;  // its memory is decided on, so that it may run
   };
   // Channels whose memory is being made; their operation runs meanwhile.
   struct Opening;
@@ -85,6 +91,10 @@ class Group {
                                            std::shared_ptr<Ticket> ticket);
   void start(std::shared_ptr<Ticket> ticket, uint32_t channel, std::vector<Slot> slots, void* storage,
              std::shared_ptr<void> keep);
+  bool tag_is_free() const;
+  // Gives an operation up: first the transfers, then the memory that they work on.
+  void drop(Running running, ErrorCode code, const std::string& text);
+  std::string left_text(int peer) const;
   void peer_joined(int rank);
   void all_joined(int last);
   void serve_demands();
@@ -107,8 +117,11 @@ class Group {
   std::unordered_map<std::string, Pending> pending_;  // submitted here, not yet agreed
   std::vector<Running> running_;
   std::vector<Decision> decisions_;  // kept for its capacity
+  std::deque<Decision> held_back_;   // agreed, but their tag is still in use here
   std::vector<Channel> channels_;
   std::vector<int> joined_;          // the other ranks that have joined
+  std::vector<Inquiry::Demand> demands_;  // of channels that are not open here yet
+  std::vector<std::pair<int, std::vector<uint32_t>>> departed_;  // ranks that left, and the runs they had started
   std::shared_ptr<Ticket> join_;     // of this rank
   std::unordered_map<int, std::shared_ptr<bool>> pair_over_;  // the last operation by pair tag and peer
   uint64_t executions_ = 0;          // agreed operations, alike on all ranks

@@ -27,6 +27,8 @@ class Operation {
   virtual Step step() = 0;
   // What it waits for, for a person who looks at a hang.
   virtual std::string describe() const = 0;
+  // Whether the peer of a send or receive has begun, so that it will come to its end.
+  virtual bool under_way() const { return true; }
   // Once done: why it failed, of the few that can without the engine failing.
   virtual const std::optional<Error>& failure() const {
     static const std::optional<Error> none;

@@ -27,6 +27,7 @@ class Pair final : public Operation {
 
   Step step() override;
   std::string describe() const override;
+  bool under_way() const override { return exchange_ != nullptr; }
   const std::optional<Error>& failure() const override { return failure_; }
 
  private:

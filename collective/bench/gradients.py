@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from .buffers import Buffer, Slab
+from .buffers import Buffer, Slab, check
 from .job import Job, has_torch
 from .peers import OURS, Contender
 from .resnet50 import gradient_shapes
@@ -15,15 +15,14 @@ from .timing import Run, measure
 __all__ = ["BUCKETS", "gradients"]
 
 BUCKETS = f"{OURS} buckets"
-"""The gradients by way of DistributedOptimizer.synchronize()."""
+"""The gradients by way of DistributedOptimizer."""
 
 
 def gradients(job: Job, peers: Sequence[Contender], rounds: int) -> list[Result]:
     """Reduce the gradients in the order in which backward produces them.
 
     Ours and gloo start 161 asynchronous operations and then wait for all; MPI makes 161 blocking calls, and memcpy
-    161 copies; "ours buckets" is the optimizer wrapper's `synchronize()`, which copies gradients into its buckets
-    and back.
+    161 copies; "ours buckets" is what the optimizer wrapper does before a step: gradients into its buckets and back.
     """
     job.progress("resnet50")
     shapes = gradient_shapes()[::-1]
@@ -33,8 +32,15 @@ def gradients(job: Job, peers: Sequence[Contender], rounds: int) -> list[Result]
     for peer in peers:
         if any(peer.takes("float32", size) for size in sizes):
             runs[peer.name] = _repeat(peer, buffers)
+            if peer.sums:
+                arrays = [buffer.array for buffer in buffers]
+                check(arrays, runs[peer.name], job.rank, job.size, f"resnet50, {peer.name}")
         if peer.name == OURS and has_torch():
-            runs[BUCKETS] = _synchronize(shapes)
+            from .reduction import Reduction
+
+            reduction = Reduction(gradient_shapes())
+            runs[BUCKETS] = reduction.run
+            check(reduction.arrays(), reduction.run, job.rank, job.size, f"resnet50, {BUCKETS}")
     samples = measure(job, runs, rounds)
     case = f"{len(sizes)} tensors, {sum(sizes) / 1e6:.0f} MB"
     return [Result("resnet50", case, name, samples[name].wall, nbytes=sum(sizes)) for name in runs]
@@ -56,23 +62,5 @@ def _repeat(peer: Contender, buffers: Sequence[Buffer]) -> Run:
     def run(count: int) -> None:
         for _ in range(count):
             call()
-
-    return run
-
-
-def _synchronize(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> Run:
-    import torch
-
-    from .. import torch as hvd
-
-    parameters = [(name, torch.nn.Parameter(torch.zeros(shape))) for name, shape in reversed(shapes)]
-    for _, parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    sgd = torch.optim.SGD([parameter for _, parameter in parameters], lr=0.0)
-    optimizer = hvd.DistributedOptimizer(sgd, named_parameters=parameters, op=hvd.Sum)
-
-    def run(count: int) -> None:
-        for _ in range(count):
-            optimizer.synchronize()  # type: ignore[attr-defined]
 
     return run

@@ -85,13 +85,14 @@ class WaitingModel(nn.Module):
     Args:
         layers: the shapes of each layer's parameters; backward waits as long in every layer.
         seconds: of one backward pass.
+        gradient: the value of every gradient.
     """
 
-    def __init__(self, layers: Sequence[Sequence[tuple[int, ...]]], seconds: float) -> None:
+    def __init__(self, layers: Sequence[Sequence[tuple[int, ...]]], seconds: float, gradient: float) -> None:
         super().__init__()
         self._wait = seconds / len(layers)
         self.layers = nn.ModuleList(nn.ParameterList(torch.zeros(s) for s in shapes) for shapes in layers)
-        self._gradients = [[torch.full(s, 1e-3) for s in shapes] for shapes in layers]
+        self._gradients = [[torch.full(s, gradient) for s in shapes] for shapes in layers]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer, gradients in zip(self.layers, self._gradients, strict=True):

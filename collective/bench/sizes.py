@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle, islice
+from itertools import cycle, islice, repeat
 
-from .buffers import DTYPES, Buffer, Slab, cache_bytes, check, fill
+from .buffers import DTYPES, Buffer, Slab, cache_bytes, check
 from .job import Job
 from .peers import Contender
 from .results import Result
@@ -93,9 +93,8 @@ def _measure(
     for peer in taking:
         runs[peer.name] = _rotate([peer.bind(buffer) for buffer in buffers], turns)
         if peer.sums:
-            fill(buffers[0], job.rank)
-            peer.bind(buffers[0])()
-            check(buffers[0], job.size, f"{workload}, {case}, {peer.name}")
+            one = _rotate([peer.bind(buffers[0])], repeat(0))
+            check([buffers[0].array], one, job.rank, job.size, f"{workload}, {case}, {peer.name}")
     samples = measure(job, runs, rounds)
     return [Result(workload, case, name, samples[name].wall, nbytes=nbytes, dtype=dtype, cold=cold) for name in runs]
 

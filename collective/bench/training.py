@@ -1,7 +1,7 @@
 """The workloads `step` and `overlap`: whole training steps, with communication and without.
 
-How much of the communication backward hides. Of one optimizer are measured, in turn: the step without communication
-(`local`), the reduction of the same gradients alone (`communication`), and the step with both (`step`). Then
+How much of the communication backward hides. Measured in turn: the step without communication (`local`), the
+reduction of gradients of the same shapes alone (`communication`), and the step with both (`step`). Then
 
     hidden = 1 - (step - local) / communication
 
@@ -19,10 +19,12 @@ is 100 % where communication costs no time, 0 % where it only comes on top, and 
 from __future__ import annotations
 
 import statistics
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import gloo
+from .buffers import check
 from .job import Job, has_torch
 from .peers import OURS
 from .resnet50 import gradient_shapes
@@ -47,33 +49,45 @@ def step(job: Job, rounds: int, with_gloo: bool) -> list[Result]:
     """
     if not _ready(job, "step"):
         return []
+    import torch
+
     job.progress("step")
-    steps = {"local": _Trainer(_resnet()).step, OURS: _Trainer(_resnet(), wrap=True).step}
-    steps[f"{OURS} bf16"] = _Trainer(_resnet(), wrap=True, bf16=True).step
+    torch.manual_seed(job.rank)  # so that gradients differ between ranks until they are reduced
+    trainers = {"local": _Trainer(_resnet()), OURS: _Trainer(_resnet(), wrap=True)}
+    trainers[f"{OURS} bf16"] = _Trainer(_resnet(), wrap=True, bf16=True)
     if with_gloo and gloo.connect(job):
         from torch.nn.parallel import DistributedDataParallel
 
-        steps["ddp gloo"] = _Trainer(DistributedDataParallel(_resnet(), gradient_as_bucket_view=True)).step
-    samples = _measure(job, steps, rounds)
-    return [Result("step", f"ResNet-50, batch {_BATCH}", name, samples[name].wall) for name in steps]
+        trainers["ddp gloo"] = _Trainer(DistributedDataParallel(_resnet(), gradient_as_bucket_view=True))
+    samples = _measure(job, {name: trainer.step for name, trainer in trainers.items()}, rounds)
+    for name, trainer in trainers.items():
+        trainer.check(job, name != "local", f"step, {name}")
+    return [Result("step", f"ResNet-50, batch {_BATCH}", name, samples[name].wall) for name in trainers]
 
 
 def overlap(job: Job, rounds: int) -> list[Result]:
     """The share of communication that backward hides, behind computation and behind waiting."""
     if not _ready(job, "overlap"):
         return []
+    import torch
+
+    torch.manual_seed(job.rank)
     job.progress("overlap, computing")
     results, communication = _overlap(job, "computing", _resnet, rounds)
     job.progress("overlap, waiting")
-    more, _ = _overlap(job, "waiting", lambda: _waiting(_WAIT * communication), rounds)
+    more, _ = _overlap(job, "waiting", lambda: _waiting(_WAIT * communication, job.rank), rounds)
     return results + more
 
 
 def _overlap(job: Job, case: str, model: Callable[[], torch.nn.Module], rounds: int) -> tuple[list[Result], float]:
-    local, ours = _Trainer(model()), _Trainer(model(), wrap=True)
-    ours.step()  # makes the gradients that `communication` reduces
-    steps = {"local": local.step, "communication": ours.synchronize, "step": ours.step}
+    from .reduction import Reduction
+
+    local, ours, reduction = _Trainer(model()), _Trainer(model(), wrap=True), Reduction(gradient_shapes())
+    check(reduction.arrays(), reduction.run, job.rank, job.size, f"overlap, {case}, communication")
+    steps = {"local": local.step, "communication": lambda: reduction.run(1), "step": ours.step}
     samples = _measure(job, steps, rounds)
+    local.check(job, False, f"overlap, {case}, local")
+    ours.check(job, True, f"overlap, {case}, step")
     communication = statistics.median(samples["communication"].wall)
     added = _differences(samples["step"].wall, samples["local"].wall)
     results = [Result("overlap", case, name, samples[name].wall) for name in steps]
@@ -112,7 +126,7 @@ def _resnet() -> torch.nn.Module:
     return ResNet50()
 
 
-def _waiting(seconds: float) -> torch.nn.Module:
+def _waiting(seconds: float, rank: int) -> torch.nn.Module:
     """ResNet-50's parameters, block by block as layers, with a backward that waits."""
     from .models import WaitingModel
 
@@ -120,7 +134,7 @@ def _waiting(seconds: float) -> torch.nn.Module:
     for name, shape in gradient_shapes():
         block = ".".join(name.split(".")[:2]) if name.startswith("layer") else "fc" if name[:2] == "fc" else "conv1"
         layers.setdefault(block, []).append(shape)
-    return WaitingModel(list(layers.values()), seconds)
+    return WaitingModel(list(layers.values()), seconds, gradient=1e-3 * (rank + 1))
 
 
 class _Trainer:
@@ -151,6 +165,12 @@ class _Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
 
-    def synchronize(self) -> None:
-        """Reduce the gradients of the last step once more."""
-        self._optimizer.synchronize()  # type: ignore[attr-defined]
+    def check(self, job: Job, reduced: bool, what: str) -> None:
+        """Raise ArithmeticError unless the last step's gradients are alike on all ranks just if they were reduced."""
+        digest = 0
+        for parameter in self._model.parameters():
+            assert parameter.grad is not None
+            digest = zlib.crc32(parameter.grad.contiguous().view(-1).numpy().data, digest)
+        alike = len(set(job.comm.allgather(digest))) == 1
+        if job.size > 1 and alike is not reduced:
+            raise ArithmeticError(f"{what}: gradients are {'' if alike else 'not '}alike on all ranks")

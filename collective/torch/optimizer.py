@@ -22,7 +22,8 @@ __all__ = ["DistributedOptimizer"]
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
-_count = 0  # optimizers wrapped so far: tells them apart in the agreement, alike on all ranks
+# Optimizers wrapped so far, by process set: tells them apart in the agreement, alike on all ranks of the set.
+_counts: dict[int | None, int] = {}
 
 
 class _Distributed:
@@ -170,7 +171,6 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         MismatchError: from the first backward or step, on every rank, when parameters differ between ranks; it names
             the first that does.
     """
-    global _count
     runtime.current()
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InvalidArgumentError(f"expected a torch.optim.Optimizer, got {type(optimizer).__qualname__}")
@@ -193,8 +193,11 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     if gradient_predivide_factor != 1.0 and checked is not Average:
         raise InvalidArgumentError("gradient_predivide_factor is defined for op=Average only")
     names = _checked_names(optimizer, named_parameters)
-    label = f"optimizer.{_count}"
-    _count += 1
+    passes = check_passes(backward_passes_per_step)
+    dealt = _checked_groups(optimizer, groups)
+    number = _counts.get(process_set.process_set_id, 0)
+    _counts[process_set.process_set_id] = number + 1
+    label = f"optimizer.{number}"
     optimizer.__class__ = type(type(optimizer).__name__, (_Distributed, type(optimizer)), {})
     wrapped: Any = optimizer
     wrapped._names = names
@@ -208,10 +211,10 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         op=Op(checked),
         prescale=1.0 / gradient_predivide_factor,
         postscale=gradient_predivide_factor,
-        passes=check_passes(backward_passes_per_step),
+        passes=passes,
         sparse_as_dense=sparse_as_dense,
         process_set=process_set,
-        groups=_checked_groups(optimizer, groups),
+        groups=dealt,
     )
     wrapped._reducer.lay_out(wrapped._parameters())
     wrapped._step_supports_amp_scaling = False  # fused kernels: the scaler is to use unscale_()

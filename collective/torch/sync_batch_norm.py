@@ -46,7 +46,7 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """Normalise; in training by the statistics over all ranks."""
         self._check_input_dim(input)
-        if not self.training and self.track_running_stats:
+        if not self.training:
             return super().forward(input)
         factor = 0.0 if self.momentum is None else self.momentum
         if self.training and self.num_batches_tracked is not None:

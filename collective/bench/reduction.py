@@ -1,0 +1,48 @@
+"""The reduction of gradients by way of DistributedOptimizer, apart from any training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .. import torch as hvd
+
+__all__ = ["Reduction"]
+
+
+class _NoUpdate(torch.optim.Optimizer):
+    """Leaves parameters as they are."""
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        super().__init__(parameters, {})
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Nothing: a DistributedOptimizer has reduced the gradients before."""
+
+
+class Reduction:
+    """Parameters with gradients, and an optimizer that reduces them by Sum and does nothing else.
+
+    It is step() that is called, since synchronize() reduces but once between two steps when no backward comes between.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+        self._parameters = [(name, torch.nn.Parameter(torch.zeros(shape))) for name, shape in shapes]
+        for _, parameter in self._parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self._optimizer = hvd.DistributedOptimizer(
+            _NoUpdate([parameter for _, parameter in self._parameters]),
+            named_parameters=self._parameters,
+            op=hvd.Sum,
+        )
+
+    def arrays(self) -> list[Any]:
+        """The gradients, each as one dimension."""
+        return [parameter.grad.view(-1) for _, parameter in self._parameters if parameter.grad is not None]
+
+    def run(self, count: int) -> None:
+        """Reduce the gradients `count` times; collective."""
+        for _ in range(count):
+            self._optimizer.step()
