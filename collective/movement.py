@@ -355,4 +355,5 @@ def join(*, process_set: ProcessSet = global_process_set) -> int:
         raise InvalidArgumentError(f"rank {runtime.rank()}: join: this rank is not in {process_set}")
     ticket = state.engine.submit_join(group, "join")
     last: int = Handle(state.engine, ticket, None, lambda done: done.rows[0]).wait()
+    state.restart_names(group)
     return process_set.ranks[last]

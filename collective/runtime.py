@@ -60,6 +60,10 @@ class _Runtime:
         self._unnamed[kind, group] = number + 1
         return f"{kind}.unnamed.{number}"
 
+    def restart_names(self, group: int) -> None:
+        """Count unnamed operations from zero again: ranks that joined have made fewer calls than the others."""
+        self._unnamed = {key: number for key, number in self._unnamed.items() if key[1] != group}
+
     def next_process_set_id(self) -> int:
         """A number for a new process set, equal on all ranks."""
         self._process_sets += 1

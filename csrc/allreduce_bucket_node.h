@@ -1,6 +1,6 @@
-// All-reduce of a bucket that lies in the shared memory of a node: every rank reduces its slices from all ranks' buckets
-// and pushes the result into all of them. What a rank's gradients leave in its bucket is replaced by their sum; nothing
-// is staged, nothing unpacked, and where the tensors are views of the bucket nothing is packed.
+// All-reduce of a bucket that lies in the shared memory of a node: every rank reduces its slices from all ranks'
+// buckets and pushes the result into all of them. What a rank's gradients leave in its bucket is replaced by their sum;
+// nothing is staged, nothing unpacked, and where the tensors are views of the bucket nothing is packed.
 //
 //      bucket of rank 0     of rank 1                          one tile, p = 2; a0 = slice a of rank 0
 //          a0 b0              a1 b1        pack, or it is there already: counter `packed`
@@ -11,8 +11,9 @@
 // A block is reduced into the own bucket and copied to the others' from the L1 cache.
 //
 // A run is over on a rank when all ranks have pushed: then its bucket is complete, and nobody reads it or writes to it
-// any more, for a rank pushes into a bucket only after its owner has packed. So the owner may pack the next run at once,
-// while a peer has not yet noticed that this one is over; the peer's own bucket is left alone until it has packed, too.
+// any more, for a rank pushes into a bucket only after its owner has packed. So the owner may pack the next run at
+// once, while a peer has not yet noticed that this one is over; the peer's own bucket is left alone until it has
+// packed, too.
 //
 // steps:           2 synchronisations
 // memory traffic:  per rank N loads and N stores (the lower bound), and where tensors are packed N more of both
@@ -60,8 +61,8 @@ class NodeBucket {
 class AllreduceBucketNode final : public Operation {
  public:
   // Slots follow each other in the bucket and fill it. One whose `in` is its very place in the bucket is not copied; a
-  // null `in` counts as the identity, as ever. No slot has an `out`: the result is the bucket. A bucket's previous run must be
-  // done here; runs of different buckets may be under way in any number and order.
+  // null `in` counts as the identity, as ever. No slot has an `out`: the result is the bucket. A bucket's previous run
+  // must be done here; runs of different buckets may be under way in any number and order.
   AllreduceBucketNode(NodeBucket& bucket, const AllreduceSpec& spec, std::vector<Slot> slots);
 
   Step step() override;
@@ -77,10 +78,10 @@ class AllreduceBucketNode final : public Operation {
   NodeBucket* bucket_;
   Arithmetic arithmetic_;
   Slots slots_;
-  size_t element_size_;  // of the wire's type
-  size_t tile_count_;    // elements
-  uint64_t run_;         // from 0
-  size_t slot_ = 0;      // the first that is not packed whole
+  size_t element_size_;              // of the wire's type
+  size_t tile_count_;                // elements
+  uint64_t run_;                     // from 0
+  size_t slot_ = 0;                  // the first that is not packed whole
   size_t packed_ = 0, reduced_ = 0;  // elements of this run
   bool pushed_ = false;
 };

@@ -23,7 +23,8 @@
 //                  short: (p+3) N
 // sums:            in rank order, so the same bits on all ranks, in every run, whatever the chunks
 // limits:          the slices of a chunk get short with many ranks (256 KiB / p)
-// source:          slices of shared memory: Bayatpour et al., Scalable reduction collectives with data partitioning-based
+// source:          slices of shared memory: Bayatpour et al., Scalable reduction collectives with data
+// partitioning-based
 //                  multi-leader design, SC 2017; counters for barriers: Open MPI's coll/xhc
 #pragma once
 
@@ -83,7 +84,7 @@ class AllreduceNode final : public Operation {
   Slots slots_;
   size_t element_size_;  // of the wire's type
   bool short_;
-  size_t chunk_count_;     // elements per chunk
+  size_t chunk_count_;    // elements per chunk
   uint64_t first_, end_;  // chunks of the lane
 };
 

@@ -124,7 +124,8 @@ const std::vector<Field>& fields() {
   static const std::vector<Field> all = {
       {"operation", [](const Descriptor& d) { return std::string(name_of(d.kind)); }},
       {"dtype", [](const Descriptor& d) { return std::string(name_of(d.dtype)); }},
-      {"shape", [](const Descriptor& d) { return shape_text(d.shape); }},
+      // Of channels it says nothing to people that the parameters do not.
+      {"shape", [](const Descriptor& d) { return d.kind == Kind::kChannel ? std::string() : shape_text(d.shape); }},
       {"reduction", [](const Descriptor& d) { return std::string(name_of(d.op)); }},
       {"root_rank", [](const Descriptor& d) { return std::to_string(d.root); }},
       {"compression", [](const Descriptor& d) { return std::string(d.wire == d.dtype ? "none" : name_of(d.wire)); }},

@@ -179,7 +179,11 @@ bool Engine::shutdown() {
   if (!failed()) {
     for (const auto& group : groups_)
       if (group) group->leave();
-    drive(over);
+    // A rank whose engine has failed does not say that it leaves. Whoever has not left by then is waited for by
+    // MPI_Finalize.
+    const auto patience = std::min<std::chrono::duration<double>>(limits_.timeout, std::chrono::hours(24));
+    const auto give_up = Clock::now() + std::chrono::duration_cast<Clock::duration>(patience);
+    drive([&] { return over() || Clock::now() >= give_up; });
   }
   {
     const std::lock_guard lock(mutex_);

@@ -1,5 +1,9 @@
 // The kernels for any processor: vectors of 16 bytes, which the compiler maps to what the build targets (SSE2 on x86-64, NEON on
-// aarch64), float16 in integer arithmetic with the bits of the hardware instructions.
+// aarch64). float16 in integer arithmetic, with the bits of the instructions that other processors have for it.
+#ifdef __aarch64__
+#include <arm_neon.h>
+#endif
+
 #include "reduce_sets.h"
 
 COLLECTIVE_NO_CONTRACTION
@@ -25,6 +29,15 @@ COLLECTIVE_INLINE void narrow(char* p, Vec<uint32_t> words) {
 
 #include "reduce_vectors.h"
 
+#ifdef __aarch64__
+struct Half {
+  using V = Floats;
+  static constexpr size_t kCount = 4, kBytes = 8;
+  COLLECTIVE_INLINE static V get(const char* p) { return (V)vcvt_f32_f16(load<float16x4_t>(p)); }
+  COLLECTIVE_INLINE static void put(char* p, V v) { store(p, vcvt_f16_f32((float32x4_t)v)); }
+};
+using HalfInOrder = Half;
+#else
 // Both directions treat denormals by adding or subtracting a power of two whose last bit is the last bit of the float16, which
 // makes the adder shift and round. No float32 denormal occurs, so flush-to-zero mode does not change the result.
 struct HalfCodec {
@@ -48,6 +61,7 @@ struct HalfCodec {
 };
 using Half = EvenOdd<HalfCodec>;
 using HalfInOrder = InOrder<HalfCodec>;
+#endif
 
 #include "reduce_kernels.h"
 

@@ -61,11 +61,12 @@ Mapping map_file(int fd, size_t length) {
   return {begin, length};
 }
 
-// All pages now, by their owner, so that they are near its core; where memory is short, an error in place of a SIGBUS at
-// some later access.
+// All pages now, by their owner, so that they are near its core; where memory is short, an error in place of a SIGBUS
+// at some later access.
 void reserve_pages(std::byte* begin, size_t nbytes, int fd) {
-  // Huge pages also where shmem_enabled, which is about files in memory, says "never" (the default of most systems): one
-  // small page of each is asked for, then the kernel to make it huge. Measured, 64 MiB: 5 ms, small pages alone 60-80.
+  // Huge pages also where shmem_enabled, which is about files in memory, says "never" (the default of most systems):
+  // one small page of each is asked for, then the kernel to make it huge. Measured, 64 MiB: 5 ms, small pages alone
+  // 60-80.
   for (size_t at = 0; at + kHugePage <= nbytes; at += kHugePage)
     if (madvise(begin + at, small_page(), MADV_POPULATE_WRITE) != 0) break;
   // Advice only, in Linux 6.1 and later: with small pages all works as well.
@@ -152,7 +153,7 @@ void SharedMemoryCreation::map_peer(int peer) {
   const int fd = open(path.c_str(), O_RDWR | O_CLOEXEC);
   if (fd < 0) throw Failure(error_text(path));
   try {
-    struct stat status {};
+    struct stat status{};
     if (fstat(fd, &status) != 0) throw Failure(error_text("fstat"));
     const size_t nbytes = file_bytes(nbytes_);
     if (static_cast<size_t>(status.st_size) != nbytes)

@@ -1,4 +1,5 @@
-// Memory of equal size for every rank of a node, mapped by all of them, and the counters by which they take turns in it.
+// Memory of equal size for every rank of a node, mapped by all of them, and the counters by which they take turns in
+// it.
 //
 // A rank's part is an anonymous file (memfd_create), which the others open through /proc/PID/fd/N: no name that could
 // clash or be left behind, no limit of /dev/shm, and closed to other users. Two messages to every peer make it:
@@ -110,7 +111,7 @@ class SharedMemoryCreation final : public Operation {
   Report own_{};
   std::vector<Report> reports_;  // by rank
   std::vector<Request> sends_, receives_;
-  size_t next_ = 0;  // of the peers, the first whose transfers are not known to be over
+  size_t next_ = 0;                // of the peers, the first whose transfers are not known to be over
   std::vector<Mapping> mappings_;  // by rank
   std::string why_;
 };

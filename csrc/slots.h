@@ -1,5 +1,6 @@
-// The virtual concatenation of the tensors of one operation, and the way each element takes into the wire's type and out
-// of it. What the algorithms of a node need: any range, in any order, and no copy where there is nothing to convert.
+// The virtual concatenation of the tensors of one operation, and the way each element takes into the wire's type and
+// out of it. What the algorithms of a node need: any range, in any order, and no copy where there is nothing to
+// convert.
 #pragma once
 
 #include <cstddef>
@@ -24,8 +25,8 @@ class Slots {
 
   // Elements [begin, end) in the wire's type, scaled; the identity where a slot has no `in`.
   void pack(std::byte* wire, size_t begin, size_t end) const;
-  // The same into memory that peers have read or written last: by memcpy alone, from a block in the L1 cache where there
-  // is something to convert or to gather (see kBlockBytes).
+  // The same into memory that peers have read or written last: by memcpy alone, from a block in the L1 cache where
+  // there is something to convert or to gather (see kBlockBytes).
   void pack_shared(std::byte* wire, size_t begin, size_t end) const;
   // Elements [begin, end) from the wire's type to where the slots want them.
   void unpack(size_t begin, size_t end, const std::byte* wire) const;

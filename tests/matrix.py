@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 
+import collective
 from collective import Average, Max, Min, Op, Product, Sum
 from data import fill
 from mpi_plugin import World
@@ -169,3 +171,16 @@ def same_on_all_ranks(world: World, arrays: Iterable[Any]) -> str:
     digests = world.comm.allgather(digest(arrays))
     assert len(set(digests)) == 1, f"ranks hold different bits: {digests}"
     return digests[0]
+
+
+@pytest.fixture(params=["memory", "messages"])
+def transport(request: pytest.FixtureRequest, world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The ranks of this node meet in shared memory, or send messages as those of several nodes do."""
+    if request.param == "memory":
+        yield
+        return
+    collective.shutdown()
+    monkeypatch.setenv("COLLECTIVE_SHARED_MEMORY", "0")
+    collective.init()
+    yield
+    collective.shutdown()

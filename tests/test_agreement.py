@@ -13,10 +13,10 @@ import torch
 
 import collective
 from collective import Average, Handle, Max, Sum
-from matrix import check, combinations, make, reduced, rounding, same_on_all_ranks, values
+from matrix import check, combinations, make, reduced, rounding, same_on_all_ranks, transport, values  # noqa: F401
 from mpi_plugin import World
 
-pytestmark = pytest.mark.ranks(1, 2, 3, 4, 7)
+pytestmark = [pytest.mark.ranks(1, 2, 3, 4, 7), pytest.mark.usefixtures("transport")]
 
 Case = tuple[Callable[[], Handle[Any]], Any, float]  # submits; what must come out; how far it may be off
 

@@ -21,11 +21,12 @@ from matrix import (
     reduced,
     rounding,
     same_on_all_ranks,
+    transport,  # noqa: F401
     values,
 )
 from mpi_plugin import World
 
-pytestmark = pytest.mark.ranks(1, 2, 3, 4, 7)
+pytestmark = [pytest.mark.ranks(1, 2, 3, 4, 7), pytest.mark.usefixtures("transport")]
 
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["new", "in_place"])

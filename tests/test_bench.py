@@ -7,8 +7,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from collective.bench.buffers import check
 from collective.bench.cli import parse_bytes, parse_sizes
 from collective.bench.resnet50 import gradient_shapes
 from collective.bench.results import Result, read_json, write_json
@@ -74,6 +76,27 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(ValueError, match=r"other\.json"):
         read_json(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize("fault", [None, "second call does nothing", "never sums", "chunk from the wrong place"])
+def test_a_contender_that_does_not_sum_is_not_timed(fault: str | None) -> None:
+    array = np.zeros(1000, np.float32)
+
+    def run(count: int) -> None:  # as on rank 0 of 2, where rank 1 has twice as much before the first sum
+        array[:] *= 3
+        if fault != "second call does nothing":
+            array[:] *= 2 ** (count - 1)
+        if fault == "never sums":
+            array[:] /= 6
+        if fault == "chunk from the wrong place":
+            array[:] = np.roll(array, 100)
+
+    if fault is None:
+        check([array], run, 0, 2, "it")
+        assert not array.any()
+    else:
+        with pytest.raises(ArithmeticError, match="it: two sums over 2 ranks are off"):
+            check([array], run, 0, 2, "it")
 
 
 @needs_rich

@@ -7,7 +7,7 @@ import torch
 
 import collective.torch as hvd
 from mpi_plugin import World
-from training import ALL, EACH_ITS_OWN, Layers, Twins, assert_same_on_all_ranks, parameter, settings, sgd, values
+from training import ALL, EACH_ITS_OWN, WAYS, Layers, Twins, assert_same_on_all_ranks, parameter, settings, sgd, values
 
 # Compression, the relative error of one rounding, the absolute one of what is smaller than normal numbers.
 FORMATS: list[tuple[Any, float, float]] = [
@@ -95,8 +95,8 @@ def test_gradient_travels_like_the_value(world: World) -> None:
 def test_training(world: World) -> None:
     """Each step's gradients are within the bound; replicas stay equal; the loss falls as without compression."""
     for compression, unit, _ in FORMATS:
-        for threshold in (EACH_ITS_OWN, ALL):
-            with settings(threshold):
+        for threshold, shared_memory in WAYS:
+            with settings(threshold, shared_memory=shared_memory):
                 twins = Twins(world, Layers(dtype=torch.float32), compression=compression)
                 for step in range(15):
                     twins.zero_grad()

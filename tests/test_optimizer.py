@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import pickle
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -13,9 +14,8 @@ import torch
 import collective.torch as hvd
 from mpi_plugin import World
 from training import (
-    ALL,
-    EACH_ITS_OWN,
     SOME,
+    WAYS,
     Layers,
     Twins,
     assert_same_on_all_ranks,
@@ -52,10 +52,9 @@ def trained(make: Callable[..., torch.optim.Optimizer], model: Layers) -> list[t
 @pytest.mark.ranks(1, 2, 3, 4)
 def test_equals_one_process_on_the_concatenated_batch(world: World) -> None:
     batches = [[values((4, 5), rank, 7 + step) for rank in range(world.size)] for step in range(6)]
-    thresholds = (EACH_ITS_OWN, SOME, ALL)
-    for number, threshold in enumerate(thresholds):
-        with settings(threshold):
-            for make in OPTIMIZERS[number :: len(thresholds)]:
+    for number, (threshold, shared_memory) in enumerate(WAYS):
+        with settings(threshold, shared_memory=shared_memory):
+            for make in OPTIMIZERS[number :: len(WAYS)]:
                 one, model = Layers(), Layers()
                 alone = make(trained(make, one))
                 optimizer = hvd.DistributedOptimizer(make(trained(make, model)), model.named_parameters())
@@ -91,13 +90,15 @@ def test_sum_over_uneven_batches_equals_one_process(world: World) -> None:
 def test_many_steps_end_in_equal_bits(world: World) -> None:
     torch.manual_seed(world.rank)  # dropout differs
     dropout = torch.nn.Dropout(0.2)
-    for threshold, compression in ((SOME, hvd.Compression.none), (EACH_ITS_OWN, hvd.Compression.bf16)):
-        with settings(threshold):
+    for (threshold, shared_memory), compression in itertools.product(
+        WAYS, (hvd.Compression.none, hvd.Compression.bf16)
+    ):
+        with settings(threshold, shared_memory=shared_memory):
             model = Layers(depth=4, dtype=torch.float32)
             optimizer = hvd.DistributedOptimizer(
                 torch.optim.AdamW(model.parameters(), lr=0.01), compression=compression
             )
-            for _ in range(100):
+            for _ in range(40):
                 optimizer.zero_grad()
                 x = torch.rand(3, 5) * (world.rank + 1)
                 (model(dropout(x)) - x).square().mean().backward()

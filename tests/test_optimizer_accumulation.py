@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from mpi_plugin import World
-from training import ALL, EACH_ITS_OWN, SOME, Layers, Loss, Twins, settings
+from training import ALL, EACH_ITS_OWN, SOME, WAYS, Layers, Loss, Twins, settings
 
 
 @pytest.mark.ranks(1, 2, 3)
@@ -17,8 +17,8 @@ def test_as_many_passes_as_promised_or_fewer_or_more(world: World) -> None:
     def passes_of(rank: int, step: int, count: int) -> int:
         return count if step < 4 else (count + rank) % 4  # later they differ between ranks, and may be none
 
-    for threshold in (EACH_ITS_OWN, ALL):
-        with settings(threshold):
+    for threshold, shared_memory in WAYS:
+        with settings(threshold, shared_memory=shared_memory):
             for promised, count in ((2, 2), (3, 1), (1, 3), (2, 5)):
                 twins = Twins(world, Layers(), backward_passes_per_step=promised)
                 for step in range(8):
@@ -118,7 +118,7 @@ def test_anything_goes(world: World) -> None:
     for seed in range(6):
         dice = random.Random(seed)  # the same on all ranks
         depth = dice.randint(1, 5)
-        with settings(dice.choice((EACH_ITS_OWN, SOME, 2 * SOME, ALL))):
+        with settings(dice.choice((EACH_ITS_OWN, SOME, 2 * SOME, ALL)), shared_memory=seed % 2 == 0):
             twins = Twins(world, Layers(depth, width=3), backward_passes_per_step=dice.randint(1, 3))
             for step in range(12):
                 keeps = [dice.random() < 0.3 for _ in range(world.size)]  # zeros rather than None

@@ -11,7 +11,7 @@ import torch
 import collective
 import collective.torch as hvd
 from mpi_plugin import World
-from training import ALL, EACH_ITS_OWN, Twins, parameter, settings, sgd, values
+from training import ALL, EACH_ITS_OWN, WAYS, Twins, parameter, settings, sgd, values
 
 
 class Odd(torch.nn.Module):
@@ -39,8 +39,8 @@ class Odd(torch.nn.Module):
 
 @pytest.mark.ranks(1, 2, 3)
 def test_layouts_of_parameters_and_gradients(world: World) -> None:
-    for threshold in (EACH_ITS_OWN, ALL):
-        with settings(threshold):
+    for threshold, shared_memory in WAYS:
+        with settings(threshold, shared_memory=shared_memory):
             twins = Twins(world, Odd())
             layouts = [p.stride() for p in twins.model.parameters()]
             for step in range(6):
@@ -72,8 +72,8 @@ def test_gradients_given_by_hand(world: World) -> None:
 @pytest.mark.ranks(1, 2, 3)
 def test_all_dtypes_in_one_model(world: World) -> None:
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
-    with settings(EACH_ITS_OWN), torch.no_grad():
-        for rounds in range(2):  # the second time with one bucket per dtype
+    for threshold, shared_memory in WAYS:
+        with settings(threshold, shared_memory=shared_memory), torch.no_grad():
             parameters = [parameter(3, 2, salt=salt, dtype=dtype) for salt, dtype in enumerate(dtypes * 2)]
             optimizer = hvd.DistributedOptimizer(torch.optim.SGD(parameters, lr=1), op=hvd.Sum)
             expected = [p - sum(values((3, 2), r, 5, p.dtype) for r in range(world.size)) for p in parameters]
@@ -82,7 +82,7 @@ def test_all_dtypes_in_one_model(world: World) -> None:
                     p.backward(values((3, 2), world.rank, 5, p.dtype))  # type: ignore[no-untyped-call]
             optimizer.step()
             for p, value in zip(parameters, expected, strict=True):
-                assert torch.equal(p, value), (p.dtype, rounds)
+                assert torch.equal(p, value), (p.dtype, threshold)
 
 
 @pytest.mark.ranks(2, 3)
@@ -113,6 +113,38 @@ def test_gradients_of_another_dtype_than_the_parameter(world: World) -> None:
     with contextlib.suppress(collective.UnsupportedTypeError):
         optimizer.synchronize()
         assert torch.equal(p.grad, sum(values(3, rank, dtype=torch.float32) for rank in range(2)))
+
+
+@pytest.mark.ranks(2, 3)
+@pytest.mark.limit(30)
+def test_a_refused_gradient_is_an_error_on_every_rank(world: World) -> None:
+    """Also when only one rank has it, and other buckets have started; the next step is as good as ever."""
+    if not hasattr(torch.Tensor, "grad_dtype"):
+        pytest.skip("this torch has no grad_dtype")
+    with settings(EACH_ITS_OWN, timeout=10):
+        parameters = [parameter(3000, dtype=dtype) for dtype in (torch.float64,) * 3 + (torch.bfloat16,)]
+        parameters[1].grad_dtype = None  # may be any
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD(parameters, lr=1), op=hvd.Sum)
+
+        def step(dtype: torch.dtype) -> None:
+            optimizer.zero_grad()
+            for p in parameters[world.rank % 2 :]:
+                p.backward(values(p.shape, world.rank, dtype=p.dtype))  # type: ignore[no-untyped-call]
+            parameters[1].grad = values(3000, world.rank, dtype=dtype)
+            optimizer.step()
+
+        step(torch.float64)
+        for culprits in ((0, 1, 2), (1,), (0,)) * 4:
+            if world.rank in culprits:
+                with pytest.raises(collective.UnsupportedTypeError, match=r"parameter\.1.*float32"):
+                    step(torch.float32)
+            else:
+                with pytest.raises(collective.CollectiveError):
+                    step(torch.float64)
+        step(torch.float64)
+        expected = sum(values(3000, rank) for rank in range(world.size))
+        assert torch.equal(parameters[1].grad, expected)
+        assert torch.equal(parameters[2].grad, expected)
 
 
 class Words(torch.nn.Module):

@@ -8,16 +8,7 @@ import pytest
 import torch
 
 from mpi_plugin import World
-from training import (
-    ALL,
-    EACH_ITS_OWN,
-    SOME,
-    Layers,
-    Twins,
-    parameter,
-    settings,
-    values,
-)
+from training import ALL, EACH_ITS_OWN, WAYS, Layers, Twins, parameter, settings, values
 
 
 @pytest.mark.ranks(1, 2, 3)
@@ -32,8 +23,8 @@ def test_without_gradient_on_some_ranks_or_on_all(world: World) -> None:
         lambda rank: None,
         lambda rank: [2, 1, 0],
     ]
-    for threshold in (EACH_ITS_OWN, SOME, ALL):
-        with settings(threshold):
+    for threshold, shared_memory in WAYS:
+        with settings(threshold, shared_memory=shared_memory):
             twins = Twins(world, Layers(), make)
             for step, plan in enumerate(plans * 2):
 

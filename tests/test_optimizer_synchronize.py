@@ -9,7 +9,7 @@ import torch
 
 import collective.torch as hvd
 from mpi_plugin import World
-from training import EACH_ITS_OWN, SOME, Layers, Twins, assert_same_on_all_ranks, settings
+from training import SOME, WAYS, Layers, Twins, assert_same_on_all_ranks, settings
 
 CHANGES: list[Callable[[torch.Tensor, float], Any]] = [
     lambda p, factor: p.grad.mul_(factor),
@@ -23,8 +23,8 @@ CHANGES: list[Callable[[torch.Tensor, float], Any]] = [
 @pytest.mark.ranks(2, 3)
 def test_changes_before_the_reduction_count(world: World) -> None:
     """Buckets have started during backward when this rank's gradients change; also when only one rank's do."""
-    for threshold in (EACH_ITS_OWN, SOME):
-        with settings(threshold):
+    for threshold, shared_memory in WAYS:
+        with settings(threshold, shared_memory=shared_memory):
             twins = Twins(world, Layers())
             for step, change in enumerate(CHANGES * 2):
                 factors = [rank + 2 if step < len(CHANGES) else 1 + (rank == 1) for rank in range(world.size)]

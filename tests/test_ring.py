@@ -7,14 +7,15 @@ import pytest
 
 import collective
 from collective import Average, Max, Op, Sum
-from matrix import check, itemsize, make, reduced, rounding, same_on_all_ranks, values
+from matrix import check, itemsize, make, reduced, rounding, same_on_all_ranks, transport, values  # noqa: F401
 from mpi_plugin import World
 
-pytestmark = pytest.mark.ranks(1, 2, 3, 4, 7)
+pytestmark = [pytest.mark.ranks(1, 2, 3, 4, 7), pytest.mark.usefixtures("transport")]
 
 RING_FROM = 16 << 10  # bytes: shorter messages go by recursive doubling
 SEGMENT = 128 << 10  # bytes
 DEPTH = 4  # segments in flight
+NODE_CHUNK = 256 << 10  # bytes: what a rank puts into shared memory at a time
 CHAIN_FROM = 64 << 10  # bytes: shorter broadcasts go down a binomial tree
 FUSION_THRESHOLD = 8 << 20  # bytes: from here a tensor goes alone
 
@@ -30,6 +31,7 @@ def edges(dtype: str, size: int) -> list[int]:
     ends = [around(RING_FROM, dtype, size), around(size * SEGMENT, dtype, size)]
     if dtype == "float32":
         ends += [around(size * SEGMENT * chunks, dtype, size) for chunks in (2, DEPTH, DEPTH + 1)]
+        ends += [around(NODE_CHUNK * chunks, dtype) for chunks in (1, 3, 4)]
         ends += [around(FUSION_THRESHOLD, dtype)]
     return sorted({length for end in ends for length in end})
 

@@ -57,6 +57,7 @@ def test_wrong_values_are_told_by_name(clean: pytest.MonkeyPatch) -> None:
         "COLLECTIVE_TIMEOUT": ["soon", "0", "-1", "", "nan"],
         "COLLECTIVE_STALL_WARNING": ["1s", "-0.5"],
         "COLLECTIVE_FUSION_THRESHOLD": ["64MB", "1.5", "-1"],
+        "COLLECTIVE_SHARED_MEMORY": ["2", "never"],
         "COLLECTIVE_TIME_OUT": ["30"],  # unknown, since misspelt
     }
     for name, texts in wrong.items():

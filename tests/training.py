@@ -20,18 +20,22 @@ MakeOptimizer = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
 EACH_ITS_OWN = 0  # bytes: every tensor has a bucket of its own, so all but one start during backward
 SOME = 300  # a few small tensors share a bucket
 ALL = 8 << 20  # one bucket per dtype, which starts in step()
+# Of both parameters of settings(): fusion threshold, shared memory.
+WAYS = [(EACH_ITS_OWN, True), (EACH_ITS_OWN, False), (SOME, False), (ALL, True)]
 
 
 @contextlib.contextmanager
-def settings(fusion_threshold: int = ALL, timeout: float = 20) -> Iterator[None]:
+def settings(fusion_threshold: int = ALL, timeout: float = 20, shared_memory: bool = True) -> Iterator[None]:
     """Within it, the runtime is another one, with these settings; collective.
 
-    A deadlock then ends in an error after `timeout` seconds, and the world goes on with the next test.
+    Without shared memory, gradients travel in messages, as they do between nodes. A deadlock ends in an error
+    after `timeout` seconds, and the world goes on with the next test.
     """
     values = {
         "COLLECTIVE_FUSION_THRESHOLD": str(fusion_threshold),
         "COLLECTIVE_TIMEOUT": str(timeout),
         "COLLECTIVE_STALL_WARNING": str(timeout / 2),
+        "COLLECTIVE_SHARED_MEMORY": str(int(shared_memory)),
     }
     before = {name: os.environ.pop(name, None) for name in values}
     collective.shutdown()

@@ -2,14 +2,15 @@
 
 A sample is the time of k back-to-back calls between two barriers, divided by k, and counts as the slowest rank's. k is
 such that a sample takes about a millisecond, which a busy machine may leave undisturbed. Contenders take turns: a round
-takes one sample of each, and every round starts with another one. So noise of the machine hits all alike, the median
-over rounds is what a user sees, the minimum is what the machine can do, and two contenders' samples of one round may be
-subtracted.
+takes one sample of each, in another order every time, alike on all ranks: what a contender finds in caches, and which
+ranks are awake, depends on who came before it. So noise of the machine hits all alike, the median over rounds is what a
+user sees, the minimum is what the machine can do, and two contenders' samples of one round may be subtracted.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,8 +47,7 @@ def measure(job: Job, runs: Mapping[str, Run], rounds: int, sample_seconds: floa
     names = list(runs)
     taken = np.empty((len(names), rounds, 2))
     for number in range(rounds):
-        for turn in range(len(names)):
-            which = (turn + number) % len(names)
+        for which in random.Random(number).sample(range(len(names)), len(names)):
             name = names[which]
             taken[which, number] = _sample(job, runs[name], calls[name])
     slowest = np.empty_like(taken)

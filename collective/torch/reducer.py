@@ -129,6 +129,7 @@ class GradientReducer:
         self._opened = False
         self._generation = 0
         self._slots: dict[torch.nn.Parameter, _Slot] = {}
+        self._refused: _Slot | None = None  # whose gradient cannot travel
         self._hooked: set[torch.nn.Parameter] = set()
         # The parameters, which outlive this reducer, hold no reference to it.
         self._hooks: list[Any] = []
@@ -212,7 +213,7 @@ class GradientReducer:
         dtypes = [arrays.view(torch.empty(0, dtype=b.slots[0].parameter.dtype)).dtype for b in self._plan]
         wires = [wire_dtype(self._compression.wire, dtype) for dtype in dtypes]
         counts = [[slot.parameter.numel() for slot in bucket.slots] for bucket in self._plan]
-        notes = [0] * (len(self._plan) - 1) + [len(self._plan) + len(self._slots) + 1] if self._plan else []
+        notes = [0] * (len(self._plan) - 1) + [len(self._plan) + len(self._slots) + 2] if self._plan else []
         # Dtype, wire and elements of each bucket, flags included.
         extents = [
             n
@@ -280,14 +281,9 @@ class GradientReducer:
             grad = slot.parameter.grad = grad.to_dense()
         if grad.is_conj() or grad.is_neg():
             grad = slot.parameter.grad = grad.detach().resolve_conj().resolve_neg()
-        if grad.dtype != slot.parameter.dtype:
-            raise UnsupportedTypeError(
-                f"{self.label}: the gradient of '{slot.name}' is {grad.dtype}, the parameter {slot.parameter.dtype}"
-            )
-        if grad.device.type != "cpu":
-            raise UnsupportedTypeError(
-                f"{self.label}: the gradient of '{slot.name}' is on {grad.device}, not on the CPU"
-            )
+        if grad.dtype != slot.parameter.dtype or grad.device.type != "cpu":
+            self._refused = slot
+            return None  # so that the round goes on; see _finish_round()
         return grad
 
     def _start(self, bucket: _Bucket, notes: list[int]) -> None:
@@ -319,6 +315,7 @@ class GradientReducer:
         """Run every bucket to its end on what gradients there are now; False where any rank has changed its plan."""
         if not self._plan:
             return not self._on_any_rank(changed)
+        self._refused = None
         stale = [n for n, bucket in enumerate(self._plan) if bucket.run is not None and self._is_stale(bucket)]
         for bucket in self._plan[:-1]:
             if bucket.run is None:
@@ -330,7 +327,13 @@ class GradientReducer:
             if slot.parameter.grad is not None and slot.parameter.grad.is_sparse and not self._sparse_as_dense
         ]
         change = len(self._plan) + len(self._slots)
-        self._start(last, stale + sparse + ([change] if changed else []))
+        refused = change + 1
+        for slot in last.slots:
+            self._gradient(slot)  # may refuse it
+        self._start(
+            last,
+            stale + sparse + ([change] if changed else []) + ([refused] if self._refused is not None else []),
+        )
         assert last.run is not None
         assert last.core is not None
         last.run.wait()
@@ -347,7 +350,20 @@ class GradientReducer:
         for bucket in self._plan:
             assert bucket.run is not None
             bucket.run.wait()
+        if last.core.noted(refused):
+            raise self._refusal()
         return True
+
+    def _refusal(self) -> UnsupportedTypeError:
+        """What all ranks are told where any of them has a gradient that cannot travel."""
+        if self._refused is None:
+            return UnsupportedTypeError(f"{self.label}: another rank has a gradient that cannot be reduced")
+        p = self._refused.parameter
+        assert p.grad is not None
+        return UnsupportedTypeError(
+            f"{self.label}: the gradient of '{self._refused.name}' is {p.grad.dtype} on {p.grad.device}; "
+            f"it must be {p.dtype} on the CPU"
+        )
 
     def _on_any_rank(self, flag: bool) -> bool:
         own = np.array([flag], dtype=np.uint8)
