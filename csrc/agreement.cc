@@ -20,7 +20,7 @@ enum class NameForm : uint8_t { kId, kPlain, kNewId, kWithDescriptor };
 }  // namespace
 
 Agreement::Agreement(const Comm& comm, const Limits& limits)
-        : comm_(&comm),
+    : comm_(&comm),
       limits_(limits),
       left_(static_cast<size_t>(comm.size())),
       joined_(static_cast<size_t>(comm.size())) {}
@@ -114,8 +114,7 @@ void Agreement::take_requests(int source, const std::string& bytes) {
   }
 }
 
-void Agreement::arrive(int source, const std::string& name, const std::string& encoded, int64_t rows,
-                       bool recurring) {
+void Agreement::arrive(int source, const std::string& name, const std::string& encoded, int64_t rows, bool recurring) {
   const auto operation = [&] { return std::string(name_of(Descriptor::decode(encoded).kind)) + " '" + name + "'"; };
   if (left_count_ > 0) {
     std::vector<int> gone;
@@ -199,8 +198,8 @@ void Agreement::complete(const std::string& name, Pending& pending) {
     return;
   }
   const auto d = Descriptor::decode(pending.variants[0].encoded);
-  const bool rooted = d.kind == Kind::kBroadcast || d.kind == Kind::kGather || d.kind == Kind::kScatter ||
-                      d.kind == Kind::kReduce;
+  const bool rooted =
+      d.kind == Kind::kBroadcast || d.kind == Kind::kGather || d.kind == Kind::kScatter || d.kind == Kind::kReduce;
   if (rooted && !pending.here[static_cast<size_t>(d.root)]) {
     fail(name, present(pending), ErrorCode::kMismatch,
          std::string(name_of(d.kind)) + " '" + name + "': its root, rank " + std::to_string(d.root) + ", has joined");
@@ -246,8 +245,7 @@ void Agreement::decide_ready() {
     const Descriptor d = Descriptor::decode(ready.encoded);
     const size_t nbytes = d.kind == Kind::kAllreduce ? d.count() * size_of(d.wire) : 0;
     // Adasum looks at each tensor as a whole.
-    const bool fusable =
-        d.kind == Kind::kAllreduce && nbytes < limits_.fusion_threshold && d.op != ReduceOp::kAdasum;
+    const bool fusable = d.kind == Kind::kAllreduce && nbytes < limits_.fusion_threshold && d.op != ReduceOp::kAdasum;
     const std::string_view key = fusable ? fusion_key(ready.encoded) : std::string_view();
     const auto open = std::find_if(buckets.begin(), buckets.end(), [&](const Bucket& bucket) {
       return fusable && bucket.key == key && bucket.nbytes + nbytes <= limits_.fusion_threshold;
@@ -321,7 +319,8 @@ void Agreement::check_stalls(Clock::time_point now) {
       continue;
     }
     // Warn at 1, 2, 4, ... times the interval.
-    if (waited >= limits_.stall_warning && now - pending.warned >= (pending.warned - pending.since) + limits_.stall_warning) {
+    if (waited >= limits_.stall_warning &&
+        now - pending.warned >= (pending.warned - pending.since) + limits_.stall_warning) {
       pending.warned = now;
       stalled.push_back("  " + std::string(name_of(kind)) + " '" + name + "': submitted by " +
                         ranks_text(present(pending)) + ", waits for " + ranks_text(absent(pending)) + " since " +
@@ -333,8 +332,7 @@ void Agreement::check_stalls(Clock::time_point now) {
   std::string text = "stalled: some ranks have not submitted what others wait for\n";
   std::sort(stalled.begin(), stalled.end());
   for (size_t i = 0; i < std::min(stalled.size(), kNamesInWarning); ++i) text += stalled[i] + "\n";
-  if (stalled.size() > kNamesInWarning)
-    text += "  and " + std::to_string(stalled.size() - kNamesInWarning) + " more\n";
+  if (stalled.size() > kNamesInWarning) text += "  and " + std::to_string(stalled.size() - kNamesInWarning) + " more\n";
   log_warning(text);
 }
 

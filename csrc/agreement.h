@@ -32,7 +32,7 @@ namespace collective {
 using Clock = std::chrono::steady_clock;
 
 struct Limits {
-  size_t fusion_threshold;     // bytes: tensors below it share buckets of up to this size
+  size_t fusion_threshold;                      // bytes: tensors below it share buckets of up to this size
   std::chrono::duration<double> stall_warning;  // name the missing ranks after this long
   std::chrono::duration<double> timeout;        // give up after this long
   bool shared_memory;                           // use it between the ranks of a node, where they can have it
@@ -40,11 +40,11 @@ struct Limits {
 
 struct Decision {
   enum class Kind : uint8_t {
-    kExecute,  // entries, in one bucket when there are several
-    kFail,     // entries[0] fails on this rank, with code and text
-    kLeft,     // `rank` has shut down, having started each channel `started` times
-    kAllLeft,  // every rank has
-    kJoined,   // `rank` has joined
+    kExecute,    // entries, in one bucket when there are several
+    kFail,       // entries[0] fails on this rank, with code and text
+    kLeft,       // `rank` has shut down, having started each channel `started` times
+    kAllLeft,    // every rank has
+    kJoined,     // `rank` has joined
     kAllJoined,  // every rank has, `rank` as the last; none counts as joined any more
   };
   struct Entry {
@@ -120,8 +120,8 @@ class Agreement {
   Writer decisions_;  // from the coordinator, likewise
 
   // Alike on all ranks: changed by decisions only.
-  std::vector<Known> known_;                         // by id
-  std::unordered_map<std::string, uint32_t> id_of_;  // name -> latest id
+  std::vector<Known> known_;                           // by id
+  std::unordered_map<std::string, uint32_t> id_of_;    // name -> latest id
   std::unordered_map<std::string, std::string> mine_;  // submitted here and undecided: name -> encoded
 
   // The coordinator's.

@@ -49,8 +49,8 @@ std::unique_ptr<Operation> make_reduction(const Comm& comm, BufferPool& pool, in
                                           size_t count, const Arithmetic& arithmetic) {
   if (count * size_of(arithmetic.dtype) < kRingFromBytes || arithmetic.op == ReduceOp::kAdasum)
     return std::make_unique<AllreduceDoubling>(comm, pool, tag, in, out, count, arithmetic);
-  return std::make_unique<Ring>(comm, pool, tag, Ring::Phases::kAllreduce, in, out,
-                                even_offsets(count, 1, comm.size()), arithmetic);
+  return std::make_unique<Ring>(comm, pool, tag, Ring::Phases::kAllreduce, in, out, even_offsets(count, 1, comm.size()),
+                                arithmetic);
 }
 
 Allreduce::Allreduce(const Comm& comm, BufferPool& pool, int tag, const AllreduceSpec& spec, std::vector<Slot> slots,
@@ -62,8 +62,8 @@ Allreduce::Allreduce(const Comm& comm, BufferPool& pool, int tag, const Allreduc
       scaling_(scaling_of(spec, comm.size())),
       slots_(std::move(slots)) {
   for (const Slot& slot : slots_) total_ += slot.count;
-  const bool alone = storage == nullptr && slots_.size() == 1 && spec.wire == spec.dtype &&
-                     slots_[0].in != nullptr && slots_[0].out != nullptr;
+  const bool alone = storage == nullptr && slots_.size() == 1 && spec.wire == spec.dtype && slots_[0].in != nullptr &&
+                     slots_[0].out != nullptr;
   if (alone) {
     bucket_ = static_cast<std::byte*>(slots_[0].out);
     reduce_in_ = scaling_.before == 1.0 ? slots_[0].in : bucket_;

@@ -52,8 +52,8 @@ class AllreduceDoubling final : public Operation {
   int extra_;  // p - power_
   Phase phase_ = Phase::kFold;
   int distance_ = 1;
-  Request send_, receive_;                 // of a short message
-  std::unique_ptr<Exchange> exchange_;     // of a long one
+  Request send_, receive_;              // of a short message
+  std::unique_ptr<Exchange> exchange_;  // of a long one
   PooledBuffer scratch_;
 };
 

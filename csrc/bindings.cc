@@ -1,4 +1,5 @@
-// collective._core: the engine for Python. Takes addresses, counts, types and names; never sees an array or a framework.
+// collective._core: the engine for Python. Takes addresses, counts, types and names; never sees an array or a
+// framework.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -125,21 +126,23 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("homogeneous", &Topology::homogeneous);
 
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
-      .def(py::init([](uintptr_t comm, size_t fusion_threshold, double stall_warning, double timeout, bool shared_memory,
-                       const std::vector<int>& cores) {
+      .def(py::init([](uintptr_t comm, size_t fusion_threshold, double stall_warning, double timeout,
+                       bool shared_memory, const std::vector<int>& cores) {
              using Seconds = std::chrono::duration<double>;
              const py::gil_scoped_release nogil;
-             return std::make_shared<Engine>(comm_from<MPI_Comm>(comm),
-                                             Limits{fusion_threshold, Seconds(stall_warning), Seconds(timeout), shared_memory}, cores);
+             return std::make_shared<Engine>(
+                 comm_from<MPI_Comm>(comm),
+                 Limits{fusion_threshold, Seconds(stall_warning), Seconds(timeout), shared_memory}, cores);
            }),
-           py::arg("comm"), py::arg("fusion_threshold"), py::arg("stall_warning"), py::arg("timeout"), py::arg("shared_memory"), py::arg("cores"))
+           py::arg("comm"), py::arg("fusion_threshold"), py::arg("stall_warning"), py::arg("timeout"),
+           py::arg("shared_memory"), py::arg("cores"))
       .def_property_readonly("topology", &Engine::topology)
       .def("submit", &submit, py::arg("group"), py::arg("name"), py::arg("descriptor"), py::arg("source"),
            py::arg("target"), py::arg("splits"), py::arg("recurring"), py::arg("caller_waits"))
       .def(
           "submit_pair",
-          [](Engine& engine, size_t group, const std::string& name, Descriptor descriptor, bool sends, int peer, int tag,
-             uintptr_t data, bool caller_waits) {
+          [](Engine& engine, size_t group, const std::string& name, Descriptor descriptor, bool sends, int peer,
+             int tag, uintptr_t data, bool caller_waits) {
             return engine.submit(group, name,
                                  PairSubmission{sends, peer, tag, std::move(descriptor), reinterpret_cast<void*>(data)},
                                  caller_waits);
@@ -173,27 +176,28 @@ PYBIND11_MODULE(_core, m) {
       .def("describe", &Engine::describe, py::call_guard<py::gil_scoped_release>());
 
   py::class_<Bucket>(m, "Bucket")
-      .def(py::init([](std::shared_ptr<Engine> engine, size_t group, std::string name, const Ticket& opened, size_t number, DType dtype, DType wire,
-                       ReduceOp op, double prescale, double postscale, std::vector<size_t> counts, size_t notes) {
+      .def(py::init([](std::shared_ptr<Engine> engine, size_t group, std::string name, const Ticket& opened,
+                       size_t number, DType dtype, DType wire, ReduceOp op, double prescale, double postscale,
+                       std::vector<size_t> counts, size_t notes) {
              return Bucket(std::move(engine), group, std::move(name), opened.channel + static_cast<uint32_t>(number),
                            AllreduceSpec{dtype, wire, op, prescale, postscale}, std::move(counts), notes,
                            opened.buckets.empty() ? nullptr : opened.buckets.at(number));
            }),
-           py::arg("engine"), py::arg("group"), py::arg("name"), py::arg("opened"), py::arg("number"), py::arg("dtype"), py::arg("wire"), py::arg("op"),
-           py::arg("prescale"), py::arg("postscale"), py::arg("counts"), py::arg("notes"))
-      .def("start",
-           [](Bucket& bucket, const std::vector<uintptr_t>& tensors, const std::vector<size_t>& notes) {
-             return bucket.start(pointers<const void>(tensors), notes);
-           },
-           py::arg("tensors"), py::arg("notes"))
+           py::arg("engine"), py::arg("group"), py::arg("name"), py::arg("opened"), py::arg("number"), py::arg("dtype"),
+           py::arg("wire"), py::arg("op"), py::arg("prescale"), py::arg("postscale"), py::arg("counts"),
+           py::arg("notes"))
+      .def(
+          "start",
+          [](Bucket& bucket, const std::vector<uintptr_t>& tensors, const std::vector<size_t>& notes) {
+            return bucket.start(pointers<const void>(tensors), notes);
+          },
+          py::arg("tensors"), py::arg("notes"))
       .def_property_readonly("total", &Bucket::total)
       .def("present", &Bucket::present)
       .def("noted", &Bucket::noted)
       .def(
           "fetch",
-          [](const Bucket& bucket, const std::vector<uintptr_t>& targets) {
-            bucket.fetch(pointers<void>(targets));
-          },
+          [](const Bucket& bucket, const std::vector<uintptr_t>& targets) { bucket.fetch(pointers<void>(targets)); },
           py::arg("targets"), py::call_guard<py::gil_scoped_release>());
 
   m.attr("PAIR_TAGS") = kPairTags;

@@ -46,8 +46,8 @@ Step Broadcast::step() {
 
 std::string Broadcast::describe() const {
   if (received_ < segments_)
-    return "broadcast: waits for rank " + std::to_string(parent_) + ", segment " + std::to_string(received_) +
-           " of " + std::to_string(segments_);
+    return "broadcast: waits for rank " + std::to_string(parent_) + ", segment " + std::to_string(received_) + " of " +
+           std::to_string(segments_);
   for (const Child& child : children_)
     if (child.done < segments_)
       return "broadcast: waits for rank " + std::to_string(child.rank) + " to take segment " +

@@ -27,8 +27,8 @@ void write_one(DType dtype, std::byte* target) {
 
 }  // namespace
 
-Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, uint32_t channel, const AllreduceSpec& spec,
-               std::vector<size_t> counts, size_t notes, std::shared_ptr<NodeBucket> shared)
+Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, uint32_t channel,
+               const AllreduceSpec& spec, std::vector<size_t> counts, size_t notes, std::shared_ptr<NodeBucket> shared)
     : engine_(std::move(engine)),
       group_(group),
       name_(std::move(name)),
@@ -79,8 +79,7 @@ bool Bucket::flag(size_t i) const {
 void Bucket::fetch(const std::vector<void*>& targets) const {
   for (size_t i = 0; i < counts_.size(); ++i)
     if (targets.at(i) != nullptr)
-      convert(spec_.dtype, targets[i], spec_.wire, storage_->bucket + offsets_[i] * size_of(spec_.wire),
-              counts_[i]);
+      convert(spec_.dtype, targets[i], spec_.wire, storage_->bucket + offsets_[i] * size_of(spec_.wire), counts_[i]);
 }
 
 }  // namespace collective

@@ -41,8 +41,8 @@ class Bucket {
   size_t flag_count() const { return counts_.size() + notes_; }
 
   struct Storage {
-    Buffer flags;   // of this rank, in the tensors' type
-    Buffer own;     // the bucket, unless it is shared
+    Buffer flags;  // of this rank, in the tensors' type
+    Buffer own;    // the bucket, unless it is shared
     std::shared_ptr<NodeBucket> shared;
     std::byte* bucket;  // in the wire's type: tensors, then flags
   };

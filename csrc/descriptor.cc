@@ -165,9 +165,8 @@ size_t differing_line(const std::vector<Variant>& variants) {
 std::string describe_difference(const std::vector<Variant>& variants) {
   std::vector<Field> all = fields();
   const size_t number = differing_line(variants);
-  all.insert(all.begin() + 1, {"parameter", [number](const Descriptor& d) {
-                                 return number == SIZE_MAX ? "" : line(d.layout, number);
-                               }});
+  all.insert(all.begin() + 1,
+             {"parameter", [number](const Descriptor& d) { return number == SIZE_MAX ? "" : line(d.layout, number); }});
   for (const Field& field : all) {
     // Variants that differ elsewhere may share this field: gather the ranks by its value.
     std::vector<std::pair<std::string, std::vector<int>>> values;

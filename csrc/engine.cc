@@ -94,7 +94,8 @@ void Engine::bind_thread(const std::vector<int>& cores) {
 
 std::unique_ptr<Group> Engine::make_group(MPI_Comm comm) {
   return std::make_unique<Group>(
-      comm, limits_, timeline_, [this](Ticket& ticket, ErrorCode code, const std::string& text) { finish(ticket, code, text); });
+      comm, limits_, timeline_,
+      [this](Ticket& ticket, ErrorCode code, const std::string& text) { finish(ticket, code, text); });
 }
 
 size_t Engine::add_group(MPI_Comm comm) {
@@ -125,9 +126,10 @@ std::shared_ptr<Ticket> Engine::submit(size_t group, std::string name, Submissio
     if (failure_) throw *failure_;
     if (closed_) throw Error(ErrorCode::kShutdown, "'" + ticket->name + "': the runtime was shut down");
     if (!in_flight_.emplace(std::pair(group, ticket->name), ticket).second)
-      throw Error(ErrorCode::kDuplicateName,
-                  "rank " + std::to_string(topology_.rank) + ": " + operation + " '" + ticket->name +
-                      "': an operation of this name is still in flight; wait for it first, or give this one another name");
+      throw Error(
+          ErrorCode::kDuplicateName,
+          "rank " + std::to_string(topology_.rank) + ": " + operation + " '" + ticket->name +
+              "': an operation of this name is still in flight; wait for it first, or give this one another name");
     queue_.push_back({ticket, std::move(work)});
     queued_.store(queue_.size(), std::memory_order_release);
   }
@@ -137,7 +139,8 @@ std::shared_ptr<Ticket> Engine::submit(size_t group, std::string name, Submissio
 
 bool Engine::wait(const Ticket& ticket, double seconds) {
   if (ticket.finished()) return true;
-  const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  const auto deadline =
+      Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   {
     const std::lock_guard lock(mutex_);
     ++drivers_waiting_;
@@ -145,7 +148,8 @@ bool Engine::wait(const Ticket& ticket, double seconds) {
   if (claims_.load() == 0 && driving_.try_lock()) {
     // Looked at under driving_: shutdown() has it to the end, and nothing may be driven after.
     if (!closed_)
-      drive([&] { return ticket.finished() || claims_.load(std::memory_order_relaxed) > 0 || Clock::now() >= deadline; });
+      drive(
+          [&] { return ticket.finished() || claims_.load(std::memory_order_relaxed) > 0 || Clock::now() >= deadline; });
     driving_.unlock();
     {
       const std::lock_guard lock(mutex_);
@@ -212,7 +216,8 @@ void Engine::run() {
       break;
     }
     wake_.wait_for(lock, kIdlePoll, [this] {
-      return stop_thread_ || (drivers_waiting_ == 0 && claims_.load() == 0 && (busy_.load(std::memory_order_relaxed) || !queue_.empty()));
+      return stop_thread_ || (drivers_waiting_ == 0 && claims_.load() == 0 &&
+                              (busy_.load(std::memory_order_relaxed) || !queue_.empty()));
     });
     if (stop_thread_ || drivers_waiting_ > 0 || claims_.load() > 0) continue;
     lock.unlock();

@@ -79,24 +79,24 @@ class Engine {
 
   Topology topology_;
   Limits limits_;
-  Timeline timeline_;  // guarded by driving_
-  std::timed_mutex driving_;  // held by the driver; guards groups_
+  Timeline timeline_;                           // guarded by driving_
+  std::timed_mutex driving_;                    // held by the driver; guards groups_
   std::vector<std::unique_ptr<Group>> groups_;  // by number; null when removed
-  std::atomic<int> claims_{0};  // threads that want driving_ for themselves: drivers make way
+  std::atomic<int> claims_{0};                  // threads that want driving_ for themselves: drivers make way
 
-  std::mutex mutex_;  // guards what follows, up to the atomics; taken after driving_
+  std::mutex mutex_;                  // guards what follows, up to the atomics; taken after driving_
   std::condition_variable wake_;      // for the thread, and for a driver that sleeps
   std::condition_variable finished_;  // for callers that wait while another thread drives
   std::vector<Work> queue_;
   std::map<std::pair<size_t, std::string>, std::shared_ptr<Ticket>> in_flight_;  // by group and name
   std::optional<Error> failure_;
   bool stop_thread_ = false;
-  int waiting_ = 0;            // threads in finished_
-  int drivers_waiting_ = 0;    // callers that drive, or are about to: the thread keeps out of their way
+  int waiting_ = 0;          // threads in finished_
+  int drivers_waiting_ = 0;  // callers that drive, or are about to: the thread keeps out of their way
 
   std::atomic<bool> closed_{false};  // shutdown() was called; set under the mutex
-  std::atomic<size_t> queued_{0};   // == queue_.size(), readable without the mutex
-  std::atomic<bool> busy_{false};   // == any_busy(), as of the driver's last look
+  std::atomic<size_t> queued_{0};    // == queue_.size(), readable without the mutex
+  std::atomic<bool> busy_{false};    // == any_busy(), as of the driver's last look
   std::thread thread_;
 };
 

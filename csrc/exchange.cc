@@ -7,7 +7,8 @@ namespace collective {
 Exchange::Exchange(const Comm& comm, int tag, const std::vector<Send>& sends, const std::vector<Receive>& receives)
     : comm_(&comm), tag_(tag) {
   transfers_.reserve(sends.size() + receives.size());
-  for (const Receive& receive : receives) add(true, receive.peer, static_cast<std::byte*>(receive.data), receive.nbytes);
+  for (const Receive& receive : receives)
+    add(true, receive.peer, static_cast<std::byte*>(receive.data), receive.nbytes);
   for (const Send& send : sends)
     add(false, send.peer, const_cast<std::byte*>(static_cast<const std::byte*>(send.data)), send.nbytes);
 }

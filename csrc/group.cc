@@ -46,8 +46,9 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
 
 void Group::share_memory() {
   std::string why;
-  memory_ = SharedMemory::try_create(control_, kMemoryTag, Lane::nbytes(),
-                                     std::chrono::ceil<std::chrono::seconds>(std::min(limits_.timeout, kLongestCreation)), why);
+  memory_ = SharedMemory::try_create(
+      control_, kMemoryTag, Lane::nbytes(),
+      std::chrono::ceil<std::chrono::seconds>(std::min(limits_.timeout, kLongestCreation)), why);
   if (memory_)
     lane_ = std::make_unique<Lane>(*memory_, 0);
   else if (rank() == 0)
@@ -102,8 +103,8 @@ void Group::submit(std::shared_ptr<Ticket> ticket, PairSubmission submission) {
     }
   Running running;
   running.peer = submission.peer;
-  running.what = (submission.sends ? "send to rank " : "recv from rank ") + std::to_string(submission.peer) +
-                 ", tag " + std::to_string(submission.tag);
+  running.what = (submission.sends ? "send to rank " : "recv from rank ") + std::to_string(submission.peer) + ", tag " +
+                 std::to_string(submission.tag);
   running.phase = submission.sends ? "send" : "recv";
   running.since = Clock::now();
   running.tickets.push_back(std::move(ticket));
@@ -136,7 +137,8 @@ bool Group::progress() {
       case Decision::Kind::kFail: {
         const auto pending = pending_.find(decision.entries[0].name);
         if (pending == pending_.end())
-          throw Error(ErrorCode::kInternal, "told that '" + decision.entries[0].name + "' failed, which is not pending");
+          throw Error(ErrorCode::kInternal,
+                      "told that '" + decision.entries[0].name + "' failed, which is not pending");
         finish_(*pending->second.ticket, decision.code, decision.text);
         pending_.erase(pending);
         break;
@@ -191,9 +193,8 @@ void Group::execute(const Decision& decision) {
                  (bucket.size() > 1 ? " and " + std::to_string(bucket.size() - 1) + " fused with it" : "");
   running.agreed = true;
   running.number = executions_;
-  running.operation = d.kind == Kind::kChannel
-                          ? open_channels(decision.channel, d, held->front().ticket)
-                          : make_operation({data_, pool_, next_tag(), lane_.get()}, bucket);
+  running.operation = d.kind == Kind::kChannel ? open_channels(decision.channel, d, held->front().ticket)
+                                               : make_operation({data_, pool_, next_tag(), lane_.get()}, bucket);
   running.keep = held;
   if (running.operation != nullptr) {
     running_.push_back(std::move(running));
@@ -350,8 +351,7 @@ void Group::check_stalls(Clock::time_point now) {
            running.operation->describe();
   };
   if (waited >= limits_.timeout)
-    throw Error(ErrorCode::kTimeout,
-                why() + ". It did not finish within " + seconds_text(limits_.timeout));
+    throw Error(ErrorCode::kTimeout, why() + ". It did not finish within " + seconds_text(limits_.timeout));
   if (!running.warned && waited >= limits_.stall_warning) {
     running.warned = true;
     log_warning("stalled: " + why());
@@ -414,8 +414,8 @@ std::string Group::describe() const {
     return std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(now - since).count()) + " ms";
   };
   for (const auto& [name, pending] : pending_)
-    text += "  submitted " + age(pending.since) + " ago, not agreed: " +
-            name_of(pending.submission.descriptor.kind) + " '" + name + "'\n";
+    text += "  submitted " + age(pending.since) + " ago, not agreed: " + name_of(pending.submission.descriptor.kind) +
+            " '" + name + "'\n";
   for (const Running& running : running_)
     text += "  running for " + age(running.since) + ": " + running.what + ": " + running.operation->describe() + "\n";
   const std::string waiting = agreement_.describe();

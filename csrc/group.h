@@ -14,8 +14,8 @@
 #include "comm.h"
 #include "inquiry.h"
 #include "operation.h"
-#include "timeline.h"
 #include "ticket.h"
+#include "timeline.h"
 
 namespace collective {
 
@@ -35,7 +35,9 @@ class Group {
   // Does what can be done without blocking; true if anything moved. Throws when the group cannot go on.
   bool progress();
   // Something is in flight here, so progress() should be called soon and again.
-  bool busy() const { return !pending_.empty() || !running_.empty() || !held_back_.empty() || join_ != nullptr || leaving_; }
+  bool busy() const {
+    return !pending_.empty() || !running_.empty() || !held_back_.empty() || join_ != nullptr || leaving_;
+  }
 
   // Orderly end: what runs may finish, what is not agreed fails, on the other ranks too; nothing may be submitted
   // after. Then progress() until over(): every rank has left.
@@ -60,15 +62,15 @@ class Group {
     std::shared_ptr<void> keep;
     std::vector<std::shared_ptr<Ticket>> tickets;
     std::unique_ptr<Operation> operation;
-    std::string what;            // for people
-    const char* phase = "";      // for the timeline
+    std::string what;        // for people
+    const char* phase = "";  // for the timeline
     Clock::time_point since;
-    int64_t channel = -1;        // of a channel's run
-    uint32_t run = 0;            // its number, from 1
-    int peer = -1;               // of a send or receive
+    int64_t channel = -1;  // of a channel's run
+    uint32_t run = 0;      // its number, from 1
+    int peer = -1;         // of a send or receive
     bool agreed = false;
-    uint64_t number = 0;         // of an agreed operation: decides its tag
-    Clock::time_point asked{};   // when the others were asked about it
+    uint64_t number = 0;        // of an agreed operation: decides its tag
+    Clock::time_point asked{};  // when the others were asked about it
     bool warned = false;
   };
   struct Channel {
@@ -119,12 +121,12 @@ class Group {
   std::vector<Decision> decisions_;  // kept for its capacity
   std::deque<Decision> held_back_;   // agreed, but their tag is still in use here
   std::vector<Channel> channels_;
-  std::vector<int> joined_;          // the other ranks that have joined
-  std::vector<Inquiry::Demand> demands_;  // of channels that are not open here yet
+  std::vector<int> joined_;                                      // the other ranks that have joined
+  std::vector<Inquiry::Demand> demands_;                         // of channels that are not open here yet
   std::vector<std::pair<int, std::vector<uint32_t>>> departed_;  // ranks that left, and the runs they had started
-  std::shared_ptr<Ticket> join_;     // of this rank
-  std::unordered_map<int, std::shared_ptr<bool>> pair_over_;  // the last operation by pair tag and peer
-  uint64_t executions_ = 0;          // agreed operations, alike on all ranks
+  std::shared_ptr<Ticket> join_;                                 // of this rank
+  std::unordered_map<int, std::shared_ptr<bool>> pair_over_;     // the last operation by pair tag and peer
+  uint64_t executions_ = 0;                                      // agreed operations, alike on all ranks
   Clock::time_point next_check_;
   bool leaving_ = false, left_ = false, all_left_ = false;
 };

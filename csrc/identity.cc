@@ -64,9 +64,7 @@ void fill_identity(DType dtype, ReduceOp op, void* target, size_t count) {
     case DType::kFloat64: fill(target, count, identity_of<double>(op)); break;
     case DType::kComplex64: fill_complex<float>(target, count, op); break;
     case DType::kComplex128: fill_complex<double>(target, count, op); break;
-    case DType::kBool:
-      std::memset(target, op == ReduceOp::kMin || op == ReduceOp::kProduct ? 1 : 0, count);
-      break;
+    case DType::kBool: std::memset(target, op == ReduceOp::kMin || op == ReduceOp::kProduct ? 1 : 0, count); break;
   }
 }
 

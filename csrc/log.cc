@@ -11,8 +11,8 @@ void set_log_rank(int rank) { log_rank = rank; }
 
 void log_warning(const std::string& text) {
   // One write: lines of several ranks share one terminal.
-  const std::string line = "[collective] rank " + std::to_string(log_rank) + ": " + text +
-                           (text.empty() || text.back() != '\n' ? "\n" : "");
+  const std::string line =
+      "[collective] rank " + std::to_string(log_rank) + ": " + text + (text.empty() || text.back() != '\n' ? "\n" : "");
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
 

@@ -57,7 +57,8 @@ Made make_broadcast(const Place& place, const Task& task) {
 
 Made make_allgather(const Place& place, const Task& task) {
   Ticket& ticket = *task.ticket;
-  std::vector<size_t> offsets = row_offsets(*task.rows, row_elements(*task.descriptor) * size_of(task.descriptor->dtype));
+  std::vector<size_t> offsets =
+      row_offsets(*task.rows, row_elements(*task.descriptor) * size_of(task.descriptor->dtype));
   const auto me = static_cast<size_t>(place.comm.rank());
   ticket.rows = *task.rows;
   ticket.output = Buffer(offsets.back());
@@ -101,7 +102,8 @@ Made make_gather(const Place& place, const Task& task) {
     ticket.output = Buffer(offsets.back());
     copy(ticket.output.data() + offsets[static_cast<size_t>(me)], task.data.in, nbytes(me));
     for (int peer = 0; peer < place.comm.size(); ++peer)
-      if (peer != me) receives.push_back({peer, ticket.output.data() + offsets[static_cast<size_t>(peer)], nbytes(peer)});
+      if (peer != me)
+        receives.push_back({peer, ticket.output.data() + offsets[static_cast<size_t>(peer)], nbytes(peer)});
   } else {
     sends.push_back({d.root, task.data.in, nbytes(me)});
   }
@@ -145,8 +147,8 @@ std::unique_ptr<Operation> make_operation(const Place& place, const std::vector<
     case Kind::kAlltoall: return make_alltoall(place, task);
     case Kind::kReduceScatter: return make_reduce_scatter(place, task);
     case Kind::kReduce:
-      return ReduceScatter::to_root(place.comm, place.pool, place.tag, spec_of(*task.descriptor), task.descriptor->count(),
-                                    task.descriptor->root, task.data.in, task.data.out);
+      return ReduceScatter::to_root(place.comm, place.pool, place.tag, spec_of(*task.descriptor),
+                                    task.descriptor->count(), task.descriptor->root, task.data.in, task.data.out);
     case Kind::kGather: return make_gather(place, task);
     case Kind::kScatter: return make_scatter(place, task);
     case Kind::kBarrier:  // the agreement was all there is to it

@@ -66,11 +66,11 @@ bool is_float(DType dtype) {
 
 void reduce(DType dtype, ReduceOp op, void* dst, const void* const* srcs, int n, size_t count, double scale) {
   if (op == ReduceOp::kAdasum || n < 1)
-    throw Error(ErrorCode::kInternal, std::string("reduce: op ") + name_of(op) + " of " + std::to_string(n) + " sources");
+    throw Error(ErrorCode::kInternal,
+                std::string("reduce: op ") + name_of(op) + " of " + std::to_string(n) + " sources");
   if (is_complex(dtype) && (op == ReduceOp::kMin || op == ReduceOp::kMax))
     throw Error(ErrorCode::kInvalid, std::string("op ") + name_of(op) + " is not defined for " + name_of(dtype));
-  if (dtype == DType::kBool && scale != 1)
-    throw Error(ErrorCode::kInvalid, "bool cannot be scaled");
+  if (dtype == DType::kBool && scale != 1) throw Error(ErrorCode::kInvalid, "bool cannot be scaled");
   if (count == 0) return;
   if (n > 1 || scale != 1 || dtype == DType::kBool)
     kernels().reduce(dtype, op, dst, srcs, n, count, scale);

@@ -1,8 +1,9 @@
-// Element-wise reduction and conversion of host memory. No MPI, no allocation, no threads: a call uses the calling core only.
-// All pointers may be unaligned. All counts are in elements.
+// Element-wise reduction and conversion of host memory. No MPI, no allocation, no threads: a call uses the calling core
+// only. All pointers may be unaligned. All counts are in elements.
 //
-// Same bits: the result depends on the arguments alone, never on the instruction set, alignment or position in the buffer. The one
-// exception is *which* NaN comes out where two different NaNs meet (the processor picks); that it is a NaN is certain.
+// Same bits: the result depends on the arguments alone, never on the instruction set, alignment or position in the
+// buffer. The one exception is *which* NaN comes out where two different NaNs meet (the processor picks); that it is a
+// NaN is certain.
 #pragma once
 
 #include <cstddef>
@@ -12,24 +13,27 @@
 
 namespace collective {
 
-// dst[i] = (srcs[0][i] op srcs[1][i] op ... op srcs[n-1][i]) * scale, folded left to right. One pass over memory: n loads and one
-// store per element. dst may equal any of the srcs; any other overlap of dst with a source is not allowed.
+// dst[i] = (srcs[0][i] op srcs[1][i] op ... op srcs[n-1][i]) * scale, folded left to right. One pass over memory: n
+// loads and one store per element. dst may equal any of the srcs; any other overlap of dst with a source is not
+// allowed.
 //
-//   float16, bfloat16   computed in float32, rounded once at the end: to nearest even, NaN stays NaN, overflow gives infinity
-//   floats, complex     scale is applied in the compute type: float32 for float16, bfloat16, float32; float64 for float64
-//   Min, Max            a NaN in any source gives NaN (as numpy.minimum, torch.minimum); of +0 and -0 the last source's
-//   integers            Sum and Product wrap modulo 2^bits; scale != 1 multiplies the wrapped result in float64, truncates toward
+//   float16, bfloat16   computed in float32, rounded once at the end: to nearest even, NaN stays NaN, overflow gives
+//   infinity floats, complex     scale is applied in the compute type: float32 for float16, bfloat16, float32; float64
+//   for float64 Min, Max            a NaN in any source gives NaN (as numpy.minimum, torch.minimum); of +0 and -0 the
+//   last source's integers            Sum and Product wrap modulo 2^bits; scale != 1 multiplies the wrapped result in
+//   float64, truncates toward
 //                       zero and saturates (NaN gives 0). For exact averages use divide() instead.
 //   bool                any non-zero byte is true, results are 0 or 1; Sum and Max are "or", Product and Min are "and"
 //
 // Average is Sum here; the caller passes scale = 1/p. count == 0 is legal.
-// Throws Error(kInvalid) for Min or Max of complex and for scale != 1 with bool; Error(kInternal) for Adasum and for n < 1.
+// Throws Error(kInvalid) for Min or Max of complex and for scale != 1 with bool; Error(kInternal) for Adasum and for n
+// < 1.
 void reduce(DType dtype, ReduceOp op, void* dst, const void* const* srcs, int n, size_t count, double scale = 1.0);
 
-// dst[i] = dst_type(src[i] * scale) in one pass, rounded once (nearest even). The product is taken in float64 where either type is
-// float64, else in float32. Pairs: the same type twice (any dtype; as reduce() of one source), and any two of float16, bfloat16,
-// float32, float64. dst may equal src where both types have one size; any other overlap is not allowed.
-// Throws Error(kInternal) for any other pair.
+// dst[i] = dst_type(src[i] * scale) in one pass, rounded once (nearest even). The product is taken in float64 where
+// either type is float64, else in float32. Pairs: the same type twice (any dtype; as reduce() of one source), and any
+// two of float16, bfloat16, float32, float64. dst may equal src where both types have one size; any other overlap is
+// not allowed. Throws Error(kInternal) for any other pair.
 void convert(DType dst_type, void* dst, DType src_type, const void* src, size_t count, double scale = 1.0);
 
 // dst[i] = src[i] / divisor, truncated toward zero: the exact average of integers. dst may equal src, no other overlap.

@@ -1,25 +1,27 @@
-// The kernels of one instruction set, on the vectors of reduce_vectors.h. Included by reduce_kernels_<set>.cc inside the set's namespace
-// (hence no include guard and no #include here), after it has defined two element types for float16:
+// The kernels of one instruction set, on the vectors of reduce_vectors.h. Included by reduce_kernels_<set>.cc inside
+// the set's namespace (hence no include guard and no #include here), after it has defined two element types for
+// float16:
 //
 //   Half          in the order that is best for reductions
 //   HalfInOrder   with V = Vec<float>, in order, for conversions
 //
-// One kernel does the most: fold() loads n sources, combines them in registers, scales, stores. reduce() is fold<E, E, Op>,
-// convert() is fold<From, To> of one source.
+// One kernel does the most: fold() loads n sources, combines them in registers, scales, stores. reduce() is fold<E, E,
+// Op>, convert() is fold<From, To> of one source.
 
 // Is an element wider in a register than in memory?
 template <class E>
 inline constexpr bool kWidens = sizeof(typename E::V) > E::kBytes;
 
-// What a turn of the loop takes. Four vectors: enough loads in flight, and where n is not known one pointer is fetched for four
-// loads; with two, float32 was 8 % slower in L2 (AVX2). Types that are widened fill more registers and run out of them: with
-// four, n = 8 ran at 21 instead of 38 GB/s.
+// What a turn of the loop takes. Four vectors: enough loads in flight, and where n is not known one pointer is fetched
+// for four loads; with two, float32 was 8 % slower in L2 (AVX2). Types that are widened fill more registers and run out
+// of them: with four, n = 8 ran at 21 instead of 38 GB/s.
 template <class E>
 using Turn = std::conditional_t<kWidens<E>, Doubled<E>, Doubled<Doubled<E>>>;
 
-// The elements at `offset` bytes of one source. Widened types take so many instructions a byte that the processor does not look
-// far enough ahead: of equal loops some ran at 50 and some at 15 GB/s, for no reason but their address (Zen 5, 64 MB). A prefetch
-// cures that and costs nothing there; in the other types' short loops it gains nothing and costs a tenth in L2.
+// The elements at `offset` bytes of one source. Widened types take so many instructions a byte that the processor does
+// not look far enough ahead: of equal loops some ran at 50 and some at 15 GB/s, for no reason but their address (Zen 5,
+// 64 MB). A prefetch cures that and costs nothing there; in the other types' short loops it gains nothing and costs a
+// tenth in L2.
 template <class E>
 COLLECTIVE_INLINE typename E::V fetch(const void* src, size_t offset) {
   const char* p = static_cast<const char*>(src) + offset;
@@ -86,8 +88,8 @@ static void scale_integers(char* dst, size_t count, double scale) {
   }
 }
 
-// Exact: floating point has so many more bits than T that a rounded quotient cannot reach the next integer. Processors divide
-// vectors of floats, never of integers: 64 bits take the scalar instruction.
+// Exact: floating point has so many more bits than T that a rounded quotient cannot reach the next integer. Processors
+// divide vectors of floats, never of integers: 64 bits take the scalar instruction.
 template <class T>
 static void divide_integers(char* dst, const char* src, size_t count, int64_t divisor) {
   using Quotient = std::conditional_t<sizeof(T) <= 2, float, std::conditional_t<sizeof(T) == 4, double, T>>;

@@ -1,4 +1,5 @@
-// The kernels for AVX2 and F16C (Haswell, Zen and later). Without FMA: no kernel would gain from it, and none may contract.
+// The kernels for AVX2 and F16C (Haswell, Zen and later). Without FMA: no kernel would gain from it, and none may
+// contract.
 #ifdef __x86_64__
 #include <immintrin.h>
 

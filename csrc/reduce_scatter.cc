@@ -29,8 +29,8 @@ ReduceScatter::ReduceScatter(const Comm& comm, BufferPool& pool, int tag, const 
 }
 
 std::unique_ptr<ReduceScatter> ReduceScatter::to_root(const Comm& comm, BufferPool& pool, int tag,
-                                                      const AllreduceSpec& spec, size_t count, int root,
-                                                      const void* in, void* out) {
+                                                      const AllreduceSpec& spec, size_t count, int root, const void* in,
+                                                      void* out) {
   auto op = std::make_unique<ReduceScatter>(comm, pool, tag, spec, even_offsets(count, 1, comm.size()), in, out);
   op->root_ = root;
   return op;

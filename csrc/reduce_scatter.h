@@ -15,13 +15,13 @@ namespace collective {
 
 class ReduceScatter final : public Operation {
  public:
-  // offsets: p+1 element offsets of the parts. in: all of them, or null for the identity. out: rank r's part r, or null.
+  // offsets: p+1 element offsets of the parts. in: all of them, or null for the identity. out: rank r's part r, or
+  // null.
   ReduceScatter(const Comm& comm, BufferPool& pool, int tag, const AllreduceSpec& spec, std::vector<size_t> offsets,
                 const void* in, void* out);
   // out: on `root` all parts, unused elsewhere.
-  static std::unique_ptr<ReduceScatter> to_root(const Comm& comm, BufferPool& pool, int tag,
-                                                const AllreduceSpec& spec, size_t count, int root, const void* in,
-                                                void* out);
+  static std::unique_ptr<ReduceScatter> to_root(const Comm& comm, BufferPool& pool, int tag, const AllreduceSpec& spec,
+                                                size_t count, int root, const void* in, void* out);
 
   Step step() override;
   std::string describe() const override;

@@ -1,5 +1,5 @@
-// What reduce.cc knows of an instruction set: three functions. Each set is one file, reduce_kernels_<set>.cc, which includes
-// reduce_kernels.h into a namespace of its own.
+// What reduce.cc knows of an instruction set: three functions. Each set is one file, reduce_kernels_<set>.cc, which
+// includes reduce_kernels.h into a namespace of its own.
 #pragma once
 
 #include <cstddef>
@@ -31,9 +31,9 @@ extern const KernelSet kAvx512Set;  // x86-64 only
 
 }  // namespace collective
 
-// Everything between COLLECTIVE_TARGET_BEGIN(isa) and COLLECTIVE_TARGET_END is compiled for `isa`, whatever flags the build has.
-// Headers come before: code of the standard library must never be emitted for a set, because the linker keeps one copy of an
-// inline function and might pick that one for every processor.
+// Everything between COLLECTIVE_TARGET_BEGIN(isa) and COLLECTIVE_TARGET_END is compiled for `isa`, whatever flags the
+// build has. Headers come before: code of the standard library must never be emitted for a set, because the linker
+// keeps one copy of an inline function and might pick that one for every processor.
 //
 // COLLECTIVE_NO_CONTRACTION: a*b+c rounds twice, as without FMA. Otherwise the sets would differ in the last bit.
 #define COLLECTIVE_INLINE [[gnu::always_inline]] inline

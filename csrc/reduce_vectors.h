@@ -1,13 +1,14 @@
-// Vectors of one instruction set, and the element types as they look in them. Included by reduce_kernels_<set>.cc inside a namespace of its
-// own (hence no include guard and no #include here), after it has defined
+// Vectors of one instruction set, and the element types as they look in them. Included by reduce_kernels_<set>.cc
+// inside a namespace of its own (hence no include guard and no #include here), after it has defined
 //
 //   kWidth                               bytes of a vector register
 //   Vec<T, kBytes = kWidth>              a vector of T
 //   Vec<uint32_t> widen(const char* p)   the kWidth / 4 16-bit words at p, zero-extended
 //   void narrow(char* p, Vec<uint32_t>)  the low halves of words whose high halves are zero
 //
-// The compilers' own vector types, not loops for the vectoriser: every set computes the same expression of the same shape, dst may
-// be one of the sources without alias checks, and n sources are folded in registers however many there are.
+// The compilers' own vector types, not loops for the vectoriser: every set computes the same expression of the same
+// shape, dst may be one of the sources without alias checks, and n sources are folded in registers however many there
+// are.
 
 template <class V>
 COLLECTIVE_INLINE V load(const char* p) {
@@ -31,8 +32,8 @@ struct Two {
 };
 
 // ---- element types ----
-// V is the vector that is computed in, kCount the elements in it, kBytes what they take in memory; get() loads, put() rounds and
-// stores. The two types of a conversion have one V.
+// V is the vector that is computed in, kCount the elements in it, kBytes what they take in memory; get() loads, put()
+// rounds and stores. The two types of a conversion have one V.
 
 template <class T>
 struct Plain {
@@ -57,8 +58,9 @@ struct FloatAsDouble {
   COLLECTIVE_INLINE static void put(char* p, V v) { store(p, __builtin_convertvector(v, Narrow)); }
 };
 
-// float64 to float32 rounded to odd: an inexact result gets a last bit of one, so that a second rounding, to 16 bits, sees on
-// which side of a tie it was. Rounding to nearest twice goes wrong, for example for 1 + 2^-11 + 2^-30 to float16.
+// float64 to float32 rounded to odd: an inexact result gets a last bit of one, so that a second rounding, to 16 bits,
+// sees on which side of a tie it was. Rounding to nearest twice goes wrong, for example for 1 + 2^-11 + 2^-30 to
+// float16.
 struct DoubleToOddFloat : FloatAsDouble {
   COLLECTIVE_INLINE static void put(char* p, V v) {
     using Bits = Vec<uint32_t, kWidth / 2>;
@@ -71,12 +73,13 @@ struct DoubleToOddFloat : FloatAsDouble {
   }
 };
 
-// A 16-bit format is a Codec: decode() takes the low half of every word, whatever the high half is; encode() gives it back.
+// A 16-bit format is a Codec: decode() takes the low half of every word, whatever the high half is; encode() gives it
+// back.
 struct BFloatCodec {
   COLLECTIVE_INLINE static Floats decode(Words low) { return (Floats)(low << 16); }
-  // Not for a NaN, which rounding could carry into the sign bit. It is cut off, and stays a NaN since one that comes out of a
-  // multiplication has its highest bit set.
-  // AVX512_BF16's vcvtne2ps2bf16 flushes denormals to zero, so it would give other bits than the other sets.
+  // Not for a NaN, which rounding could carry into the sign bit. It is cut off, and stays a NaN since one that comes
+  // out of a multiplication has its highest bit set. AVX512_BF16's vcvtne2ps2bf16 flushes denormals to zero, so it
+  // would give other bits than the other sets.
   COLLECTIVE_INLINE static Words encode(Floats v) {
     Words bits = (Words)v;
     Words half_a_unit = 0x7fff + ((bits >> 16) & 1);
@@ -93,8 +96,8 @@ struct InOrder {
   COLLECTIVE_INLINE static void put(char* p, V v) { narrow(p, Codec::encode(v)); }
 };
 
-// Even elements in one vector and odd ones in the other, for reductions: no shuffle takes them apart or joins them, which is worth
-// a factor of two to three. (Which are called even does not matter, so neither does the byte order.)
+// Even elements in one vector and odd ones in the other, for reductions: no shuffle takes them apart or joins them,
+// which is worth a factor of two to three. (Which are called even does not matter, so neither does the byte order.)
 template <class Codec>
 struct EvenOdd {
   using V = Two<Floats>;
@@ -117,12 +120,19 @@ struct Doubled {
 // ---- operators ----
 
 struct Sum {
-  template <class V> COLLECTIVE_INLINE static V apply(V x, V y) { return x + y; }
+  template <class V>
+  COLLECTIVE_INLINE static V apply(V x, V y) {
+    return x + y;
+  }
 };
 struct Product {
-  template <class V> COLLECTIVE_INLINE static V apply(V x, V y) { return x * y; }
+  template <class V>
+  COLLECTIVE_INLINE static V apply(V x, V y) {
+    return x * y;
+  }
 };
-// x < y ? x : y is one instruction, and gives y where either is NaN. So a NaN in y comes through; that in x is put back.
+// x < y ? x : y is one instruction, and gives y where either is NaN. So a NaN in y comes through; that in x is put
+// back.
 COLLECTIVE_INLINE Vec<float> keep_nan(Vec<float> x, Vec<float> result) { return x != x ? x : result; }
 COLLECTIVE_INLINE Vec<double> keep_nan(Vec<double> x, Vec<double> result) { return x != x ? x : result; }
 template <class V>
@@ -130,16 +140,28 @@ COLLECTIVE_INLINE V keep_nan(V, V result) {
   return result;
 }
 struct Min {
-  template <class V> COLLECTIVE_INLINE static V apply(V x, V y) { return keep_nan(x, x < y ? x : y); }
+  template <class V>
+  COLLECTIVE_INLINE static V apply(V x, V y) {
+    return keep_nan(x, x < y ? x : y);
+  }
 };
 struct Max {
-  template <class V> COLLECTIVE_INLINE static V apply(V x, V y) { return keep_nan(x, x > y ? x : y); }
+  template <class V>
+  COLLECTIVE_INLINE static V apply(V x, V y) {
+    return keep_nan(x, x > y ? x : y);
+  }
 };
 struct Or {
-  template <class V> COLLECTIVE_INLINE static V apply(V x, V y) { return x | y; }
+  template <class V>
+  COLLECTIVE_INLINE static V apply(V x, V y) {
+    return x | y;
+  }
 };
 struct And {
-  template <class V> COLLECTIVE_INLINE static V apply(V x, V y) { return x & y; }
+  template <class V>
+  COLLECTIVE_INLINE static V apply(V x, V y) {
+    return x & y;
+  }
 };
 
 template <class Op, class V>
@@ -151,8 +173,8 @@ COLLECTIVE_INLINE Two<V> combine(Two<V> x, Two<V> y) {
   return {combine<Op>(x.a, y.a), combine<Op>(x.b, y.b)};
 }
 
-// Floating point is always multiplied, also by one: that costs nothing where memory is the limit, and saves every kernel's twin.
-// Integers are scaled by scale_integers().
+// Floating point is always multiplied, also by one: that costs nothing where memory is the limit, and saves every
+// kernel's twin. Integers are scaled by scale_integers().
 COLLECTIVE_INLINE Vec<float> scaled(Vec<float> v, double scale) { return v * static_cast<float>(scale); }
 COLLECTIVE_INLINE Vec<double> scaled(Vec<double> v, double scale) { return v * scale; }
 template <class V>

@@ -39,13 +39,9 @@ void Schedule::pop() {
 namespace {
 
 // The chunk that is sent in step 0: after a reduce-scatter alone rank r is to hold chunk r, hence the -1.
-int first_chunk(Ring::Phases phases, int rank) {
-  return phases == Ring::Phases::kReduceScatter ? rank - 1 : rank;
-}
+int first_chunk(Ring::Phases phases, int rank) { return phases == Ring::Phases::kReduceScatter ? rank - 1 : rank; }
 
-int step_count(Ring::Phases phases, int size) {
-  return phases == Ring::Phases::kAllreduce ? 2 * (size - 1) : size - 1;
-}
+int step_count(Ring::Phases phases, int size) { return phases == Ring::Phases::kAllreduce ? 2 * (size - 1) : size - 1; }
 
 }  // namespace
 

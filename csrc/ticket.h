@@ -53,7 +53,6 @@ inline constexpr int kPairTags = 1024;
 // This rank has run out of data; finished when all ranks have, `rows` then holds the last one's number.
 struct JoinSubmission {};
 
-
 // One run of an open channel: starts at once, since all ranks have agreed to run it equally often.
 struct ChannelSubmission {
   uint32_t channel;

@@ -14,7 +14,7 @@ class Timeline {
   using Clock = std::chrono::steady_clock;
   struct Event {
     std::string name;
-    const char* phase;  // "negotiate", or the kind of operation
+    const char* phase;        // "negotiate", or the kind of operation
     int64_t begin, duration;  // microseconds; begin counts from start()
   };
 
@@ -29,7 +29,9 @@ class Timeline {
   }
   void record(const std::string& name, const char* phase, Clock::time_point begin) {
     if (!on_ || events_.size() >= kMostEvents) return;
-    const auto us = [](auto duration) { return std::chrono::duration_cast<std::chrono::microseconds>(duration).count(); };
+    const auto us = [](auto duration) {
+      return std::chrono::duration_cast<std::chrono::microseconds>(duration).count();
+    };
     events_.push_back({name, phase, us(begin - origin_), us(Clock::now() - begin)});
   }
 

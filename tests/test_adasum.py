@@ -1,10 +1,11 @@
 """Adasum against a reference written from the paper, arXiv 2006.02924."""
 
-import collective
-import collective.torch as hvd
 import numpy as np
 import pytest
 import torch
+
+import collective
+import collective.torch as hvd
 from collective import Adasum
 from matrix import check, make, numbers, same_on_all_ranks
 from mpi_plugin import World

@@ -1,9 +1,10 @@
 """Gradients of the collectives against finite sums worked out by hand: L = sum over ranks of weight_r . output_r."""
 
-import collective.torch as hvd
 import numpy as np
 import pytest
 import torch
+
+import collective.torch as hvd
 from matrix import check
 from mpi_plugin import World
 

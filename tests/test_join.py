@@ -1,10 +1,11 @@
 """join(): ranks that run out of data help the others until these have run out too."""
 
-import collective
-import collective.torch as hvd
 import numpy as np
 import pytest
 import torch
+
+import collective
+import collective.torch as hvd
 from collective import Average, Max, Min, Product, Sum
 from data import fill
 from matrix import check

@@ -1,10 +1,11 @@
 """Process sets: overlapping ones at the same time, every collective on them, and what is refused."""
 
-import collective
-import collective.torch as hvd
 import numpy as np
 import pytest
 import torch
+
+import collective
+import collective.torch as hvd
 from collective import ProcessSet, Sum
 from data import fill
 from matrix import check

@@ -3,13 +3,14 @@
 import random
 from typing import Any
 
-import collective
 import numpy as np
 import pytest
-from collective import Average, Max, Min, Sum
-from data import fill
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+import collective
+from collective import Average, Max, Min, Sum
+from data import fill
 from matrix import check
 from mpi_plugin import World
 

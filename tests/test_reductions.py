@@ -1,8 +1,9 @@
 """reducescatter and reduce, and the grouped forms: every dtype, array kind and operator."""
 
-import collective
 import numpy as np
 import pytest
+
+import collective
 from collective import Average, Max, Sum
 from matrix import check, combinations, lengths, make, reduced, rounding, values
 from mpi_plugin import World

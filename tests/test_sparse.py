@@ -1,9 +1,10 @@
 """Sparse gradients: gathered as they are, or made dense."""
 
-import collective.torch as hvd
 import numpy as np
 import pytest
 import torch
+
+import collective.torch as hvd
 from matrix import check
 from mpi_plugin import World
 

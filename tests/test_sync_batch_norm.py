@@ -1,8 +1,9 @@
 """SyncBatchNorm equals a single-process BatchNorm over the batches of all ranks, forward and backward."""
 
-import collective.torch as hvd
 import pytest
 import torch
+
+import collective.torch as hvd
 from mpi_plugin import World
 
 pytestmark = pytest.mark.ranks(1, 2, 3)

@@ -49,7 +49,8 @@ double seconds(const Call& call, long repeat) {
   return (now() - start) / static_cast<double>(repeat);
 }
 
-// Seconds per call of each: the best of several rounds of about half a millisecond, in turns because the machine's speed drifts.
+// Seconds per call of each: the best of several rounds of about half a millisecond, in turns because the machine's
+// speed drifts.
 std::pair<double, double> best_seconds(const Call& a, const Call& b) {
   std::pair<double, double> best{1e9, 1e9};
   const double once = seconds(b, 1);
@@ -65,7 +66,8 @@ std::string text_of(size_t nbytes) {
   return nbytes >> 20 ? std::to_string(nbytes >> 20) + "M" : std::to_string(nbytes >> 10) + "K";
 }
 
-// `traffic`: bytes that the call reads and writes; `footprint`: bytes of its buffers, and of the two that memcpy is timed on.
+// `traffic`: bytes that the call reads and writes; `footprint`: bytes of its buffers, and of the two that memcpy is
+// timed on.
 void row(const std::string& what, size_t size, size_t traffic, size_t footprint, const Call& call) {
   const std::string name = std::string(simd_name()) + " " + text_of(size) + " " + what;
   for (const std::string& filter : filters)
@@ -78,7 +80,8 @@ void row(const std::string& what, size_t size, size_t traffic, size_t footprint,
   std::fflush(stdout);
 }
 
-// `size`: bytes of each source and of dst. Values are zeros: speed does not depend on them (no kernel is given denormals).
+// `size`: bytes of each source and of dst. Values are zeros: speed does not depend on them (no kernel is given
+// denormals).
 void reductions(size_t size) {
   std::vector<std::unique_ptr<Buffer>> buffers;
   for (int k = 0; k < 9; k++) buffers.push_back(std::make_unique<Buffer>(size));
@@ -93,8 +96,7 @@ void reductions(size_t size) {
       const std::string name = std::string(name_of(dtype)) + " " + name_of(op);
       row(name + " n=2 in place", size, 3 * size, 2 * size,
           [&] { reduce(dtype, op, buffers[0]->data, srcs.data(), 2, count); });
-      row(name + " n=2", size, 3 * size, 3 * size,
-          [&] { reduce(dtype, op, buffers[8]->data, srcs.data(), 2, count); });
+      row(name + " n=2", size, 3 * size, 3 * size, [&] { reduce(dtype, op, buffers[8]->data, srcs.data(), 2, count); });
       if (op == ReduceOp::kSum)
         for (int n : {3, 4, 8})
           row(name + " n=" + std::to_string(n), size, (n + 1) * size, (n + 1) * size,

@@ -1,11 +1,13 @@
 // csrc/reduce against a naive scalar reference, in every instruction set that this processor has. No MPI.
 //
-//   g++ -std=c++20 -O3 -Wall -Wextra -Icsrc tests/csrc/test_reduce.cc csrc/reduce.cc csrc/reduce_kernels*.cc -o test_reduce
+//   g++ -std=c++20 -O3 -Wall -Wextra -Icsrc tests/csrc/test_reduce.cc csrc/reduce.cc csrc/reduce_kernels*.cc -o
+//   test_reduce
 //   ./test_reduce                  exits with 1 and a message at the first difference
 //   ./test_reduce --exhaustive     all 2^32 float32 to both 16-bit types as well (minutes)
 //
-// Every set has to give the reference's bits, so the sets agree among themselves. Only a NaN may be any NaN, because which one comes
-// out where two meet is the processor's choice; where just one goes in (convert), the sets must agree on its bits too.
+// Every set has to give the reference's bits, so the sets agree among themselves. Only a NaN may be any NaN, because
+// which one comes out where two meet is the processor's choice; where just one goes in (convert), the sets must agree
+// on its bits too.
 #include <algorithm>
 #include <cmath>
 #include <complex>
@@ -64,7 +66,8 @@ double decode(T x) {
   return x.bits & 0x8000 ? -value : value;
 }
 
-// The multiple of the last place at x that is nearest to x, even in a tie. A carry goes on into the exponent, at last to infinity.
+// The multiple of the last place at x that is nearest to x, even in a tie. A carry goes on into the exponent, at last
+// to infinity.
 template <class T>
 T encode(double x) {
   constexpr int infinity = (2 * T::kBias + 1) << T::kMantissa;
@@ -83,14 +86,18 @@ using Compute = std::conditional_t<kIs16BitFloat<T>, float, T>;
 
 template <class T>
 Compute<T> up(T x) {
-  if constexpr (kIs16BitFloat<T>) return static_cast<float>(decode(x));
-  else return x;
+  if constexpr (kIs16BitFloat<T>)
+    return static_cast<float>(decode(x));
+  else
+    return x;
 }
 
 template <class T, class C>
 T down(C x) {
-  if constexpr (kIs16BitFloat<T>) return encode<T>(static_cast<double>(x));
-  else return static_cast<T>(x);
+  if constexpr (kIs16BitFloat<T>)
+    return encode<T>(static_cast<double>(x));
+  else
+    return static_cast<T>(x);
 }
 
 template <class T>
@@ -120,9 +127,7 @@ std::complex<T> combine(ReduceOp op, std::complex<T> a, std::complex<T> b) {
   return {products[0] - products[1], products[2] + products[3]};  // volatile: not contracted where the build has FMA
 }
 
-bool combine(ReduceOp op, bool a, bool b) {
-  return op == ReduceOp::kMin || op == ReduceOp::kProduct ? a && b : a || b;
-}
+bool combine(ReduceOp op, bool a, bool b) { return op == ReduceOp::kMin || op == ReduceOp::kProduct ? a && b : a || b; }
 
 template <class T>
 T scaled(T x, double scale) {
@@ -153,7 +158,9 @@ T element(const Bytes& bytes, size_t i) {
 }
 
 template <>
-bool element<bool>(const Bytes& bytes, size_t i) { return bytes[i] != 0; }
+bool element<bool>(const Bytes& bytes, size_t i) {
+  return bytes[i] != 0;
+}
 
 template <class T>
 Bytes bytes_of(const std::vector<T>& values) {
@@ -186,8 +193,10 @@ Bytes reference(ReduceOp op, const std::vector<Bytes>& srcs, size_t count, doubl
   for (size_t i = 0; i < count; i++) {
     auto x = up(element<T>(srcs[0], i));
     for (size_t k = 1; k < srcs.size(); k++) x = combine(op, x, up(element<T>(srcs[k], i)));
-    if constexpr (std::is_same_v<T, bool>) result[i] = x;
-    else result[i] = down<T>(scaled(x, scale));
+    if constexpr (std::is_same_v<T, bool>)
+      result[i] = x;
+    else
+      result[i] = down<T>(scaled(x, scale));
   }
   return bytes_of(result);
 }
@@ -241,7 +250,8 @@ Bytes random_bytes(DType dtype, size_t count, bool wild) {
   with_type(part_of(dtype), [&]<class T>(T) {
     for (size_t i = 0; i < bytes.size() / sizeof(T); i++) {
       uint64_t bits = random_bits();
-      const double value = std::ldexp(static_cast<double>(bits >> 40) / (1 << 24) + 0.5, static_cast<int>(bits % 7) - 3);
+      const double value =
+          std::ldexp(static_cast<double>(bits >> 40) / (1 << 24) + 0.5, static_cast<int>(bits % 7) - 3);
       const double signed_value = bits & 128 ? -value : value;
       T x{};
       if constexpr (std::is_same_v<T, bool>) {
@@ -254,7 +264,8 @@ Bytes random_bytes(DType dtype, size_t count, bool wild) {
         x = wild ? T{static_cast<uint16_t>(bits >> 8)} : encode<T>(signed_value);
       } else if constexpr (std::is_floating_point_v<T>) {
         using Limits = std::numeric_limits<T>;
-        const T specials[] = {0, Limits::infinity(), Limits::quiet_NaN(), Limits::denorm_min(), Limits::max(), Limits::min(), 1};
+        const T specials[] = {
+            0, Limits::infinity(), Limits::quiet_NaN(), Limits::denorm_min(), Limits::max(), Limits::min(), 1};
         x = static_cast<T>(signed_value);
         if (wild && bits % 3 == 0) x = bits & 256 ? -specials[(bits >> 10) % 7] : specials[(bits >> 10) % 7];
         if (wild && bits % 3 == 1) bits = random_bits(), std::memcpy(&x, &bits, sizeof x);
@@ -265,7 +276,8 @@ Bytes random_bytes(DType dtype, size_t count, bool wild) {
   return bytes;
 }
 
-// A copy of bytes that starts `offset` bytes after an allocation does, and ends where it ends (for the address sanitizer).
+// A copy of bytes that starts `offset` bytes after an allocation does, and ends where it ends (for the address
+// sanitizer).
 struct Placed {
   Placed(const Bytes& bytes, size_t offset) : all(offset + bytes.size()), offset(offset) {
     std::copy(bytes.begin(), bytes.end(), all.begin() + static_cast<long>(offset));
@@ -285,7 +297,8 @@ void test_reduce(DType dtype, ReduceOp op, int n, size_t count, double scale, bo
   for (int k = 0; k < n; k++) values.push_back(random_bytes(dtype, count, wild));
   const Bytes expected = with_type(dtype, [&]<class T>(T) { return reference<T>(op, values, count, scale); });
   const std::string what = std::string(name_of(dtype)) + " " + name_of(op) + " n=" + std::to_string(n) +
-                           " count=" + std::to_string(count) + " scale=" + std::to_string(scale) + (wild ? " wild" : "");
+                           " count=" + std::to_string(count) + " scale=" + std::to_string(scale) +
+                           (wild ? " wild" : "");
   for (const char* set : sets) {
     force_simd(set);
     for (size_t offset : {0, 1, 6}) {
@@ -300,7 +313,8 @@ void test_reduce(DType dtype, ReduceOp op, int n, size_t count, double scale, bo
         const long at = first_difference(dtype, dst.bytes(), expected);
         check(at < 0, what + " offset=" + std::to_string(offset) + " in_place=" + std::to_string(in_place) +
                           ": differs at " + std::to_string(at));
-        for (int k = 0; k < n; k++) check(k == in_place || srcs[k].bytes() == values[k], what + ": a source was changed");
+        for (int k = 0; k < n; k++)
+          check(k == in_place || srcs[k].bytes() == values[k], what + ": a source was changed");
       }
     }
   }
@@ -398,12 +412,14 @@ void test_conversions() {
 }
 
 void test_divisions() {
-  const int64_t divisors[] = {1, 2, 3, 7, 10, 100, 127, 128, 255, 256, 300, 32767, 65536, INT32_MAX, 1L << 31, 1L << 40, INT64_MAX};
+  const int64_t divisors[] = {1,   2,   3,     7,     10,        100,      127,      128,      255,
+                              256, 300, 32767, 65536, INT32_MAX, 1L << 31, 1L << 40, INT64_MAX};
   for (DType dtype : {DType::kUInt8, DType::kInt8, DType::kUInt16, DType::kInt16, DType::kInt32, DType::kInt64}) {
     with_type(dtype, [&]<class T>(T) {
       if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>) {
         std::vector<T> values;
-        for (int i = 0; i < 0x10000; i++) values.push_back(static_cast<T>(sizeof(T) <= 2 ? i : random_bits() >> (i % 64)));
+        for (int i = 0; i < 0x10000; i++)
+          values.push_back(static_cast<T>(sizeof(T) <= 2 ? i : random_bits() >> (i % 64)));
         for (int64_t divisor : divisors) {  // multiples and their neighbours
           for (int i = -2; i <= 2; i++) values.push_back(static_cast<T>(static_cast<uint64_t>(divisor) * (i % 2) + i));
           values.push_back(std::numeric_limits<T>::max()), values.push_back(std::numeric_limits<T>::min());
@@ -418,7 +434,8 @@ void test_divisions() {
             divide(dtype, dst.data(), source.data(), values.size(), divisor);
             check(dst.bytes() == bytes_of(expected), std::string(name_of(dtype)) + " by " + std::to_string(divisor));
             divide(dtype, source.data(), source.data(), values.size(), divisor);
-            check(source.bytes() == bytes_of(expected), std::string(name_of(dtype)) + " in place by " + std::to_string(divisor));
+            check(source.bytes() == bytes_of(expected),
+                  std::string(name_of(dtype)) + " in place by " + std::to_string(divisor));
           }
         }
       }
