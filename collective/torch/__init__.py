@@ -34,6 +34,7 @@ from ..runtime import (
     size,
 )
 from ..submission import Adasum, Average, Max, Min, Product, Sum
+from ..timeline import start_timeline, stop_timeline
 from .compression import Compression, Compressor
 from .ops import (
     allgather,
@@ -159,5 +160,7 @@ __all__ = [
     "shutdown",
     "size",
     "sparse_allreduce_async",
+    "start_timeline",
+    "stop_timeline",
     "synchronize",
 ]
