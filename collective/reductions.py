@@ -94,8 +94,8 @@ def allreduce(
 
     Args:
         x: array of any shape. Shape, dtype and the arguments below are the same on all ranks.
-        op: Average, Sum, Min, Max, Product or Adasum. Integer averages are truncated toward zero; bool Sum is a
-            logical or; Min and Max propagate NaN; Adasum (arXiv 2006.02924) is for floating-point types.
+        op: Average, Sum, Min, Max, Product or Adasum. Integer sums wrap, integer averages are truncated toward zero;
+            bool Sum is a logical or; Min and Max propagate NaN; Adasum (arXiv 2006.02924) is for floating-point types.
         name: meets the operations of the same name on the other ranks.
         prescale_factor: multiplies the input before the reduction.
         postscale_factor: multiplies the result.
