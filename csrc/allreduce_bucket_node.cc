@@ -1,7 +1,6 @@
 #include "allreduce_bucket_node.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 namespace collective {
@@ -68,8 +67,8 @@ bool AllreduceBucketNode::reduce() {
     std::byte* const result = bucket_->storage() + offset;
     reduce_ranks(arithmetic_, result, bucket_->sources_.data(), bucket_->size_, count);
     for (int i = 1; i < bucket_->size_; ++i)
-      std::memcpy(bucket_->storage_[static_cast<size_t>((bucket_->rank_ + i) % bucket_->size_)] + offset, result,
-                  count * element_size_);
+      copy_by_stores(bucket_->storage_[static_cast<size_t>((bucket_->rank_ + i) % bucket_->size_)] + offset, result,
+                     count * element_size_);
   }
   reduced_ = tile.end;
   return true;

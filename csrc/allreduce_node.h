@@ -23,8 +23,7 @@
 //                  short: (p+3) N
 // sums:            in rank order, so the same bits on all ranks, in every run, whatever the chunks
 // limits:          the slices of a chunk get short with many ranks (256 KiB / p)
-// source:          slices of shared memory: Bayatpour et al., Scalable reduction collectives with data
-// partitioning-based
+// source:          slices of shared memory: Bayatpour et al., Scalable reduction collectives with data partitioning-based
 //                  multi-leader design, SC 2017; counters for barriers: Open MPI's coll/xhc
 #pragma once
 
@@ -47,7 +46,7 @@ class Lane {
 
  private:
   friend class AllreduceNode;
-  static constexpr size_t kChunkBytes = size_t{256} << 10;
+  static constexpr size_t kChunkBytes = size_t{1} << 20;  // at most
   static constexpr size_t kDepth = 3;
   static constexpr size_t kStaging = 4 * kLineBytes;  // behind the counters
 
