@@ -10,6 +10,7 @@ __all__ = [
     "CollectiveTimeoutError",
     "DuplicateNameError",
     "ForkError",
+    "GradientChangedError",
     "InternalError",
     "InvalidArgumentError",
     "MPIMismatchError",
@@ -54,6 +55,10 @@ class ShutdownError(CollectiveError):
 
 class ForkError(CollectiveError):
     """The runtime was used in a forked child or in a worker process, where MPI must not be called."""
+
+
+class GradientChangedError(CollectiveError):
+    """A gradient changed while it was being reduced in place, so that its value is lost. Raised on every rank."""
 
 
 class InternalError(CollectiveError):

@@ -114,9 +114,9 @@ Step Allreduce::step() {
       if (walk([&](const Slot& slot, size_t first, size_t count, std::byte* bucket) {
             if (slot.in == nullptr)
               fill_identity(spec_.wire, spec_.op, bucket, count);
-            else
-              convert(spec_.wire, bucket, spec_.dtype, static_cast<const std::byte*>(slot.in) + first * element_size,
-                      count, scaling_.before);
+            else if (const auto* in = static_cast<const std::byte*>(slot.in) + first * element_size;
+                     in != bucket || spec_.wire != spec_.dtype || scaling_.before != 1.0)
+              convert(spec_.wire, bucket, spec_.dtype, in, count, scaling_.before);
           }))
         start_reduction();
       return Step::kMoved;

@@ -70,6 +70,15 @@ py::array_t<uint8_t> take_output(Ticket& ticket, size_t nbytes) {
   return py::array_t<uint8_t>(static_cast<py::ssize_t>(nbytes), reinterpret_cast<uint8_t*>(data), owner);
 }
 
+// The bytes of a tensor's place in a bucket, which live as long as the array or the bucket.
+py::array_t<uint8_t> place_of(const Bucket& bucket, size_t i) {
+  auto place = std::make_unique<std::shared_ptr<std::byte>>(bucket.place(i));
+  auto* const data = reinterpret_cast<uint8_t*>(place->get());
+  const py::capsule owner(place.get(), [](void* p) { delete static_cast<std::shared_ptr<std::byte>*>(p); });
+  place.release();  // the capsule's now
+  return py::array_t<uint8_t>(static_cast<py::ssize_t>(bucket.place_nbytes(i)), data, owner);
+}
+
 }  // namespace
 }  // namespace collective
 
@@ -193,6 +202,7 @@ PYBIND11_MODULE(_core, m) {
           },
           py::arg("tensors"), py::arg("notes"))
       .def_property_readonly("total", &Bucket::total)
+      .def("place", &place_of, py::arg("tensor"))
       .def("present", &Bucket::present)
       .def("noted", &Bucket::noted)
       .def(

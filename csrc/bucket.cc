@@ -70,6 +70,10 @@ std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, c
                          false);
 }
 
+std::shared_ptr<std::byte> Bucket::place(size_t i) const {
+  return {storage_, storage_->bucket + offsets_.at(i) * size_of(spec_.wire)};
+}
+
 bool Bucket::flag(size_t i) const {
   const size_t element = size_of(spec_.wire);
   const std::byte* flag = storage_->bucket + (offsets_.back() + i) * element;

@@ -30,6 +30,11 @@ class Bucket {
   // notes: the indices of those set here. The previous run must have finished.
   std::shared_ptr<Ticket> start(const std::vector<const void*>& tensors, const std::vector<size_t>& notes);
 
+  // Where tensor i lies in the bucket, in the wire's type; shares the bucket's ownership. A run may be started from
+  // there, without a copy; it leaves its result there.
+  std::shared_ptr<std::byte> place(size_t i) const;
+  size_t place_nbytes(size_t i) const { return counts_.at(i) * size_of(spec_.wire); }
+
   // After the run: whether any rank had tensor i; whether any rank set note i; the results.
   bool present(size_t i) const { return flag(i); }
   bool noted(size_t i) const { return flag(counts_.size() + i); }

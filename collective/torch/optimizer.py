@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -44,7 +45,7 @@ class _Distributed:
         """
         if self._adasum is not None:
             return  # gradients stay local
-        self._reducer.synchronize(self._parameters())
+        self._reducer.synchronize()
 
     @contextmanager
     def skip_synchronize(self) -> Iterator[None]:
@@ -79,7 +80,8 @@ class _Distributed:
         for group in self.param_groups:
             for p in group["params"]:
                 if p.requires_grad:
-                    parameters.append((self._names.setdefault(p, f"parameter.{len(self._names)}"), p))
+                    name = self._names.get(p) or self._names.setdefault(p, f"parameter.{len(self._names)}")
+                    parameters.append((name, p))
         return parameters
 
     def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -141,6 +143,7 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     groups: int | list[list[torch.Tensor]] | None = None,
     sparse_as_dense: bool = False,
     process_set: ProcessSet = global_process_set,
+    gradient_as_bucket_view: bool | None = None,
 ) -> OptimizerT:
     """Make an optimizer reduce gradients over all ranks before each step, overlapped with backward.
 
@@ -161,6 +164,16 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
             parameters that share one each; the rest is dealt by size.
         sparse_as_dense: turn sparse gradients into dense ones before they are reduced; else they are gathered.
         process_set: the ranks that train together; all others must not call this.
+        gradient_as_bucket_view: after synchronize() or step(), `.grad` is a view of the memory in which gradients were
+            reduced, and the next reduction overwrites it.
+            None: so where zero_grad() sets gradients to None and they are no parts of larger buffers; else results are
+            copied into the gradients, which stay the tensors that they are.
+            True: always, and a gradient that is still there when backward adds to it, as after
+            `zero_grad(set_to_none=False)`, is reduced in place, without any copy. It must not be read or changed
+            between backward and synchronize(), nor may a backward pass come that `backward_passes_per_step` or no_sync()
+            does not tell of: that raises GradientChangedError on all ranks.
+            False: results are always copied.
+            With `compression`, what is compressed is always copied.
 
     Returns:
         `optimizer`, with these methods added: synchronize(), skip_synchronize(), no_sync(),
@@ -205,8 +218,10 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     wrapped._process_set = process_set
     if checked is Adasum:
         wrapped._adasum = AdasumStep(optimizer, names, label, compression, process_set)
+    alive = weakref.ref(wrapped)  # the reducer belongs to the optimizer
     wrapped._reducer = GradientReducer(
         label,
+        lambda: alive()._parameters(),
         compression=compression,
         op=Op(checked),
         prescale=1.0 / gradient_predivide_factor,
@@ -215,8 +230,8 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         sparse_as_dense=sparse_as_dense,
         process_set=process_set,
         groups=dealt,
+        as_view=gradient_as_bucket_view,
     )
-    wrapped._reducer.lay_out(wrapped._parameters())
     wrapped._step_supports_amp_scaling = False  # fused kernels: the scaler is to use unscale_()
     if wrapped._adasum is not None:
         optimizer.register_step_post_hook(lambda opt, args, kwargs: opt._adasum.after())

@@ -1,8 +1,8 @@
 """Gradients to buckets, buckets to the engine, while backward goes on.
 
-The plan. Parameters are laid out in buckets in reverse order of registration, which is about the order in which
-backward finishes their gradients. The layout is agreed by all ranks once, when it is first needed; from then on a
-bucket runs without any agreement.
+The plan. Parameters are dealt to buckets in the order in which the first backward produced their gradients (the mean
+over ranks). Order and layout are agreed by all ranks once, when they are first needed; from then on a bucket runs
+without any agreement.
 
 A round. From one `synchronize()` to the next every bucket runs exactly once, plus the reruns below, on every rank:
 
@@ -13,76 +13,37 @@ A round. From one `synchronize()` to the next every bucket runs exactly once, pl
    unscale or a clip before synchronize, zero_grad); and which gradients are sparse.
 3. A bucket that is stale on any rank runs again on all. So ranks stay in step whatever each of them did, and no
    gradient is ever half of one backward and half of another.
-4. Results are copied from the buckets into `.grad`. Before that the engine only reads gradients. A parameter without
-   a gradient on some ranks gets one; without a gradient on any rank it keeps None. A gradient that is sparse on any
-   rank is gathered from all, outside its bucket.
+4. `.grad` becomes a view of its place in the bucket, where the result lies; or the result is copied into it. Until
+   then the engine only reads gradients, except those that are such views already. A parameter without a gradient on
+   some ranks gets one; without a gradient on any rank it keeps None. A gradient that is sparse on any rank is gathered
+   from all, outside its bucket.
+
+Views. A gradient that is a view of its bucket is reduced in place, without any copy, and is gone when the bucket has
+started: if it then turns out stale, all that is left is an error. So, unless the caller has asked for views, a gradient
+is a view from `synchronize()` until `zero_grad()` drops it; one that has not been dropped when the next backward adds
+to it is moved out of the bucket, and its results are copied from then on. Results are also copied into gradients that
+are part of a larger storage, since somebody may look for them there.
 """
 
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
 from .. import _core, arrays, ops, runtime
-from ..errors import InvalidArgumentError, UnsupportedTypeError
+from ..errors import CollectiveError, GradientChangedError, InvalidArgumentError, UnsupportedTypeError
 from ..handles import Handle
 from ..process_sets import ProcessSet
 from ..submission import Op, reduce_op, wire_dtype
+from .buckets import Bucket, Groups, Named, Notes, Slot, c_strides, deal, dense_strides
 from .compression import Compressor
 from .ops import sparse_allreduce_async
 
 __all__ = ["GradientReducer"]
-
-
-_Named = tuple[str, torch.nn.Parameter]
-
-
-def _by_dtype(parameters: list[_Named]) -> list[list[_Named]]:
-    """In the order of first appearance."""
-    parts: dict[torch.dtype, list[_Named]] = {}
-    for name, p in parameters:
-        parts.setdefault(p.dtype, []).append((name, p))
-    return list(parts.values())
-
-
-@dataclass(eq=False)
-class _Slot:
-    """A parameter's place in its bucket."""
-
-    name: str
-    parameter: torch.nn.Parameter
-    bucket: _Bucket
-    strides: tuple[int, ...]  # of its elements in the bucket
-    number: int = -1  # among all
-    passes: int = 0  # backward passes in this round
-    ready: bool = False
-
-
-@dataclass(eq=False)
-class _Bucket:
-    slots: list[_Slot] = field(default_factory=list)
-    waiting: int = 0  # slots that are not ready
-    core: _core.Bucket | None = None
-    run: Handle[None] | None = None  # of this round
-    # What the run was given: gradient and its version, by slot.
-    given: list[tuple[torch.Tensor | None, int]] = field(default_factory=list)
-
-
-def _dense_strides(p: torch.Tensor) -> tuple[int, ...]:
-    """The strides in which p's elements fill memory without gaps: its own where they do, else C order."""
-    if p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last):
-        return tuple(p.stride())
-    if p.dim() == 5 and p.is_contiguous(memory_format=torch.channels_last_3d):
-        return tuple(p.stride())
-    return _c_strides(p)
-
-
-def _c_strides(p: torch.Tensor) -> tuple[int, ...]:
-    return tuple(torch.empty(p.shape, device="meta").stride())
 
 
 class GradientReducer:
@@ -90,6 +51,7 @@ class GradientReducer:
 
     Args:
         label: names the reducer in messages and in the agreement; the same on all ranks, distinct among reducers.
+        parameters: returns the parameters as they are now, with their names.
         compression: wire format of float32 and float64 gradients.
         op: Average or Sum.
         prescale, postscale: factors on gradients before and after the reduction.
@@ -97,11 +59,14 @@ class GradientReducer:
         sparse_as_dense: turn sparse gradients into dense ones, rather than gather them.
         process_set: the ranks that take part.
         groups: buckets of the caller's choice: how many, or which parameters share one.
+        as_view: gradients are views of buckets, and reduced in place; None: views while that cannot be noticed;
+            False: results are always copied.
     """
 
     def __init__(
         self,
         label: str,
+        parameters: Callable[[], list[Named]],
         *,
         compression: type[Compressor],
         op: Op,
@@ -110,13 +75,15 @@ class GradientReducer:
         passes: int,
         sparse_as_dense: bool,
         process_set: ProcessSet,
-        groups: int | list[list[torch.nn.Parameter]] | None,
+        groups: Groups,
+        as_view: bool | None,
     ) -> None:
         self.label = label
         self.passes = passes
         self.enabled = True  # False: hooks do not count, see no_sync()
         self.synchronized = False  # synchronize() was called after the last step: alike on all ranks
         self._fresh = False  # a gradient has come to this rank since
+        self._parameters = parameters
         self._compression = compression
         self._op = op
         self._prescale = prescale
@@ -124,12 +91,15 @@ class GradientReducer:
         self._sparse_as_dense = sparse_as_dense
         self._process_set = process_set
         self._groups = groups
-        self._plan: list[_Bucket] = []
-        self._planned: list[torch.nn.Parameter] = []
-        self._opened = False
+        self._as_view = as_view
         self._generation = 0
-        self._slots: dict[torch.nn.Parameter, _Slot] = {}
-        self._refused: _Slot | None = None  # whose gradient cannot travel
+        self._slots: dict[torch.nn.Parameter, Slot] = {}
+        self._arrivals: dict[torch.nn.Parameter, None] = {}  # in this round, in order
+        self._plan: list[Bucket] = []
+        self._opened = False  # the ranks have agreed on the plan
+        self._notes = Notes(0, 0)
+        self._hold = False  # the plan is no longer that of the parameters: start nothing during backward
+        self._refused: Slot | None = None  # whose gradient cannot travel
         self._hooked: set[torch.nn.Parameter] = set()
         # The parameters, which outlive this reducer, hold no reference to it.
         self._hooks: list[Any] = []
@@ -141,104 +111,65 @@ class GradientReducer:
                 alive._on_gradient(parameter)
 
         self._hook = hook
+        if process_set.size() > 1:  # else gradients are what they are
+            self._take(parameters())
 
     # ---- the plan ----
 
-    def lay_out(self, parameters: list[_Named]) -> None:
-        """Make the plan for these parameters; local, the ranks agree in `_open()`."""
-        self._planned = [parameter for _, parameter in parameters]
+    def _take(self, parameters: list[Named]) -> None:
+        """From here on, these are the parameters; local, the ranks agree in `_open()`."""
         self._plan = []
-        self._slots = {}
         self._opened = False
-        if self._process_set.size() == 1:
-            return  # gradients are what they are
-        for members in self._deal(list(reversed(parameters))):
-            bucket = _Bucket(waiting=len(members))
-            self._plan.append(bucket)
-            for name, parameter in members:
-                slot = _Slot(name, parameter, bucket, _dense_strides(parameter))
-                bucket.slots.append(slot)
-                self._slots[parameter] = slot
-        # Numbered and told to the others in one order, whatever the buckets are.
-        self._slots = {p: self._slots[p] for _, p in reversed(parameters)}
-        for number, (parameter, slot) in enumerate(self._slots.items()):
-            slot.number = number
-            if parameter not in self._hooked:
-                self._hooked.add(parameter)
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook))  # type: ignore[no-untyped-call]
+        # Backward goes about in reverse.
+        self._slots = {
+            p: Slot(number, name, p, p.dtype, p.shape, dense_strides(p))
+            for number, (name, p) in enumerate(reversed(parameters))
+        }
+        for p in self._slots:
+            if p not in self._hooked:
+                self._hooked.add(p)
+                self._hooks.append(p.register_post_accumulate_grad_hook(self._hook))  # type: ignore[no-untyped-call]
 
-    def _deal(self, parameters: list[_Named]) -> list[list[_Named]]:
-        """The members of each bucket."""
-        if isinstance(self._groups, int) and self._groups > 0:
-            size = -(-len(parameters) // self._groups)
-            parts = [parameters[first : first + size] for first in range(0, len(parameters), size)]
-            return [bucket for part in parts for bucket in _by_dtype(part)]
-        chosen: list[list[_Named]] = []
-        if isinstance(self._groups, list):
-            group_of = {p: number for number, group in enumerate(self._groups) for p in group}
-            parts = [[] for _ in self._groups]
-            for name, p in parameters:
-                if p in group_of:
-                    parts[group_of[p]].append((name, p))
-            chosen = [bucket for part in parts for bucket in _by_dtype(part)]
-            parameters = [(name, p) for name, p in parameters if p not in group_of]
-        limit = runtime.current().config.fusion_threshold
-        for part in _by_dtype(parameters):
-            chosen.append([])
-            used = 0
-            for name, p in part:
-                nbytes = p.numel() * p.element_size()
-                if chosen[-1] and used + nbytes > limit:
-                    chosen.append([])
-                    used = 0
-                chosen[-1].append((name, p))
-                used += nbytes
-        return chosen
+    def _is_changed(self) -> bool:
+        """Whether the parameters are no longer those of the plan."""
+        parameters = self._parameters()
+        return len(parameters) != len(self._slots) or any(
+            slot.parameter is not p or slot.dtype != p.dtype or slot.shape != p.shape
+            for slot, (_, p) in zip(self._slots.values(), reversed(parameters), strict=True)
+        )
 
     def _open(self) -> None:
         """Agree on the plan with the other ranks; raises MismatchError that names the first difference."""
-        state = runtime.current()
-        number_of = {id(bucket): number for number, bucket in enumerate(self._plan)}
-        layout = "".join(
-            f"{slot.name} {str(slot.parameter.dtype).removeprefix('torch.')} {tuple(slot.parameter.shape)}"
-            f"{'' if slot.strides == _c_strides(slot.parameter) else f' strides {slot.strides}'} "
-            f"in bucket {number_of[id(slot.bucket)]}\n"
-            for slot in self._slots.values()
-        )
-        self._generation += 1  # also where this fails, so that all ranks count alike
-        name = f"{self.label}.plan{self._generation}"
         group = self._process_set.group
         if group is None:
             raise InvalidArgumentError(f"{self.label}: rank {runtime.rank()} is not in {self._process_set}")
-        dtypes = [arrays.view(torch.empty(0, dtype=b.slots[0].parameter.dtype)).dtype for b in self._plan]
+        engine = runtime.current().engine
+        self._generation += 1  # also where this fails, so that all ranks count alike
+        name = f"{self.label}.plan{self._generation}"
+        slots = self._agreed_order(engine, group, f"{self.label}.order{self._generation}")
+        dealt = deal(slots, self._groups, runtime.current().config.fusion_threshold)
+        number_of = {slot: number for number, members in enumerate(dealt) for slot in members}
+        notes = Notes(len(dealt), len(slots))
+        noted = [0] * (len(dealt) - 1) + [notes.count]
+        dtypes = [arrays.view(torch.empty(0, dtype=members[0].dtype)).dtype for members in dealt]
         wires = [wire_dtype(self._compression.wire, dtype) for dtype in dtypes]
-        counts = [[slot.parameter.numel() for slot in bucket.slots] for bucket in self._plan]
-        notes = [0] * (len(self._plan) - 1) + [len(self._plan) + len(self._slots) + 2] if self._plan else []
+        counts = [[slot.shape.numel() for slot in members] for members in dealt]
         # Dtype, wire and elements of each bucket, flags included.
         extents = [
             n
-            for dtype, wire, count, noted in zip(dtypes, wires, counts, notes, strict=True)
-            for n in (int(dtype.value), int(wire.value), sum(count) + len(count) + noted)
+            for dtype, wire, count, more in zip(dtypes, wires, counts, noted, strict=False)
+            for n in (int(dtype.value), int(wire.value), sum(count) + len(count) + more)
         ]
         op = reduce_op(self._op)
         dtype = _core.DType.float32
-        descriptor = _core.Descriptor(
-            _core.Kind.channel,
-            extents,
-            dtype,
-            wire_dtype(self._compression.wire, dtype),
-            op,
-            self._prescale,
-            self._postscale,
-            0,
-            "cpu",
-            layout,
-        )
-        ticket = state.engine.submit(group, name, descriptor, 0, 0, (), False, True)
-        Handle(state.engine, ticket, None, lambda _: None).wait()
-        for number, bucket in enumerate(self._plan):
-            bucket.core = _core.Bucket(
-                engine=state.engine,
+        wire = wire_dtype(self._compression.wire, dtype)
+        layout = "".join(f"{_described(slot)} in bucket {number_of[slot]}\n" for slot in self._slots.values())
+        opening = (_core.Kind.channel, extents, dtype, wire, op, self._prescale, self._postscale, 0, "cpu", layout)
+        ticket = _run(engine, group, name, _core.Descriptor(*opening))
+        plan = []
+        for number, members in enumerate(dealt):
+            core = _core.Bucket(
+                engine=engine,
                 group=group,
                 name=f"{name}.bucket{number}",
                 opened=ticket,
@@ -249,14 +180,36 @@ class GradientReducer:
                 prescale=self._prescale,
                 postscale=self._postscale,
                 counts=counts[number],
-                notes=notes[number],
+                notes=noted[number],
             )
+            bucket = Bucket(members, core)
+            plan.append(bucket)
+            for i, slot in enumerate(members):
+                slot.bucket = bucket
+                if self._as_view is not False and wires[number] == dtypes[number] and counts[number][i] > 0:
+                    slot.view = _view(core.place(i), slot)
+        self._plan, self._notes = plan, notes
         self._opened = True
+
+    def _agreed_order(self, engine: _core.Engine, group: int, name: str) -> list[Slot]:
+        """All slots in the order in which their gradients came, in the mean over ranks; the last if they did not."""
+        slots = list(self._slots.values())
+        positions = np.full(len(slots), len(slots), dtype=np.int64)
+        arrived = [self._slots[p] for p in self._arrivals if p in self._slots]
+        positions[[slot.number for slot in arrived]] = range(len(arrived))
+        dtype = _core.DType.int64
+        layout = "".join(f"{_described(slot)}\n" for slot in slots)
+        total = (_core.Kind.allreduce, positions.shape, dtype, dtype, _core.ReduceOp.Sum, 1.0, 1.0, 0, "cpu", layout)
+        _run(engine, group, name, _core.Descriptor(*total), positions)
+        return [slots[number] for number in np.argsort(positions, kind="stable")]
 
     # ---- a round ----
 
     def _on_gradient(self, parameter: torch.nn.Parameter) -> None:
-        self._fresh = True
+        if not self._fresh:
+            self._fresh = True
+            # In-place buckets cannot be run again, so this must be known before.
+            self._hold = self._as_view is True and self._is_changed()
         slot = self._slots.get(parameter)
         if slot is None or not self.enabled:
             return
@@ -264,35 +217,39 @@ class GradientReducer:
         if slot.ready or slot.passes < self.passes:
             return  # a pass too many makes the bucket stale, see synchronize()
         slot.ready = True
+        self._arrivals[parameter] = None
         bucket = slot.bucket
+        if bucket is None:
+            return  # nothing runs before the plan is agreed: backward must not wait for other ranks
         bucket.waiting -= 1
-        # Nothing runs before the plan is agreed: backward must not wait for other ranks.
-        if bucket.waiting == 0 and bucket is not self._plan[-1] and self._opened:
+        if bucket.waiting == 0 and bucket is not self._plan[-1] and not self._hold:
             self._start(bucket, [])
 
-    def _gradient(self, slot: _Slot) -> torch.Tensor | None:
+    def _gradient(self, slot: Slot) -> torch.Tensor | None:
         """The parameter's gradient as the engine can read it; None where there is none."""
         grad = slot.parameter.grad
-        if grad is None:
-            return None
+        if grad is None or grad is slot.view:
+            return grad
         if grad.is_sparse:
             if not self._sparse_as_dense:
                 return None  # see _reduce_sparse()
             grad = slot.parameter.grad = grad.to_dense()
         if grad.is_conj() or grad.is_neg():
             grad = slot.parameter.grad = grad.detach().resolve_conj().resolve_neg()
-        if grad.dtype != slot.parameter.dtype or grad.device.type != "cpu":
+        if grad.dtype != slot.dtype or grad.shape != slot.shape or grad.device.type != "cpu":
             self._refused = slot
             return None  # so that the round goes on; see _finish_round()
         return grad
 
-    def _start(self, bucket: _Bucket, notes: list[int]) -> None:
-        assert bucket.core is not None
+    def _start(self, bucket: Bucket, notes: list[int]) -> None:
         pointers = []
         keep = []
         given: list[tuple[torch.Tensor | None, int]] = []
         for slot in bucket.slots:
             grad = self._gradient(slot)
+            if grad is not None and grad is slot.view and not self._as_view:
+                grad = slot.parameter.grad = grad.detach().clone()
+                slot.view = None
             given.append((grad, -1 if grad is None else grad._version))
             if grad is None:
                 pointers.append(0)
@@ -305,7 +262,7 @@ class GradientReducer:
         bucket.given = given
         bucket.run = Handle(runtime.current().engine, ticket, keep, lambda _: None)
 
-    def _is_stale(self, bucket: _Bucket) -> bool:
+    def _is_stale(self, bucket: Bucket) -> bool:
         return any(
             self._gradient(slot) is not grad or (grad is not None and grad._version != version)
             for slot, (grad, version) in zip(bucket.slots, bucket.given, strict=True)
@@ -316,78 +273,109 @@ class GradientReducer:
         if not self._plan:
             return not self._on_any_rank(changed)
         self._refused = None
-        stale = [n for n, bucket in enumerate(self._plan) if bucket.run is not None and self._is_stale(bucket)]
+        last = self._plan[-1]
+        told = self._notes
+        started = [n for n, bucket in enumerate(self._plan) if bucket.run is not None]
+        notes = [told.stale[n] for n in started if self._is_stale(self._plan[n])]
+        if changed:
+            notes.append(told.changed)
+            for slot in self._slots.values():  # out of the way of buckets that are about to run for the last time
+                if slot.view is None or slot.parameter.grad is not slot.view:
+                    continue
+                assert slot.bucket is not None
+                if slot.bucket.run is not None:
+                    notes.append(told.spoiled)
+                slot.parameter.grad = slot.view.detach().clone()
         for bucket in self._plan[:-1]:
             if bucket.run is None:
                 self._start(bucket, [])
-        last = self._plan[-1]
-        sparse = [
-            len(self._plan) + slot.number
-            for slot in self._slots.values()
-            if slot.parameter.grad is not None and slot.parameter.grad.is_sparse and not self._sparse_as_dense
-        ]
-        change = len(self._plan) + len(self._slots)
-        refused = change + 1
+        for slot in self._slots.values():
+            grad = slot.parameter.grad
+            if grad is None:
+                continue
+            if grad is slot.view:
+                notes.append(told.in_place[slot.number])
+            elif grad.is_sparse and not self._sparse_as_dense:
+                notes.append(told.sparse[slot.number])
         for slot in last.slots:
             self._gradient(slot)  # may refuse it
-        self._start(
-            last,
-            stale + sparse + ([change] if changed else []) + ([refused] if self._refused is not None else []),
-        )
+        if self._refused is not None:
+            notes.append(told.refused)
+        self._start(last, notes)
         assert last.run is not None
-        assert last.core is not None
         last.run.wait()
-        if last.core.noted(change):
-            for bucket in self._plan:
+        spoiled = []
+        if not last.core.noted(told.changed):
+            for number, bucket in enumerate(self._plan[:-1]):
                 assert bucket.run is not None
+                if not last.core.noted(told.stale[number]):
+                    continue
                 bucket.run.wait()
-            return False
-        for number, bucket in enumerate(self._plan[:-1]):
-            assert bucket.run is not None
-            if last.core.noted(number):
-                bucket.run.wait()
-                self._start(bucket, [])
+                gone = [slot for slot in bucket.slots if last.core.noted(told.in_place[slot.number])]
+                spoiled += gone
+                if not gone:
+                    self._start(bucket, [])
+            spoiled += [
+                slot
+                for slot in self._slots.values()
+                if self._is_sparse_somewhere(slot) and last.core.noted(told.in_place[slot.number])
+            ]
         for bucket in self._plan:
             assert bucket.run is not None
             bucket.run.wait()
-        if last.core.noted(refused):
+        if last.core.noted(told.refused) and not last.core.noted(told.changed):
             raise self._refusal()
-        return True
+        if spoiled or last.core.noted(told.spoiled):
+            raise self._loss(spoiled)
+        return not last.core.noted(told.changed)
 
-    def _refusal(self) -> UnsupportedTypeError:
+    def _refusal(self) -> CollectiveError:
         """What all ranks are told where any of them has a gradient that cannot travel."""
         if self._refused is None:
             return UnsupportedTypeError(f"{self.label}: another rank has a gradient that cannot be reduced")
-        p = self._refused.parameter
-        assert p.grad is not None
+        slot = self._refused
+        grad = slot.parameter.grad
+        assert grad is not None
         return UnsupportedTypeError(
-            f"{self.label}: the gradient of '{self._refused.name}' is {p.grad.dtype} on {p.grad.device}; "
-            f"it must be {p.dtype} on the CPU"
+            f"{self.label}: the gradient of '{slot.name}' is {grad.dtype} on {grad.device}; "
+            f"it must be {slot.dtype} on the CPU"
+        )
+
+    def _loss(self, spoiled: list[Slot]) -> CollectiveError:
+        """What all ranks are told where a gradient is lost that was reduced in place."""
+        if not spoiled:
+            return GradientChangedError(
+                f"{self.label}: parameters were added or removed between backward and step, when gradients were "
+                "being reduced in place already; change them before backward, or leave gradient_as_bucket_view unset"
+            )
+        return GradientChangedError(
+            f"{self.label}: on some rank gradients of the bucket of '{spoiled[0].name}' changed between its backward "
+            "and synchronize(), while they were being reduced in place. Say how many backward passes make up a "
+            "gradient (backward_passes_per_step, no_sync), call synchronize() before gradients are changed, or leave "
+            "gradient_as_bucket_view unset"
         )
 
     def _on_any_rank(self, flag: bool) -> bool:
         own = np.array([flag], dtype=np.uint8)
         return bool(ops.allreduce(own, Op.Max, name=f"{self.label}.on_any_rank", process_set=self._process_set)[0])
 
-    def synchronize(self, parameters: list[_Named]) -> None:
+    def synchronize(self) -> None:
         """Wait until every gradient is reduced on every rank, and put the results into `.grad`; collective.
 
         Called again before the next step, it reduces again only if gradients have come to any rank.
         """
         if self._process_set.size() == 1:
-            for _, p in parameters:
-                if self._sparse_as_dense and p.grad is not None and p.grad.is_sparse:
-                    p.grad = p.grad.to_dense()
+            if self._sparse_as_dense:
+                for _, p in self._parameters():
+                    if p.grad is not None and p.grad.is_sparse:
+                        p.grad = p.grad.to_dense()
             return
-        changed = len(parameters) != len(self._planned) or any(
-            a is not b for (_, a), b in zip(parameters, self._planned, strict=True)
-        )
+        changed = self._is_changed()
         if self.synchronized and not self._on_any_rank(self._fresh or changed):
             return
         try:
             if not (self._opened and self._finish_round(changed)):
-                self._begin_round()
-                self.lay_out(parameters)
+                self._take(self._parameters())
                 self._open()
                 self._finish_round(False)
             with torch.no_grad():
@@ -399,33 +387,40 @@ class GradientReducer:
         self.synchronized = True
         self._fresh = False
 
-    def _fetch(self, bucket: _Bucket) -> None:
-        assert bucket.core is not None
+    def _fetch(self, bucket: Bucket) -> None:
+        """Results to `.grad`."""
         targets = []
         copies: list[tuple[torch.Tensor, torch.Tensor]] = []
         for number, slot in enumerate(bucket.slots):
             p = slot.parameter
-            if not bucket.core.present(number) or self._is_sparse_somewhere(slot):
+            target = p.grad
+            if (target is not None and target is slot.view) or not self._is_reduced(bucket, number):
                 targets.append(0)
                 continue
-            if p.grad is None:
-                p.grad = torch.empty_strided(p.shape, slot.strides, dtype=p.dtype)
-            target = p.grad
+            if slot.view is not None and (target is None or _owns_storage(target)):
+                p.grad = slot.view
+                targets.append(0)
+                continue
+            if target is None:
+                target = p.grad = torch.empty_strided(slot.shape, slot.strides, dtype=slot.dtype)
             if target.stride() != slot.strides:
-                target = torch.empty_strided(p.shape, slot.strides, dtype=p.dtype)
-                if 0 in p.grad.stride():  # several elements at one address
+                grad, target = target, torch.empty_strided(slot.shape, slot.strides, dtype=slot.dtype)
+                if 0 in grad.stride():  # several elements at one address
                     p.grad = target
                 else:
-                    copies.append((p.grad, target))
+                    copies.append((grad, target))
             targets.append(target.data_ptr())
-        bucket.core.fetch(targets)
+        if any(targets):
+            bucket.core.fetch(targets)
         for grad, copy in copies:
             grad.copy_(copy)
 
-    def _is_sparse_somewhere(self, slot: _Slot) -> bool:
-        core = self._plan[-1].core
-        assert core is not None
-        return core.noted(len(self._plan) + slot.number)
+    def _is_reduced(self, bucket: Bucket, number: int) -> bool:
+        """Whether the bucket holds a result for its member."""
+        return bucket.core.present(number) and not self._is_sparse_somewhere(bucket.slots[number])
+
+    def _is_sparse_somewhere(self, slot: Slot) -> bool:
+        return self._plan[-1].core.noted(self._notes.sparse[slot.number])
 
     def _reduce_sparse(self) -> None:
         """Gather the gradients that are sparse on any rank."""
@@ -456,14 +451,41 @@ class GradientReducer:
             bucket.run = None
             bucket.given = []
             bucket.waiting = len(bucket.slots)
-            for slot in bucket.slots:
-                slot.passes = 0
-                slot.ready = False
+        for slot in self._slots.values():
+            slot.passes = 0
+            slot.ready = False
+        self._arrivals = {}
 
 
 def _remove(hooks: list[Any]) -> None:
     for hook in hooks:
         hook.remove()
+
+
+def _run(
+    engine: _core.Engine, group: int, name: str, what: _core.Descriptor, data: np.ndarray | None = None
+) -> _core.Ticket:
+    """Run an operation, in place on `data`, and wait for it."""
+    address = 0 if data is None else data.ctypes.data
+    ticket = engine.submit(group, name, what, address, address, (), False, True)
+    Handle(engine, ticket, data, lambda _: None).wait()
+    return ticket
+
+
+def _described(slot: Slot) -> str:
+    strides = "" if slot.strides == c_strides(slot.parameter) else f" strides {slot.strides}"
+    return f"{slot.name} {str(slot.dtype).removeprefix('torch.')} {tuple(slot.shape)}{strides}"
+
+
+def _view(place: np.ndarray, slot: Slot) -> torch.Tensor:
+    """A tensor over its place in the bucket; of a storage of its own, so that saving one gradient saves no others."""
+    storage = torch.from_numpy(place).untyped_storage()
+    return torch.empty(0, dtype=slot.dtype).set_(storage, 0, slot.shape, slot.strides)
+
+
+def _owns_storage(grad: torch.Tensor) -> bool:
+    """Whether it is all of its storage, so that nobody looks for the result in a larger buffer."""
+    return grad.untyped_storage().nbytes() <= grad.nbytes
 
 
 def check_passes(passes: int) -> int:

@@ -1,0 +1,133 @@
+"""Which parameters share a bucket, and what a bucket knows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .. import _core
+from ..handles import Handle
+
+__all__ = ["Bucket", "Groups", "Named", "Notes", "Slot", "c_strides", "deal", "dense_strides"]
+
+Named = tuple[str, torch.nn.Parameter]
+Groups = int | list[list[torch.nn.Parameter]] | None
+
+# Bytes at most, of the bucket that is ready first and of the one that is ready last: communication starts early, and
+# little is left when backward ends, which nothing hides.
+EDGE = 1 << 20
+
+
+@dataclass(eq=False)
+class Slot:
+    """A parameter's place."""
+
+    number: int  # among all
+    name: str
+    parameter: torch.nn.Parameter
+    dtype: torch.dtype
+    shape: torch.Size
+    strides: tuple[int, ...]  # of its elements in the bucket
+    bucket: Bucket | None = None  # once the plan is open
+    view: torch.Tensor | None = None  # of its elements in the bucket, where the gradient may be that
+    passes: int = 0  # backward passes in this round
+    ready: bool = False
+
+
+@dataclass(eq=False)
+class Bucket:
+    slots: list[Slot]
+    core: _core.Bucket
+    waiting: int = 0  # slots that are not ready
+    run: Handle[None] | None = None  # of this round
+    # What the run was given: gradient and its version, by slot.
+    given: list[tuple[torch.Tensor | None, int]] = field(default_factory=list)
+
+
+class Notes:
+    """The numbers of what ranks tell each other in the last bucket of a round."""
+
+    def __init__(self, buckets: int, slots: int) -> None:
+        self.stale = range(buckets)  # the bucket's gradients have changed since it started
+        self.in_place = range(buckets, buckets + slots)  # the gradient was a view of its bucket, so it is gone
+        self.sparse = range(buckets + slots, buckets + 2 * slots)  # the gradient is sparse
+        self.changed = buckets + 2 * slots  # the parameters are others
+        self.refused = self.changed + 1  # a gradient cannot travel
+        self.spoiled = self.refused + 1  # the parameters are others, and gradients in place are gone
+        self.count = self.spoiled + 1
+
+
+def c_strides(p: torch.Tensor) -> tuple[int, ...]:
+    """Of C order."""
+    return tuple(torch.empty(p.shape, device="meta").stride())
+
+
+def dense_strides(p: torch.Tensor) -> tuple[int, ...]:
+    """The strides in which p's elements fill memory without gaps: its own where they do, else C order."""
+    if p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last):
+        return tuple(p.stride())
+    if p.dim() == 5 and p.is_contiguous(memory_format=torch.channels_last_3d):
+        return tuple(p.stride())
+    return c_strides(p)
+
+
+def deal(slots: Sequence[Slot], groups: Groups, limit: int) -> list[list[Slot]]:
+    """The members of each bucket, in the order in which buckets will be ready.
+
+    Args:
+        slots: in the order in which their gradients come.
+        groups: how many parts to make of them, or which parameters share one; the rest is cut by size.
+        limit: bytes of a bucket at most, unless a single parameter takes more.
+    """
+    chosen: list[list[Slot]] = []
+    rest = list(slots)
+    if isinstance(groups, int) and groups > 0:
+        size = -(-len(rest) // groups)
+        chosen = [bucket for first in range(0, len(rest), size) for bucket in _by_dtype(rest[first : first + size])]
+        rest = []
+    elif isinstance(groups, list):
+        group_of = {p: number for number, group in enumerate(groups) for p in group}
+        parts: list[list[Slot]] = [[] for _ in groups]
+        for slot in rest:
+            if slot.parameter in group_of:
+                parts[group_of[slot.parameter]].append(slot)
+        chosen = [bucket for part in parts for bucket in _by_dtype(part)]
+        rest = [slot for slot in rest if slot.parameter not in group_of]
+    for part in _by_dtype(rest):
+        chosen += _cut(part, limit)
+    arrival = {slot: number for number, slot in enumerate(slots)}
+    return sorted(chosen, key=lambda bucket: max(arrival[slot] for slot in bucket))
+
+
+def _by_dtype(slots: Sequence[Slot]) -> list[list[Slot]]:
+    """In the order of first appearance."""
+    parts: dict[torch.dtype, list[Slot]] = {}
+    for slot in slots:
+        parts.setdefault(slot.dtype, []).append(slot)
+    return list(parts.values())
+
+
+def _cut(slots: list[Slot], limit: int) -> list[list[Slot]]:
+    """In pieces of up to `limit` bytes, the first and the last smaller."""
+    edge = min(limit, EDGE)
+    first_of_last = len(slots) - 1
+    used = _nbytes(slots[-1])
+    while first_of_last > 0 and used + _nbytes(slots[first_of_last - 1]) <= edge:
+        first_of_last -= 1
+        used += _nbytes(slots[first_of_last])
+    buckets: list[list[Slot]] = []
+    used = 0
+    for slot in slots[:first_of_last]:
+        most = edge if len(buckets) == 1 else limit
+        if not buckets or used + _nbytes(slot) > most:
+            buckets.append([])
+            used = 0
+        buckets[-1].append(slot)
+        used += _nbytes(slot)
+    return [*buckets, slots[first_of_last:]]
+
+
+def _nbytes(slot: Slot) -> int:
+    return slot.shape.numel() * slot.dtype.itemsize
