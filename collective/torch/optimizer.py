@@ -16,6 +16,7 @@ from ..errors import InvalidArgumentError
 from ..process_sets import ProcessSet, global_process_set
 from ..submission import Adasum, Average, Op, Sum, checked_op
 from .adasum import AdasumStep
+from .buckets import Named
 from .compression import Compression, Compressor
 from .reducer import GradientReducer, check_passes
 
@@ -74,7 +75,7 @@ class _Distributed:
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("a DistributedOptimizer cannot be copied or pickled; save its state_dict()")
 
-    def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+    def _parameters(self) -> list[Named]:
         """What the optimizer holds now: groups may have been added, parameters frozen or unfrozen."""
         parameters = []
         for group in self.param_groups:
@@ -170,8 +171,8 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
             copied into the gradients, which stay the tensors that they are.
             True: always, and a gradient that is still there when backward adds to it, as after
             `zero_grad(set_to_none=False)`, is reduced in place, without any copy. It must not be read or changed
-            between backward and synchronize(), nor may a backward pass come that `backward_passes_per_step` or no_sync()
-            does not tell of: that raises GradientChangedError on all ranks.
+            between backward and synchronize(), nor may a backward pass come that `backward_passes_per_step` or
+            no_sync() does not tell of: that raises GradientChangedError on all ranks.
             False: results are always copied.
             With `compression`, what is compressed is always copied.
 
@@ -218,10 +219,17 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     wrapped._process_set = process_set
     if checked is Adasum:
         wrapped._adasum = AdasumStep(optimizer, names, label, compression, process_set)
-    alive = weakref.ref(wrapped)  # the reducer belongs to the optimizer
+    reference = weakref.ref(wrapped)  # the optimizer owns the reducer, not the other way round
+
+    def parameters() -> list[Named]:
+        alive = reference()
+        assert alive is not None
+        found: list[Named] = alive._parameters()
+        return found
+
     wrapped._reducer = GradientReducer(
         label,
-        lambda: alive()._parameters(),
+        parameters,
         compression=compression,
         op=Op(checked),
         prescale=1.0 / gradient_predivide_factor,

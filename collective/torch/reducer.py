@@ -99,7 +99,7 @@ class GradientReducer:
         self._opened = False  # the ranks have agreed on the plan
         self._notes = Notes(0, 0)
         self._hold = False  # the plan is no longer that of the parameters: start nothing during backward
-        self._refused: Slot | None = None  # whose gradient cannot travel
+        self._refused: list[Slot] = []  # whose gradients cannot travel
         self._hooked: set[torch.nn.Parameter] = set()
         # The parameters, which outlive this reducer, hold no reference to it.
         self._hooks: list[Any] = []
@@ -237,7 +237,7 @@ class GradientReducer:
         if grad.is_conj() or grad.is_neg():
             grad = slot.parameter.grad = grad.detach().resolve_conj().resolve_neg()
         if grad.dtype != slot.dtype or grad.shape != slot.shape or grad.device.type != "cpu":
-            self._refused = slot
+            self._refused.append(slot)
             return None  # so that the round goes on; see _finish_round()
         return grad
 
@@ -272,7 +272,7 @@ class GradientReducer:
         """Run every bucket to its end on what gradients there are now; False where any rank has changed its plan."""
         if not self._plan:
             return not self._on_any_rank(changed)
-        self._refused = None
+        self._refused = []
         last = self._plan[-1]
         told = self._notes
         started = [n for n, bucket in enumerate(self._plan) if bucket.run is not None]
@@ -299,7 +299,7 @@ class GradientReducer:
                 notes.append(told.sparse[slot.number])
         for slot in last.slots:
             self._gradient(slot)  # may refuse it
-        if self._refused is not None:
+        if self._refused:
             notes.append(told.refused)
         self._start(last, notes)
         assert last.run is not None
@@ -331,9 +331,9 @@ class GradientReducer:
 
     def _refusal(self) -> CollectiveError:
         """What all ranks are told where any of them has a gradient that cannot travel."""
-        if self._refused is None:
+        if not self._refused:
             return UnsupportedTypeError(f"{self.label}: another rank has a gradient that cannot be reduced")
-        slot = self._refused
+        slot = self._refused[0]
         grad = slot.parameter.grad
         assert grad is not None
         return UnsupportedTypeError(
