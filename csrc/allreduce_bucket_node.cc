@@ -12,7 +12,8 @@ NodeBucket::NodeBucket(const SharedMemory& memory, size_t offset, DType wire, si
       count_(count),
       packed_(memory, offset + round_up(count * size_of(wire), kLineBytes)),
       pushed_(memory, offset + round_up(count * size_of(wire), kLineBytes) + kLineBytes),
-      sources_(static_cast<size_t>(size_)) {
+      sources_(static_cast<size_t>(size_)),
+      results_(static_cast<size_t>(size_)) {
   if (offset % kLineBytes != 0 || offset + nbytes(wire, count) > memory.nbytes())
     throw Error(ErrorCode::kInternal, "a bucket of " + std::to_string(nbytes(wire, count)) + " bytes at byte " +
                                           std::to_string(offset) + " of " + std::to_string(memory.nbytes()));
@@ -34,21 +35,34 @@ AllreduceBucketNode::AllreduceBucketNode(NodeBucket& bucket, const AllreduceSpec
   ++bucket.runs_;
 }
 
+Range AllreduceBucketNode::tile_at(size_t begin) const {
+  return {begin, std::min(slots_.count(), begin + tile_count_)};
+}
+
+// Copies elements [begin, end) to their place, unless they are there; returns how many.
+size_t AllreduceBucketNode::pack(size_t begin, size_t end) {
+  std::byte* const storage = bucket_->storage();
+  size_t copied = 0;
+  for (size_t at = begin; at < end;) {
+    while (slots_.offset(slot_ + 1) <= at) ++slot_;
+    const size_t stop = std::min(end, slots_.offset(slot_ + 1));
+    if (!slots_.unchanged() || slots_.list()[slot_].in != storage + slots_.offset(slot_) * element_size_) {
+      slots_.pack_shared(storage + at * element_size_, at, stop);
+      copied += stop - at;
+    }
+    at = stop;
+  }
+  return copied;
+}
+
 bool AllreduceBucketNode::pack() {
   if (packed_ == slots_.count()) return false;
-  std::byte* const storage = bucket_->storage();
-  size_t budget = tile_count_;
-  while (packed_ < slots_.count() && budget > 0) {
-    const size_t slot_begin = slots_.offset(slot_), slot_end = slots_.offset(slot_ + 1);
-    if (slots_.unchanged() && slots_.list()[slot_].in == storage + slot_begin * element_size_) {
-      packed_ = slot_end;
-    } else {
-      const size_t end = std::min(slot_end, packed_ + budget);
-      slots_.pack_shared(storage + packed_ * element_size_, packed_, end);
-      budget -= end - packed_;
-      packed_ = end;
-    }
-    if (packed_ == slot_end) ++slot_;
+  for (size_t copied = 0; packed_ < slots_.count() && copied < tile_count_ / 2;) {
+    const Range tile = tile_at(packed_);
+    const Range own = slice_of(tile, bucket_->rank_, bucket_->size_, element_size_);
+    copied += pack(tile.begin, own.begin);
+    copied += pack(own.end, tile.end);
+    packed_ = tile.end;
   }
   bucket_->packed_.publish(run_ * slots_.count() + packed_);
   return true;
@@ -56,19 +70,31 @@ bool AllreduceBucketNode::pack() {
 
 bool AllreduceBucketNode::reduce() {
   if (reduced_ == slots_.count()) return false;
-  const Range tile{reduced_, std::min(slots_.count(), reduced_ + tile_count_)};
+  const Range tile = tile_at(reduced_);
   if (packed_ < tile.end || !bucket_->packed_.all_reached(run_ * slots_.count() + tile.end)) return false;
   const Range own = slice_of(tile, bucket_->rank_, bucket_->size_, element_size_);
+  const auto self = static_cast<size_t>(bucket_->rank_);
   const size_t block_count = kBlockBytes / element_size_;
-  for (size_t begin = own.begin; begin < own.end; begin += block_count) {
-    const size_t offset = begin * element_size_, count = std::min(block_count, own.end - begin);
-    for (size_t rank = 0; rank < bucket_->sources_.size(); ++rank)
-      bucket_->sources_[rank] = bucket_->storage_[rank] + offset;
-    std::byte* const result = bucket_->storage() + offset;
-    reduce_ranks(arithmetic_, result, bucket_->sources_.data(), bucket_->size_, count);
-    for (int i = 1; i < bucket_->size_; ++i)
-      copy_by_stores(bucket_->storage_[static_cast<size_t>((bucket_->rank_ + i) % bucket_->size_)] + offset, result,
-                     count * element_size_);
+  alignas(kLineBytes) std::byte block[kBlockBytes];  // for own elements that must be converted or gathered
+  for (size_t begin = own.begin; begin < own.end;) {
+    size_t end = own.end;
+    const std::byte* in = slots_.packed_at(begin, end);
+    if (in == nullptr) {
+      end = std::min(end, begin + block_count);
+      in = slots_.packed_at(begin, end);
+    }
+    if (in == nullptr) {
+      slots_.pack(block, begin, end);
+      in = block;
+    }
+    for (size_t rank = 0; rank < bucket_->storage_.size(); ++rank) {
+      bucket_->results_[rank] = bucket_->storage_[rank] + begin * element_size_;
+      bucket_->sources_[rank] = bucket_->results_[rank];
+    }
+    bucket_->sources_[self] = in;
+    reduce_ranks(arithmetic_, bucket_->results_.data(), bucket_->size_, bucket_->sources_.data(), bucket_->size_,
+                 end - begin);
+    begin = end;
   }
   reduced_ = tile.end;
   return true;

@@ -1,14 +1,14 @@
 // All-reduce of a bucket that lies in the shared memory of a node: every rank reduces its slices from all ranks'
-// buckets and pushes the result into all of them. What a rank's gradients leave in its bucket is replaced by their sum;
-// nothing is staged, nothing unpacked, and where the tensors are views of the bucket nothing is packed.
+// buckets and stores the result into all of them. What a rank's gradients leave in its bucket is replaced by their sum;
+// nothing is staged, nothing unpacked, and where the tensors are views of the bucket nothing is packed. Where they are
+// not, a rank packs only the slices that others reduce, and takes its own from where they lie.
 //
 //      bucket of rank 0     of rank 1                          one tile, p = 2; a0 = slice a of rank 0
-//          a0 b0              a1 b1        pack, or it is there already: counter `packed`
-//          a  b0              a  b1        rank 0 reduces slice a, pushes it into both   }  then counter `pushed`
-//          a  b               a  b         rank 1 reduces slice b, pushes it into both   }
+//          .. b0              a1 ..        pack, or it is there already: counter `packed`
+//          a  b0              a  ..        rank 0 reduces slice a into both buckets   }  then counter `pushed`
+//          a  b               a  b         rank 1 reduces slice b into both buckets   }
 //
 // The bucket is cut into tiles, and each tile into slices, so that tiles are reduced while later ones are being packed.
-// A block is reduced into the own bucket and copied to the others' from the L1 cache.
 //
 // A run is over on a rank when all ranks have pushed: then its bucket is complete, and nobody reads it or writes to it
 // any more, for a rank pushes into a bucket only after its owner has packed. So the owner may pack the next run at
@@ -16,7 +16,7 @@
 // packed, too.
 //
 // steps:           2 synchronisations
-// memory traffic:  per rank N loads and N stores (the lower bound), and where tensors are packed N more of both
+// memory traffic:  per rank N loads and N stores (the lower bound), and where tensors are packed (p-1)/p N more of both
 // sums:            in rank order, so the same bits on all ranks and in every run
 // limits:          the reduction takes as long as the slowest rank takes for its slices
 #pragma once
@@ -51,11 +51,12 @@ class NodeBucket {
   int rank_, size_;
   DType wire_;
   size_t count_;
-  std::vector<std::byte*> storage_;  // of each rank
-  Counters packed_;                  // elements of all runs, in order, that the rank has packed: they may be read
-  Counters pushed_;                  // runs whose slices the rank has pushed to everybody
-  uint64_t runs_ = 0;                // begun here
-  std::vector<const void*> sources_;
+  std::vector<std::byte*> storage_;   // of each rank
+  Counters packed_;                   // elements of all runs, in order, that the rank has packed: they may be read
+  Counters pushed_;                   // runs whose slices the rank has pushed to everybody
+  uint64_t runs_ = 0;                 // begun here
+  std::vector<const void*> sources_;  // of each rank; kept for their capacity
+  std::vector<void*> results_;
 };
 
 class AllreduceBucketNode final : public Operation {
@@ -73,7 +74,9 @@ class AllreduceBucketNode final : public Operation {
   static constexpr size_t kTileBytes = size_t{512} << 10;
 
   bool pack();
+  size_t pack(size_t begin, size_t end);
   bool reduce();
+  Range tile_at(size_t begin) const;
 
   NodeBucket* bucket_;
   Arithmetic arithmetic_;
@@ -81,7 +84,7 @@ class AllreduceBucketNode final : public Operation {
   size_t element_size_;              // of the wire's type
   size_t tile_count_;                // elements
   uint64_t run_;                     // from 0
-  size_t slot_ = 0;                  // the first that is not packed whole
+  size_t slot_ = 0;                  // where packing goes on
   size_t packed_ = 0, reduced_ = 0;  // elements of this run
   bool pushed_ = false;
 };

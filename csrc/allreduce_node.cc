@@ -95,6 +95,8 @@ void AllreduceNode::reduce_range(uint64_t chunk, Range range, bool keep) {
     std::byte* const out = slots_.unpacked_at(begin, end);
     std::byte* const result = out != nullptr ? out : block;
     reduce_ranks(arithmetic_, result, lane_->sources_.data(), lane_->size_, count);
+    // Not stored from registers, as in a bucket: a peer has these lines, memcpy takes them over without reading them.
+    // 2 ranks, 256 KiB 18 us so and 31 with stores, 4 MiB 280 and 460, 64 MiB 6.1 ms and 8.9.
     if (keep) std::memcpy(lane_->staging(lane_->rank_, chunk) + offset, result, count * element_size_);
     if (out == nullptr) slots_.unpack(begin, end, result);
   }

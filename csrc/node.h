@@ -16,15 +16,6 @@ namespace collective {
 // 2 ranks, packing half of it 8.7 us against 10.8, and 11.5 against 62 where the cores do not share their L3.
 inline constexpr size_t kBlockBytes = size_t{16} << 10;
 
-// memcpy by vector stores. For lines that this core has just read, as it has a peer's part of a bucket: the bucket of
-// 1, 4, 16 MiB, 2 ranks, takes 13, 60, 280-470 us so, and 16, 118, 510-545 by string instructions (in blocks of 4 KiB
-// 13, 63, 370-520, of 2 KiB 15, 76, 520-680). A kernel that stores each result twice from its registers took 9, 40,
-// 215-300.
-inline void copy_by_stores(std::byte* dst, const std::byte* src, size_t nbytes) {
-  constexpr size_t kPiece = 2048;
-  for (size_t at = 0; at < nbytes; at += kPiece) std::memcpy(dst + at, src + at, std::min(kPiece, nbytes - at));
-}
-
 struct Range {
   size_t begin, end;
 };
@@ -36,15 +27,25 @@ inline Range slice_of(Range range, int rank, int size, size_t element_size) {
   return {std::min(range.end, range.begin + r * slice), std::min(range.end, range.begin + (r + 1) * slice)};
 }
 
-// dst = the finished reduction of all ranks' elements, in rank order. dst may be one of the sources.
-inline void reduce_ranks(const Arithmetic& arithmetic, void* dst, const void* const* sources, int size, size_t count) {
+// Each of m dsts = the finished reduction of all ranks' elements, in rank order. A dst may be one of the sources.
+// Storing a result twice from registers beats copying it from the L1 cache, by memcpy and in pieces that it moves by
+// vector stores: the bucket of 1, 4, 16 MiB, 2 ranks, takes 9, 40, 215-300 us so, against 16, 118, 510-545 and 13, 60,
+// 280-470.
+inline void reduce_ranks(const Arithmetic& arithmetic, void* const* dsts, int m, const void* const* sources, int size,
+                         size_t count) {
   if (arithmetic.divisor == 1) {
-    reduce(arithmetic.dtype, arithmetic.op, dst, sources, size, count, arithmetic.scale);
+    reduce_to_many(arithmetic.dtype, arithmetic.op, dsts, m, sources, size, count, arithmetic.scale);
     return;
   }
+  void* const dst = dsts[0];
   reduce(arithmetic.dtype, arithmetic.op, dst, sources, size, count);
   divide(arithmetic.dtype, dst, dst, count, arithmetic.divisor);
   if (arithmetic.scale != 1.0) convert(arithmetic.dtype, dst, arithmetic.dtype, dst, count, arithmetic.scale);
+  for (int k = 1; k < m; ++k) std::memcpy(dsts[k], dst, count * size_of(arithmetic.dtype));
+}
+
+inline void reduce_ranks(const Arithmetic& arithmetic, void* dst, const void* const* sources, int size, size_t count) {
+  reduce_ranks(arithmetic, &dst, 1, sources, size, count);
 }
 
 }  // namespace collective

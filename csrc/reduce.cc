@@ -78,6 +78,15 @@ void reduce(DType dtype, ReduceOp op, void* dst, const void* const* srcs, int n,
     std::memcpy(dst, srcs[0], count * size_of(dtype));
 }
 
+void reduce_to_many(DType dtype, ReduceOp op, void* const* dsts, int m, const void* const* srcs, int n, size_t count,
+                    double scale) {
+  const bool sums = op == ReduceOp::kSum || op == ReduceOp::kAverage;
+  if (sums && m > 1 && n > 1 && count > 0 && kernels().sum_to_many(dtype, dsts, m, srcs, n, count, scale)) return;
+  reduce(dtype, op, dsts[0], srcs, n, count, scale);
+  for (int k = 1; k < m; ++k)
+    if (count > 0) std::memcpy(dsts[k], dsts[0], count * size_of(dtype));
+}
+
 void convert(DType dst_type, void* dst, DType src_type, const void* src, size_t count, double scale) {
   if (dst_type == src_type) return reduce(dst_type, ReduceOp::kSum, dst, &src, 1, count, scale);
   if (!is_float(dst_type) || !is_float(src_type))

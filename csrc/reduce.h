@@ -18,17 +18,22 @@ namespace collective {
 // allowed.
 //
 //   float16, bfloat16   computed in float32, rounded once at the end: to nearest even, NaN stays NaN, overflow gives
-//   infinity floats, complex     scale is applied in the compute type: float32 for float16, bfloat16, float32; float64
-//   for float64 Min, Max            a NaN in any source gives NaN (as numpy.minimum, torch.minimum); of +0 and -0 the
-//   last source's integers            Sum and Product wrap modulo 2^bits; scale != 1 multiplies the wrapped result in
-//   float64, truncates toward
-//                       zero and saturates (NaN gives 0). For exact averages use divide() instead.
+//                       infinity
+//   floats, complex     scale is applied in the compute type: float32 for float16, bfloat16, float32; float64 for float64
+//   Min, Max            a NaN in any source gives NaN (as numpy.minimum, torch.minimum); of +0 and -0 the last source's
+//   integers            Sum and Product wrap modulo 2^bits; scale != 1 multiplies the wrapped result in float64,
+//                       truncates toward zero and saturates (NaN gives 0). For exact averages use divide() instead.
 //   bool                any non-zero byte is true, results are 0 or 1; Sum and Max are "or", Product and Min are "and"
 //
 // Average is Sum here; the caller passes scale = 1/p. count == 0 is legal.
-// Throws Error(kInvalid) for Min or Max of complex and for scale != 1 with bool; Error(kInternal) for Adasum and for n
-// < 1.
+// Throws Error(kInvalid) for Min or Max of complex and for scale != 1 with bool; Error(kInternal) for Adasum and for
+// n < 1.
 void reduce(DType dtype, ReduceOp op, void* dst, const void* const* srcs, int n, size_t count, double scale = 1.0);
+
+// The same to m destinations. Any of them may equal any of the srcs, but none another one. Sums of floats are stored to
+// all from registers.
+void reduce_to_many(DType dtype, ReduceOp op, void* const* dsts, int m, const void* const* srcs, int n, size_t count,
+                    double scale = 1.0);
 
 // dst[i] = dst_type(src[i] * scale) in one pass, rounded once (nearest even). The product is taken in float64 where
 // either type is float64, else in float32. Pairs: the same type twice (any dtype; as reduce() of one source), and any

@@ -46,6 +46,6 @@ using HalfInOrder = Half;
 COLLECTIVE_TARGET_END
 
 namespace collective {
-const KernelSet kAvx2Set = {"avx2", avx2::reduce, avx2::convert, avx2::divide};
+const KernelSet kAvx2Set = {"avx2", avx2::reduce, avx2::sum_to_many, avx2::convert, avx2::divide};
 }
 #endif

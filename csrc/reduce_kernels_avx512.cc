@@ -46,6 +46,6 @@ using HalfInOrder = Half;
 COLLECTIVE_TARGET_END
 
 namespace collective {
-const KernelSet kAvx512Set = {"avx512", avx512::reduce, avx512::convert, avx512::divide};
+const KernelSet kAvx512Set = {"avx512", avx512::reduce, avx512::sum_to_many, avx512::convert, avx512::divide};
 }
 #endif

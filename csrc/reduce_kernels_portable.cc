@@ -70,5 +70,6 @@ using HalfInOrder = InOrder<HalfCodec>;
 }  // namespace collective::portable
 
 namespace collective {
-const KernelSet kPortableSet = {"portable", portable::reduce, portable::convert, portable::divide};
+const KernelSet kPortableSet = {"portable", portable::reduce, portable::sum_to_many, portable::convert,
+                                portable::divide};
 }

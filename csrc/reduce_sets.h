@@ -1,4 +1,4 @@
-// What reduce.cc knows of an instruction set: three functions. Each set is one file, reduce_kernels_<set>.cc, which
+// What reduce.cc knows of an instruction set: a few functions. Each set is one file, reduce_kernels_<set>.cc, which
 // includes reduce_kernels.h into a namespace of its own.
 #pragma once
 
@@ -15,6 +15,9 @@ namespace collective {
 struct KernelSet {
   const char* name;
   void (*reduce)(DType dtype, ReduceOp op, void* dst, const void* const* srcs, int n, size_t count, double scale);
+  // False for types that it does not do.
+  bool (*sum_to_many)(DType dtype, void* const* dsts, int m, const void* const* srcs, int n, size_t count,
+                      double scale);
   void (*convert)(DType dst_type, void* dst, DType src_type, const void* src, size_t count, double scale);
   void (*divide)(DType dtype, void* dst, const void* src, size_t count, int64_t divisor);
 };

@@ -109,6 +109,23 @@ void test_reduce(DType dtype, ReduceOp op, int n, size_t count, double scale, bo
         for (int k = 0; k < n; k++)
           check(k == in_place || srcs[k].bytes() == values[k], what + ": a source was changed");
       }
+      for (bool in_place : {false, true}) {
+        const int m = in_place ? n : static_cast<int>(count % 4) + 1;
+        std::vector<Placed> srcs, own;
+        std::vector<const void*> from;
+        std::vector<void*> to;
+        for (int k = 0; k < n; k++) srcs.emplace_back(values[k], offset * (k + 1) % 64);
+        for (int k = 0; k < m; k++) own.emplace_back(Bytes(count * size_of(dtype), 0xa5), offset ? offset + k : 0);
+        for (int k = 0; k < n; k++) from.push_back(srcs[k].data());
+        for (int k = 0; k < m; k++) to.push_back((in_place ? srcs : own)[k].data());
+        reduce_to_many(dtype, op, to.data(), m, from.data(), n, count, scale);
+        for (int k = 0; k < m; k++) {
+          const long at = first_difference(dtype, (in_place ? srcs : own)[k].bytes(), expected);
+          check(at < 0, what + " to many: destination " + std::to_string(k) + " differs at " + std::to_string(at));
+        }
+        for (int k = 0; k < n; k++)
+          check(in_place || srcs[k].bytes() == values[k], what + " to many: a source was changed");
+      }
     }
   }
 }
