@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ._core import DType
+from ._core import DType, address_of
 from .errors import UnsupportedTypeError
 
 __all__ = ["View", "contiguous", "copy", "empty_like", "from_bytes", "itemsize", "view"]
 
 _BY_NAME: dict[str, DType] = dict(DType.__members__)
+_NUMPY_DTYPES: dict[np.dtype, DType] = {}  # filled as they come
 _TORCH_DTYPES: dict[Any, DType] = {}  # filled at the first tensor
 
 
@@ -54,10 +55,15 @@ def view(x: Any) -> View:
 
 
 def _view_numpy(x: np.ndarray) -> View:
-    dtype = _BY_NAME.get(x.dtype.name)  # by name: bfloat16 comes from an extension such as ml_dtypes
-    if dtype is None or not x.dtype.isnative:
-        raise UnsupportedTypeError(f"dtype {x.dtype} of a numpy.ndarray is not supported; supported: {_supported()}")
-    return View(x.ctypes.data, x.shape, dtype, "cpu", x.flags.c_contiguous, x)
+    dtype = _NUMPY_DTYPES.get(x.dtype)
+    if dtype is None:
+        dtype = _BY_NAME.get(x.dtype.name)  # by name: bfloat16 comes from an extension such as ml_dtypes
+        if dtype is None or not x.dtype.isnative:
+            raise UnsupportedTypeError(
+                f"dtype {x.dtype} of a numpy.ndarray is not supported; supported: {_supported()}"
+            )
+        _NUMPY_DTYPES[x.dtype] = dtype
+    return View(address_of(x), x.shape, dtype, "cpu", x.flags.c_contiguous, x)
 
 
 def _view_torch(x: Any) -> View:
@@ -68,9 +74,9 @@ def _view_torch(x: Any) -> View:
         dtype = _TORCH_DTYPES.get(x.dtype)
         if dtype is None:
             raise UnsupportedTypeError(f"dtype {x.dtype} of a torch.Tensor is not supported; supported: {_supported()}")
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         raise UnsupportedTypeError(f"a tensor on device {x.device}: only CPU tensors are supported")
-    if x.is_sparse or x.layout is not _torch().strided:
+    if x.layout is not _torch().strided:
         raise UnsupportedTypeError(f"a torch.Tensor of layout {x.layout}: only strided tensors are supported")
     contiguous = x.is_contiguous() and not x.is_conj() and not x.is_neg()
     return View(x.data_ptr(), tuple(x.shape), dtype, "cpu", contiguous, x)

@@ -67,7 +67,7 @@ def _broadcast(
         target = arrays.copy(call.view(x))
     else:
         target = arrays.empty_like(call.view(x))
-    ticket = call.submit(target, None, target, root=root)
+    ticket = call.submit(call.movement(target, root), None, target)
     return call.handle(ticket, target.array, lambda _: target.array)
 
 
@@ -114,7 +114,7 @@ def broadcast_async_(
 def _allgather(x: Any, name: str | None, process_set: ProcessSet, caller_waits: bool) -> Handle[Any]:
     call = Call(Kind.allgather, name, process_set, caller_waits)
     source = call.rows_view(x)
-    ticket = call.submit(source, source, None)
+    ticket = call.submit(call.movement(source), source, None)
     return call.handle(ticket, source.array, _Rows(source).of)
 
 
@@ -179,7 +179,7 @@ def _alltoall(
 ) -> Handle[tuple[Any, list[int]]]:
     call = Call(Kind.alltoall, name, process_set, caller_waits)
     source = call.rows_view(x)
-    ticket = call.submit(source, source, None, splits=_splits(call, splits, source.shape[0]))
+    ticket = call.submit(call.movement(source), source, None, _splits(call, splits, source.shape[0]))
     rows = _Rows(source)
     return call.handle(ticket, source.array, lambda done: (rows.of(done), list(done.rows)))
 
@@ -221,7 +221,7 @@ def _gather(x: Any, root_rank: int, name: str | None, process_set: ProcessSet, c
     call = Call(Kind.gather, name, process_set, caller_waits)
     root = call.root(root_rank)
     source = call.rows_view(x)
-    ticket = call.submit(source, source, None, root=root)
+    ticket = call.submit(call.movement(source, root), source, None)
     rows = _Rows(source)
     return call.handle(ticket, source.array, rows.of if process_set.rank() == root else lambda _: None)
 
@@ -245,7 +245,7 @@ def _scatter(x: Any, root_rank: int, name: str | None, process_set: ProcessSet, 
     call = Call(Kind.scatter, name, process_set, caller_waits)
     root = call.root(root_rank)
     source = call.rows_view(x)
-    ticket = call.submit(source, source, None, root=root)
+    ticket = call.submit(call.movement(source, root), source, None)
     return call.handle(ticket, source.array, _Rows(source).of)
 
 
@@ -289,7 +289,7 @@ def _pair(x: Any, sends: bool, peer_rank: int, tag: int, process_set: ProcessSet
     ticket = state.engine.submit_pair(
         call.group,
         state.name_for(verb, call.group),
-        call.describe(v),
+        call.movement(v),
         sends,
         process_set.ranks.index(peer_rank),
         tag,
@@ -335,7 +335,7 @@ def recv_async(
 def barrier(*, name: str | None = None, process_set: ProcessSet = global_process_set) -> None:
     """Wait until every rank of the set has called it."""
     call = Call(Kind.barrier, name, process_set, True)
-    call.handle(call.submit(None, None, None), None, lambda _: None).wait()
+    call.handle(call.submit(call.movement(None), None, None), None, lambda _: None).wait()
 
 
 def join(*, process_set: ProcessSet = global_process_set) -> int:

@@ -41,22 +41,9 @@ def _start(
     prescale_factor: float,
     postscale_factor: float,
     compression: str | None,
-    root: int = 0,
 ) -> Handle[Any]:
-    prescale, postscale = (
-        call.factor("prescale_factor", prescale_factor),
-        call.factor("postscale_factor", postscale_factor),
-    )
-    ticket = call.submit(
-        source,
-        source,
-        target,
-        op=call.op_for(op, source.dtype, prescale, postscale),
-        wire=call.wire(compression, source.dtype),
-        prescale=prescale,
-        postscale=postscale,
-        root=root,
-    )
+    what = call.reduction(source, op, prescale_factor, postscale_factor, compression)
+    ticket = call.submit(what, source, target)
     return call.handle(ticket, (source.array, target.array), lambda _: target.array)
 
 
@@ -333,20 +320,8 @@ def _reduce(
     source = arrays.contiguous(call.view(x))
     is_root = process_set.rank() == root
     target = arrays.empty_like(source) if is_root else source
-    prescale, postscale = (
-        call.factor("prescale_factor", prescale_factor),
-        call.factor("postscale_factor", postscale_factor),
-    )
-    ticket = call.submit(
-        source,
-        source,
-        target if is_root else None,
-        op=call.op_for(op, source.dtype, prescale, postscale),
-        wire=call.wire(compression, source.dtype),
-        prescale=prescale,
-        postscale=postscale,
-        root=root,
-    )
+    what = call.reduction(source, op, prescale_factor, postscale_factor, compression, root)
+    ticket = call.submit(what, source, target if is_root else None)
     return call.handle(ticket, (source.array, target.array), lambda _: target.array if is_root else None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import io
 import multiprocessing
 import os
 import sys
@@ -289,6 +290,10 @@ def _install_hooks() -> None:
             print(
                 f"[collective] rank {rank()}: uncaught {kind.__name__}, ends the job of {ranks} ranks", file=sys.stderr
             )
+            # A hook around this one may hold back what it prints (torch.distributed's does), and never come to show it.
+            if isinstance(sys.stderr, io.StringIO) and sys.__stderr__ is not None:
+                sys.__stderr__.write(sys.stderr.getvalue())
+                sys.__stderr__.flush()
             sys.stderr.flush()
             from mpi4py import MPI
 

@@ -37,6 +37,10 @@ _CORE_OPS: dict[Op, ReduceOp] = {op: getattr(ReduceOp, op.name) for op in Op}
 _WIRE = {"fp16": DType.float16, "bf16": DType.bfloat16}
 _COMPRESSIBLE = (DType.float32, DType.float64)
 _COMPLEX = (DType.complex64, DType.complex128)
+# Descriptors by the arguments that they were made from, see Call.reduction().
+_reductions: dict[tuple[Any, ...], Descriptor] = {}
+_MOST_REDUCTIONS = 4096
+
 _FLOATS = (DType.float16, DType.bfloat16, DType.float32, DType.float64)
 
 
@@ -102,18 +106,6 @@ class Call:
         except UnsupportedTypeError as error:
             raise UnsupportedTypeError(f"{self.where}: {error}") from None
 
-    def factor(self, what: str, value: Any) -> float:
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise InvalidArgumentError(f"{self.where}: {what} {value!r} is no number") from None
-
-    def wire(self, compression: str | None, dtype: DType) -> DType:
-        try:
-            return wire_dtype(compression, dtype)
-        except InvalidArgumentError as error:
-            raise InvalidArgumentError(f"{self.where}: {error}") from None
-
     def in_place(self, x: Any) -> View:
         """The view of an array that the operation may overwrite."""
         try:
@@ -135,70 +127,67 @@ class Call:
             v.shape = (1,)
         return v
 
-    def op_for(self, op: Any, dtype: DType, prescale: float, postscale: float) -> Op:
-        """The operator, checked against what it is to reduce."""
+    def reduction(
+        self, v: View, op: Any, prescale: Any, postscale: Any, compression: str | None, root: int = 0
+    ) -> Descriptor:
+        """What the ranks compare of a reduction of `v`; raises where the arguments are wrong on this rank."""
+        # The same calls come again and again: looking one up costs a fifth of checking and describing it.
+        key = (self.kind.value, v.shape, v.dtype.value, v.device, op, prescale, postscale, compression, root)
         try:
-            checked = checked_op(op)
+            known = _reductions.get(key)
+        except TypeError:  # an argument that cannot be hashed is a wrong one, or a number in an array
+            return self._new_reduction(v, op, prescale, postscale, compression, root)
+        if known is None:
+            known = self._new_reduction(v, op, prescale, postscale, compression, root)
+            if len(_reductions) >= _MOST_REDUCTIONS:
+                _reductions.clear()
+            _reductions[key] = known
+        return known
+
+    def _new_reduction(
+        self, v: View, op: Any, prescale: Any, postscale: Any, compression: str | None, root: int
+    ) -> Descriptor:
+        factors = (self._factor("prescale_factor", prescale), self._factor("postscale_factor", postscale))
+        try:
+            checked, wire = checked_op(op), wire_dtype(compression, v.dtype)
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"{self.where}: {error}") from None
         undefined = (
-            (dtype == DType.bool and checked is Average)
-            or (dtype in _COMPLEX and checked in (Min, Max))
-            or (checked is Adasum and dtype not in _FLOATS)
+            (v.dtype == DType.bool and checked is Average)
+            or (v.dtype in _COMPLEX and checked in (Min, Max))
+            or (checked is Adasum and v.dtype not in _FLOATS)
         )
         if undefined:
-            raise UnsupportedTypeError(f"{self.where}: op {checked.name} is not defined for {dtype.name}")
-        if dtype == DType.bool and not prescale == postscale == 1.0:
+            raise UnsupportedTypeError(f"{self.where}: op {checked.name} is not defined for {v.dtype.name}")
+        if v.dtype == DType.bool and factors != (1.0, 1.0):
             raise UnsupportedTypeError(f"{self.where}: factors are not defined for bool")
-        return checked
+        return Descriptor(self.kind, v.shape, v.dtype, wire, _CORE_OPS[checked], *factors, root, v.device, "")
+
+    def _factor(self, what: str, value: Any) -> float:
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise InvalidArgumentError(f"{self.where}: {what} {value!r} is no number") from None
+
+    def movement(self, v: View | None, root: int = 0) -> Descriptor:
+        """What the ranks compare of an operation that moves `v` as it is."""
+        dtype = v.dtype if v else DType.uint8
+        shape, device = (v.shape, v.device) if v else ((), "cpu")
+        return Descriptor(self.kind, shape, dtype, dtype, ReduceOp.Sum, 1.0, 1.0, root, device, "")
 
     def submit(
-        self,
-        shown: View | None,
-        source: View | None,
-        target: View | None,
-        *,
-        op: Op = Sum,
-        wire: DType | None = None,
-        prescale: float = 1.0,
-        postscale: float = 1.0,
-        root: int = 0,
-        splits: Sequence[int] = (),
+        self, what: Descriptor, source: View | None, target: View | None, splits: Sequence[int] = ()
     ) -> Ticket:
-        """Hand the operation to the engine. `shown`: the array whose shape and dtype the ranks agree on."""
+        """Hand the operation to the engine."""
         return self.state.engine.submit(
             self.group,
             self.full_name,
-            self.describe(shown, op, wire, prescale, postscale, root),
+            what,
             source.pointer if source else 0,
             target.pointer if target else 0,
             splits,
             self.name is not None,
             self.caller_waits,
-        )
-
-    def describe(
-        self,
-        shown: View | None,
-        op: Op = Sum,
-        wire: DType | None = None,
-        prescale: float = 1.0,
-        postscale: float = 1.0,
-        root: int = 0,
-    ) -> Descriptor:
-        """What the ranks compare."""
-        dtype = shown.dtype if shown else DType.uint8
-        return Descriptor(
-            self.kind,
-            shown.shape if shown else (),
-            dtype,
-            wire or dtype,
-            _CORE_OPS[op],
-            prescale,
-            postscale,
-            root,
-            shown.device if shown else "cpu",
-            "",
         )
 
     def handle(self, ticket: Ticket, keep: Any, result: Any) -> Handle[Any]:

@@ -7,8 +7,7 @@
 namespace collective {
 namespace {
 
-constexpr int kRequestTag = 1;
-constexpr int kDecisionTag = 2;
+constexpr int kMailTag = 1;  // and 2
 // Ids are never recycled; a job with more names than this goes on with full descriptors.
 constexpr size_t kMostIds = 1 << 16;
 constexpr auto kCheckEvery = std::chrono::milliseconds(100);
@@ -23,7 +22,8 @@ Agreement::Agreement(const Comm& comm, const Limits& limits)
     : comm_(&comm),
       limits_(limits),
       left_(static_cast<size_t>(comm.size())),
-      joined_(static_cast<size_t>(comm.size())) {}
+      joined_(static_cast<size_t>(comm.size())),
+      mail_(std::make_unique<MpiMail>(comm, kMailTag)) {}
 
 void Agreement::submit(const std::string& name, const Descriptor& descriptor, int64_t rows, bool recurring) {
   std::string encoded = descriptor.encode();
@@ -57,36 +57,28 @@ bool Agreement::progress(std::vector<Decision>& decisions) {
     if (coordinates())
       take_requests(0, bytes);
     else
-      send(std::make_shared<const std::string>(std::move(bytes)), 0, kRequestTag);
+      mail_->send(std::move(bytes));
+  }
+  while (const auto message = mail_->poll()) {
+    moved = true;
+    if (coordinates())
+      take_requests(message->source, message->bytes);
+    else
+      take_decisions(message->bytes, decisions);
   }
   if (coordinates()) {
-    if (comm_->size() > 1)
-      while (auto message = comm_->poll(kRequestTag)) {
-        take_requests(message->source, message->bytes);
-        moved = true;
-      }
     const auto now = Clock::now();
     if (now >= next_check_) check_stalls(now);
     decide_ready();
     if (!decisions_.empty()) {
-      const auto bytes = std::make_shared<const std::string>(decisions_.take());
-      for (int peer = 1; peer < comm_->size(); ++peer) send(bytes, peer, kDecisionTag);
-      take_decisions(*bytes, decisions);
-      moved = true;
-    }
-  } else {
-    while (auto message = comm_->poll(kDecisionTag)) {
-      take_decisions(message->bytes, decisions);
+      const std::string bytes = decisions_.take();
+      mail_->send(bytes);
+      take_decisions(bytes, decisions);
       moved = true;
     }
   }
-  while (!outgoing_.empty() && outgoing_.front().request.done()) outgoing_.pop_front();
+  mail_->sent();
   return moved;
-}
-
-void Agreement::send(std::shared_ptr<const std::string> bytes, int peer, int tag) {
-  Request request = comm_->isend(bytes->data(), bytes->size(), peer, tag);
-  outgoing_.push_back({std::move(bytes), std::move(request)});
 }
 
 // ---- the coordinator ----

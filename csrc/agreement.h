@@ -18,7 +18,6 @@
 #pragma once
 
 #include <chrono>
-#include <deque>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -26,6 +25,7 @@
 
 #include "comm.h"
 #include "descriptor.h"
+#include "mail.h"
 
 namespace collective {
 
@@ -64,6 +64,8 @@ struct Decision {
 class Agreement {
  public:
   Agreement(const Comm& comm, const Limits& limits);
+  // Another way to talk, on all ranks alike and before anything was said.
+  void use(std::unique_ptr<Mail> mail) { mail_ = std::move(mail); }
 
   // rows: first dimension on this rank, for an allgather. Names that come once only are not worth an id.
   void submit(const std::string& name, const Descriptor& descriptor, int64_t rows, bool recurring);
@@ -74,8 +76,11 @@ class Agreement {
   // Sends what was submitted and takes what arrived; never blocks. True if anything moved.
   bool progress(std::vector<Decision>& decisions);
 
-  // Everything that was said has been taken over by MPI.
-  bool sent() const { return outgoing_.empty(); }
+  // Everything that was said is on its way.
+  bool sent() const { return mail_->sent(); }
+
+  // This rank listens no more, and the others need not wait for it.
+  void hang_up() { mail_->hang_up(); }
 
   // What rank 0 waits for, a line per name; empty on other ranks.
   std::string describe() const;
@@ -110,7 +115,6 @@ class Agreement {
   void write_execution(const std::vector<Ready*>& bucket);
   void check_stalls(Clock::time_point now);
   void take_decisions(const std::string& bytes, std::vector<Decision>& decisions);
-  void send(std::shared_ptr<const std::string> bytes, int peer, int tag);
   std::vector<int> absent(const Pending& pending) const;
   std::vector<int> present(const Pending& pending) const;
 
@@ -135,11 +139,7 @@ class Agreement {
   int left_count_ = 0, joined_count_ = 0;
   Clock::time_point next_check_;
 
-  struct Outgoing {
-    std::shared_ptr<const std::string> bytes;
-    Request request;
-  };
-  std::deque<Outgoing> outgoing_;
+  std::unique_ptr<Mail> mail_;
 };
 
 }  // namespace collective

@@ -13,7 +13,9 @@ namespace collective {
 namespace {
 
 constexpr auto kIdlePoll = std::chrono::milliseconds(100);
-// Waiting for a peer: spin this long, since most answers come within it, then sleep.
+// Waiting for a peer: where every rank of the node can have a core, hold it this long; then offer it to others, since
+// most answers come within that; then sleep. A system call in each turn costs more than most answers take.
+constexpr auto kHold = std::chrono::microseconds(20);
 constexpr auto kSpin = std::chrono::microseconds(50);
 constexpr auto kShortestSleep = std::chrono::microseconds(20);
 constexpr auto kLongestSleep = std::chrono::microseconds(500);
@@ -22,18 +24,31 @@ constexpr auto kLongestSleep = std::chrono::microseconds(500);
 
 class Engine::Backoff {
  public:
+  explicit Backoff(bool may_hold) : may_hold_(may_hold) {}
   void reset() { idle_since_ = {}; }
-  // How long to sleep now; zero: spin on.
+  // How long to sleep now; zero: go on, a turn of the processor's pause has been taken.
   std::chrono::microseconds pause() {
     const auto now = Clock::now();
     if (idle_since_ == Clock::time_point{}) idle_since_ = now;
     const auto idle = std::chrono::duration_cast<std::chrono::microseconds>(now - idle_since_);
-    if (idle < kSpin) return {};
     // An eighth of the time waited so far: a late answer is noticed late by that share of the wait at most.
-    return std::clamp<std::chrono::microseconds>(idle / 8, kShortestSleep, kLongestSleep);
+    if (idle >= kSpin) return std::clamp<std::chrono::microseconds>(idle / 8, kShortestSleep, kLongestSleep);
+    if (may_hold_ && idle < kHold)
+      relax();
+    else
+      sched_yield();
+    return {};
   }
 
  private:
+  static void relax() {
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+  bool may_hold_;
   Clock::time_point idle_since_{};
 };
 
@@ -67,7 +82,9 @@ class Engine::Claim {
 };
 
 Engine::Engine(MPI_Comm comm, const Limits& limits, const std::vector<int>& cores)
-    : topology_((require_mpi_threads(), find_topology(comm))), limits_(limits) {
+    : topology_((require_mpi_threads(), find_topology(comm))),
+      limits_(limits),
+      has_core_(topology_.local_size <= static_cast<int>(std::thread::hardware_concurrency())) {
   set_log_rank(topology_.rank);
   groups_.push_back(make_group(comm));
   thread_ = std::thread([this] { run(); });
@@ -199,6 +216,9 @@ bool Engine::shutdown() {
     for (const auto& group : groups_)
       if (group) group->release();
     released = true;
+  } else {
+    for (const auto& group : groups_)
+      if (group) group->hang_up();
   }
   driving_.unlock();
   --claims_;
@@ -235,7 +255,7 @@ void Engine::run() {
 
 template <typename Enough>
 void Engine::drive(const Enough& enough) {
-  Backoff backoff;
+  Backoff backoff(has_core_);
   for (;;) {
     bool moved = false;
     try {
@@ -254,10 +274,7 @@ void Engine::drive(const Enough& enough) {
       continue;
     }
     const auto pause = backoff.pause();
-    if (pause.count() == 0) {
-      sched_yield();  // costs little when nobody else wants the core, and is all when somebody does
-      continue;
-    }
+    if (pause.count() == 0) continue;
     std::unique_lock lock(mutex_);
     wake_.wait_for(lock, pause, [this] { return !queue_.empty() || stop_thread_; });
   }

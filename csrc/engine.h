@@ -79,6 +79,7 @@ class Engine {
 
   Topology topology_;
   Limits limits_;
+  bool has_core_;                               // there are as many cores as ranks on the node
   Timeline timeline_;                           // guarded by driving_
   std::timed_mutex driving_;                    // held by the driver; guards groups_
   std::vector<std::unique_ptr<Group>> groups_;  // by number; null when removed

@@ -47,12 +47,14 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
 void Group::share_memory() {
   std::string why;
   memory_ = SharedMemory::try_create(
-      control_, kMemoryTag, Lane::nbytes(),
+      control_, kMemoryTag, Lane::nbytes() + NodeMail::nbytes(size()),
       std::chrono::ceil<std::chrono::seconds>(std::min(limits_.timeout, kLongestCreation)), why);
-  if (memory_)
+  if (memory_) {
     lane_ = std::make_unique<Lane>(*memory_, 0);
-  else if (rank() == 0)
+    agreement_.use(std::make_unique<NodeMail>(*memory_, Lane::nbytes()));
+  } else if (rank() == 0) {
     log_warning("the ranks of this node use MPI messages, which is slower: they cannot share memory: " + why);
+  }
 }
 
 void Group::submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
@@ -405,6 +407,7 @@ void Group::fail_all(ErrorCode code, const std::string& text) {
   pending_.clear();
   running_.clear();
   held_back_.clear();
+  hang_up();
 }
 
 std::string Group::describe() const {

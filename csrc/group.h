@@ -48,6 +48,8 @@ class Group {
 
   // Fails everything in flight; nothing may be submitted after.
   void fail_all(ErrorCode code, const std::string& text);
+  // This rank will not call progress() any more; the others need not wait for it to listen.
+  void hang_up() { agreement_.hang_up(); }
 
   std::string describe() const;
 
@@ -107,14 +109,14 @@ class Group {
   int next_tag();
 
   Comm control_, data_;
+  std::optional<SharedMemory> memory_;  // of a set whose ranks are all on one node; outlives what is in it
   Agreement agreement_;
   Inquiry inquiry_;
   Limits limits_;
   Timeline* timeline_;
   Finish finish_;
   BufferPool pool_;
-  std::optional<SharedMemory> memory_;  // of a set whose ranks are all on one node
-  std::unique_ptr<Lane> lane_;          // in it
+  std::unique_ptr<Lane> lane_;  // in the memory
 
   std::unordered_map<std::string, Pending> pending_;  // submitted here, not yet agreed
   std::vector<Running> running_;

@@ -77,6 +77,27 @@ collective.allreduce(x, name="waits") if rank == 0 else time.sleep(100)
     assert stderr.count("Traceback") == 1
 
 
+def test_a_traceback_that_another_hook_holds_back_is_shown() -> None:
+    """As torch.distributed's does, which prints with the number of its rank what the hook before it has printed."""
+    status, _, stderr = run(
+        2,
+        """
+import io
+ours = sys.excepthook
+def holds_back(*what):
+    shown, sys.stderr = sys.stderr, io.StringIO()
+    ours(*what)
+sys.excepthook = holds_back
+if rank == 1:
+    raise ValueError("of this rank")
+collective.barrier()
+""",
+    )
+    assert status != 0
+    assert "ValueError: of this rank" in stderr
+    assert "rank 1: uncaught ValueError" in stderr
+
+
 def test_one_rank_exits_while_others_wait() -> None:
     """They learn which; a status that is not 0 becomes the job's."""
     code = """

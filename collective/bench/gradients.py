@@ -12,17 +12,21 @@ from .resnet50 import gradient_shapes
 from .results import Result
 from .timing import Run, measure
 
-__all__ = ["BUCKETS", "gradients"]
+__all__ = ["BUCKETS", "VIEWS", "gradients"]
 
 BUCKETS = f"{OURS} buckets"
-"""The gradients by way of DistributedOptimizer."""
+"""The gradients by way of DistributedOptimizer, with copies to buckets and back."""
+
+VIEWS = f"{OURS} views"
+"""The same with gradients that are views of buckets."""
 
 
 def gradients(job: Job, peers: Sequence[Contender], rounds: int) -> list[Result]:
     """Reduce the gradients in the order in which backward produces them.
 
     Ours and gloo start 161 asynchronous operations and then wait for all; MPI makes 161 blocking calls, and memcpy
-    161 copies; "ours buckets" is what the optimizer wrapper does before a step: gradients into its buckets and back.
+    161 copies; "ours buckets" is what the optimizer wrapper does before a step: gradients into its buckets and back;
+    "ours views" is the same where they are there already.
     """
     job.progress("resnet50")
     shapes = gradient_shapes()[::-1]
@@ -30,7 +34,7 @@ def gradients(job: Job, peers: Sequence[Contender], rounds: int) -> list[Result]
     buffers = _cut(sizes)
     runs: dict[str, Run] = {}
     for peer in peers:
-        if any(peer.takes("float32", size) for size in sizes):
+        if not peer.one_place and any(peer.takes("float32", size) for size in sizes):
             runs[peer.name] = _repeat(peer, buffers)
             if peer.sums:
                 arrays = [buffer.array for buffer in buffers]
@@ -38,9 +42,10 @@ def gradients(job: Job, peers: Sequence[Contender], rounds: int) -> list[Result]
         if peer.name == OURS and has_torch():
             from .reduction import Reduction
 
-            reduction = Reduction(gradient_shapes())
-            runs[BUCKETS] = reduction.run
-            check(reduction.arrays(), reduction.run, job.rank, job.size, f"resnet50, {BUCKETS}")
+            for name in (BUCKETS, VIEWS):
+                reduction = Reduction(gradient_shapes(), name == VIEWS)
+                runs[name] = reduction.run
+                check(reduction.arrays(), reduction.run, job.rank, job.size, f"resnet50, {name}")
     samples = measure(job, runs, rounds)
     case = f"{len(sizes)} tensors, {sum(sizes) / 1e6:.0f} MB"
     return [Result("resnet50", case, name, samples[name].wall, nbytes=sum(sizes)) for name in runs]

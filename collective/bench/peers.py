@@ -9,13 +9,14 @@ from typing import Any
 from .. import ops
 from . import gloo
 from .buffers import Buffer
-from .job import Job
+from .job import Job, has_torch
 
 __all__ = ["OURS", "PEERS", "Contender", "contenders"]
 
 OURS = "ours"
-PEERS = ("fp16", "bf16", "mpi", "mpi-pieces", "gloo", "memcpy")
-"""What --peers takes: ours with 16 bits on the wire; MPI_Allreduce in one call, and in pieces; gloo; a local copy."""
+PEERS = ("views", "fp16", "bf16", "mpi", "mpi-pieces", "gloo", "memcpy")
+"""What --peers takes: ours as an optimizer's bucket view; ours with 16 bits on the wire; MPI_Allreduce in one call, and
+in pieces; gloo; a local copy."""
 
 _PIECE_BYTES = 4 << 20
 
@@ -32,9 +33,16 @@ class Contender:
         self.name = name
         self.job = job
 
+    one_place = False
+    """It reduces memory of its own, always the same."""
+
     def takes(self, dtype: str, nbytes: int) -> bool:
         """Whether it can, and is not the same as another contender."""
         raise NotImplementedError
+
+    def array(self, buffer: Buffer) -> Any:
+        """What a bound call reduces."""
+        return buffer.array
 
     def bind(self, buffer: Buffer) -> Call:
         """A blocking call on this buffer, ready to be made many times."""
@@ -80,6 +88,37 @@ class _Ours(Contender):
                 handle.wait()
 
         return run
+
+
+class _Views(Contender):
+    """One gradient in a bucket, reduced in place by an optimizer's step() that does nothing else."""
+
+    one_place = True
+
+    def __init__(self, name: str, job: Job) -> None:
+        super().__init__(name, job)
+        self._made: dict[tuple[str, int], Any] = {}
+
+    def takes(self, dtype: str, nbytes: int) -> bool:
+        return has_torch()
+
+    def _reduction(self, buffer: Buffer) -> Any:
+        import torch
+
+        from .reduction import Reduction
+
+        key = (buffer.dtype, buffer.nbytes)
+        if key not in self._made:
+            self._made.clear()  # one at a time: they are large
+            dtype = getattr(torch, buffer.dtype)
+            self._made[key] = Reduction([("p", (buffer.nbytes // dtype.itemsize,))], True, dtype)
+        return self._made[key]
+
+    def array(self, buffer: Buffer) -> Any:
+        return self._reduction(buffer).arrays()[0]
+
+    def bind(self, buffer: Buffer) -> Call:
+        return partial(self._reduction(buffer).run, 1)
 
 
 class _MPI(Contender):
@@ -148,7 +187,9 @@ def contenders(job: Job, chosen: Sequence[str]) -> list[Contender]:
     for name in PEERS:
         if name not in chosen:
             continue
-        if name == "fp16":
+        if name == "views":
+            made.append(_Views(f"{OURS} views", job))
+        elif name == "fp16":
             made.append(_Ours(f"{OURS} fp16", job, "fp16"))
         elif name == "bf16":
             made.append(_Ours(f"{OURS} bf16", job, "bf16"))

@@ -26,17 +26,26 @@ class Reduction:
     """Parameters with gradients, and an optimizer that reduces them by Sum and does nothing else.
 
     It is step() that is called, since synchronize() reduces but once between two steps when no backward comes between.
+
+    Args:
+        shapes: names and shapes of the parameters.
+        as_view: gradients are views of buckets, reduced in place; else they are copied into buckets and back.
+        dtype: of the parameters.
     """
 
-    def __init__(self, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-        self._parameters = [(name, torch.nn.Parameter(torch.zeros(shape))) for name, shape in shapes]
+    def __init__(
+        self, shapes: Sequence[tuple[str, tuple[int, ...]]], as_view: bool = False, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self._parameters = [(name, torch.nn.Parameter(torch.zeros(shape, dtype=dtype))) for name, shape in shapes]
         for _, parameter in self._parameters:
             parameter.grad = torch.zeros_like(parameter)
         self._optimizer = hvd.DistributedOptimizer(
             _NoUpdate([parameter for _, parameter in self._parameters]),
             named_parameters=self._parameters,
             op=hvd.Sum,
+            gradient_as_bucket_view=as_view,
         )
+        self._optimizer.step()  # agrees on buckets
 
     def arrays(self) -> list[Any]:
         """The gradients, each as one dimension."""

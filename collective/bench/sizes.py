@@ -87,14 +87,14 @@ def _measure(
     cold: bool | None = None,
 ) -> list[Result]:
     dtype, nbytes = buffers[0].dtype, buffers[0].nbytes
-    taking = [peer for peer in peers if peer.takes(dtype, nbytes)]
+    taking = [peer for peer in peers if peer.takes(dtype, nbytes) and not (peer.one_place and len(buffers) > 1)]
     turns = cycle(range(len(buffers)))  # of all contenders together, so that each finds what others used long ago
     runs = {}
     for peer in taking:
         runs[peer.name] = _rotate([peer.bind(buffer) for buffer in buffers], turns)
         if peer.sums:
             one = _rotate([peer.bind(buffers[0])], repeat(0))
-            check([buffers[0].array], one, job.rank, job.size, f"{workload}, {case}, {peer.name}")
+            check([peer.array(buffers[0])], one, job.rank, job.size, f"{workload}, {case}, {peer.name}")
     samples = measure(job, runs, rounds)
     return [Result(workload, case, name, samples[name].wall, nbytes=nbytes, dtype=dtype, cold=cold) for name in runs]
 

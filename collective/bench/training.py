@@ -44,8 +44,8 @@ _WAIT = 1.5  # backward's wait as a multiple of the communication
 def step(job: Job, rounds: int, with_gloo: bool) -> list[Result]:
     """ms per step of ResNet-50, batch 4 of 64 x 64 images and one torch thread per rank, SGD with momentum.
 
-    Contenders: the step without communication, DistributedOptimizer (also with bfloat16 on the wire), and
-    DistributedDataParallel over gloo with bucket views.
+    Contenders: the step without communication, DistributedOptimizer (also with gradients that stay in their buckets,
+    and with bfloat16 on the wire), and DistributedDataParallel over gloo with bucket views.
     """
     if not _ready(job, "step"):
         return []
@@ -54,6 +54,7 @@ def step(job: Job, rounds: int, with_gloo: bool) -> list[Result]:
     job.progress("step")
     torch.manual_seed(job.rank)  # so that gradients differ between ranks until they are reduced
     trainers = {"local": _Trainer(_resnet()), OURS: _Trainer(_resnet(), wrap=True)}
+    trainers[f"{OURS} views"] = _Trainer(_resnet(), wrap=True, as_view=True)
     trainers[f"{OURS} bf16"] = _Trainer(_resnet(), wrap=True, bf16=True)
     if with_gloo and gloo.connect(job):
         from torch.nn.parallel import DistributedDataParallel
@@ -140,26 +141,32 @@ def _waiting(seconds: float, rank: int) -> torch.nn.Module:
 class _Trainer:
     """A model, its optimizer, and one batch that it sees again and again."""
 
-    def __init__(self, model: torch.nn.Module, wrap: bool = False, bf16: bool = False) -> None:
+    def __init__(
+        self, model: torch.nn.Module, wrap: bool = False, bf16: bool = False, as_view: bool | None = None
+    ) -> None:
         import torch
 
         from .. import torch as hvd
 
         self._model = model
+        self._keeps_gradients = as_view is True
         self._images = torch.randn(_BATCH, 3, _PIXELS, _PIXELS)
         self._labels = torch.randint(1000, (_BATCH,))
         self._optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
         if wrap:
             compression = hvd.Compression.bf16 if bf16 else hvd.Compression.none
             self._optimizer = hvd.DistributedOptimizer(
-                self._optimizer, named_parameters=model.named_parameters(), compression=compression
+                self._optimizer,
+                named_parameters=model.named_parameters(),
+                compression=compression,
+                gradient_as_bucket_view=as_view,
             )
 
     def step(self) -> None:
         """Forward, backward, update."""
         from torch.nn import functional
 
-        self._optimizer.zero_grad()
+        self._optimizer.zero_grad(set_to_none=not self._keeps_gradients)
         output = self._model(self._images)
         loss: torch.Tensor = functional.cross_entropy(output, self._labels) if output.dim() == 2 else output.sum()
         loss.backward()  # type: ignore[no-untyped-call]

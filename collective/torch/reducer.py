@@ -214,6 +214,7 @@ class GradientReducer:
         if slot is None or not self.enabled:
             return
         slot.passes += 1
+        slot.retired = None
         if slot.ready or slot.passes < self.passes:
             return  # a pass too many makes the bucket stale, see synchronize()
         slot.ready = True
@@ -399,6 +400,7 @@ class GradientReducer:
                 continue
             if slot.view is not None and (target is None or _owns_storage(target)):
                 p.grad = slot.view
+                slot.retired = target
                 targets.append(0)
                 continue
             if target is None:
