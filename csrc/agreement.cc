@@ -274,7 +274,7 @@ void Agreement::write_execution(const std::vector<Ready*>& bucket) {
       decisions_.put(ready->recurring ? NameForm::kNewId : NameForm::kPlain);
       decisions_.put_text(ready->name);
     }
-    decisions_.put_list(rows_differ(kind) && kind != Kind::kAlltoall ? ready->rows : std::vector<int64_t>());
+    decisions_.put_list(rows_differ(kind) ? ready->rows : std::vector<int64_t>());
   }
 }
 

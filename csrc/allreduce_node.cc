@@ -27,19 +27,6 @@ size_t chunk_bytes(size_t nbytes, int size, size_t depth, size_t most) {
 
 }  // namespace
 
-Lane::Lane(const SharedMemory& memory, size_t offset)
-    : rank_(memory.rank()),
-      size_(memory.size()),
-      packed_(memory, offset),
-      reduced_(memory, offset + kLineBytes),
-      unpacked_(memory, offset + 2 * kLineBytes),
-      sources_(static_cast<size_t>(size_)) {
-  if (offset % kLineBytes != 0 || offset + nbytes() > memory.nbytes())
-    throw Error(ErrorCode::kInternal,
-                "a lane at byte " + std::to_string(offset) + " of " + std::to_string(memory.nbytes()));
-  for (int rank = 0; rank < size_; ++rank) parts_.push_back(memory.part(rank) + offset);
-}
-
 AllreduceNode::AllreduceNode(Lane& lane, const AllreduceSpec& spec, std::vector<Slot> slots)
     : lane_(&lane),
       arithmetic_(scaling_of(spec, lane.size_).arithmetic),
@@ -77,29 +64,13 @@ bool AllreduceNode::pack() {
 
 // Reduces `range` of the chunk to the outputs; `keep`: and into the own staging area.
 void AllreduceNode::reduce_range(uint64_t chunk, Range range, bool keep) {
-  const size_t block_count = kBlockBytes / element_size_;
-  const size_t base = range_of(chunk).begin;
+  const size_t offset = (range.begin - range_of(chunk).begin) * element_size_;
   const auto self = static_cast<size_t>(lane_->rank_);
-  alignas(kLineBytes) std::byte block[kBlockBytes];  // for what has no better place
-  for (size_t begin = range.begin; begin < range.end; begin += block_count) {
-    const size_t end = std::min(range.end, begin + block_count), count = end - begin;
-    const size_t offset = (begin - base) * element_size_;
-    for (int rank = 0; rank < lane_->size_; ++rank)
-      lane_->sources_[static_cast<size_t>(rank)] = lane_->staging(rank, chunk) + offset;
-    if (const std::byte* in = slots_.packed_at(begin, end)) {
-      lane_->sources_[self] = in;
-    } else if (!short_) {
-      slots_.pack(block, begin, end);
-      lane_->sources_[self] = block;
-    }
-    std::byte* const out = slots_.unpacked_at(begin, end);
-    std::byte* const result = out != nullptr ? out : block;
-    reduce_ranks(arithmetic_, result, lane_->sources_.data(), lane_->size_, count);
-    // Not stored from registers, as in a bucket: a peer has these lines, memcpy takes them over without reading them.
-    // 2 ranks, 256 KiB 18 us so and 31 with stores, 4 MiB 280 and 460, 64 MiB 6.1 ms and 8.9.
-    if (keep) std::memcpy(lane_->staging(lane_->rank_, chunk) + offset, result, count * element_size_);
-    if (out == nullptr) slots_.unpack(begin, end, result);
-  }
+  for (size_t rank = 0; rank < lane_->sources_.size(); ++rank)
+    lane_->sources_[rank] = lane_->staging(static_cast<int>(rank), chunk) + offset;
+  std::byte* const kept = keep ? lane_->staging(lane_->rank_, chunk) + offset : nullptr;
+  if (!short_) lane_->sources_[self] = nullptr;
+  slots_.reduce(arithmetic_, lane_->sources_, self, range.begin, range.end, kept);
 }
 
 bool AllreduceNode::reduce_own() {

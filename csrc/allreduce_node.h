@@ -30,38 +30,12 @@
 #include <string>
 #include <vector>
 
+#include "lane.h"
 #include "node.h"
 #include "operation.h"
 #include "slots.h"
 
 namespace collective {
-
-// Operations take turns in a lane, in one order on all ranks: that of their construction. They may overlap there.
-class Lane {
- public:
-  // What it takes of each rank's part of the memory.
-  static constexpr size_t nbytes() { return kStaging + kDepth * kChunkBytes; }
-  // The lane at `offset` (of whole lines) of every part. The memory must outlive it, and serve no other lane there.
-  Lane(const SharedMemory& memory, size_t offset);
-
- private:
-  friend class AllreduceNode;
-  static constexpr size_t kChunkBytes = size_t{1} << 20;  // at most
-  static constexpr size_t kDepth = 3;
-  static constexpr size_t kStaging = 4 * kLineBytes;  // behind the counters
-
-  std::byte* staging(int rank, uint64_t chunk) const {
-    return parts_[static_cast<size_t>(rank)] + kStaging + chunk % kDepth * kChunkBytes;
-  }
-
-  int rank_, size_;
-  std::vector<std::byte*> parts_;
-  // How many chunks each rank has packed (its staging may be read), reduced (its slice there may be read) and unpacked
-  // (it reads no staging of them any more).
-  Counters packed_, reduced_, unpacked_;
-  uint64_t reserved_ = 0;  // chunks that belong to the operations so far
-  std::vector<const void*> sources_;
-};
 
 class AllreduceNode final : public Operation {
  public:

@@ -127,7 +127,11 @@ class Counters {
   // Everything that this rank has read and written before is over for whoever sees the new value.
   void publish(uint64_t value) {
     own_ = value;
-    at(rank_).store(value, std::memory_order_release);  // pairs with the load in all_reached()
+    at(rank_).store(value, std::memory_order_release);  // pairs with the loads below
+  }
+  // Whether this rank has published at least `value`.
+  bool reached(int rank, uint64_t value) const {
+    return at(static_cast<size_t>(rank)).load(std::memory_order_acquire) >= value;  // pairs with publish()
   }
   // Whether every rank has published at least `value`. Goes on where it stopped the last time, so ask for one value
   // until it is reached, and for greater ones after.

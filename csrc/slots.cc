@@ -68,6 +68,33 @@ void Slots::unpack(size_t begin, size_t end, const std::byte* wire) const {
   });
 }
 
+void Slots::reduce(const Arithmetic& arithmetic, std::vector<const void*>& sources, size_t self, size_t begin,
+                   size_t end, std::byte* copy) const {
+  const size_t element_size = size_of(spec_.wire), block_count = kBlockBytes / element_size;
+  const auto* const staged = static_cast<const std::byte*>(sources[self]);
+  alignas(kLineBytes) std::byte block[kBlockBytes];  // for what has no better place
+  for (size_t at = begin, done = 0; at < end; at += block_count) {
+    const size_t count = std::min(block_count, end - at), nbytes = count * element_size;
+    if (const std::byte* in = packed_at(at, at + count)) {
+      sources[self] = in;
+    } else if (staged != nullptr) {
+      sources[self] = staged + done;
+    } else {
+      pack(block, at, at + count);
+      sources[self] = block;
+    }
+    std::byte* const out = unpacked_at(at, at + count);
+    std::byte* const result = out != nullptr ? out : block;
+    reduce_ranks(arithmetic, result, sources.data(), static_cast<int>(sources.size()), count);
+    // Not stored from registers, as in a bucket: a peer has these lines, memcpy takes them over without reading them.
+    // 2 ranks, 256 KiB 18 us so and 31 with stores, 4 MiB 280 and 460, 64 MiB 6.1 ms and 8.9.
+    if (copy != nullptr) std::memcpy(copy + done, result, nbytes);
+    if (out == nullptr) unpack(at, at + count, result);
+    for (const void*& source : sources) source = static_cast<const std::byte*>(source) + nbytes;
+    done += nbytes;
+  }
+}
+
 const std::byte* Slots::packed_at(size_t begin, size_t end) const {
   if (!unchanged_) return nullptr;
   const size_t i = find(begin);

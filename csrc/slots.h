@@ -30,6 +30,11 @@ class Slots {
   void pack_shared(std::byte* wire, size_t begin, size_t end) const;
   // Elements [begin, end) from the wire's type to where the slots want them.
   void unpack(size_t begin, size_t end, const std::byte* wire) const;
+  // Reduces all ranks' elements [begin, end) to where the slots want them, and, unless null, to `copy`. sources[rank]:
+  // that rank's elements in the wire's type; they move on to `end`. Those of `self` are taken from the slots where they
+  // lie there as they would be packed; null: wherever they lie.
+  void reduce(const Arithmetic& arithmetic, std::vector<const void*>& sources, size_t self, size_t begin, size_t end,
+              std::byte* copy) const;
 
   // Where elements [begin, end) lie, in one piece, just as they would be packed; null where they do not.
   const std::byte* packed_at(size_t begin, size_t end) const;

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import collective
-from matrix import DTYPES, check, kinds, lengths, make, same_on_all_ranks, values
+from matrix import DTYPES, check, kinds, lengths, make, same_on_all_ranks, transport, values  # noqa: F401
 from mpi_plugin import World
 
-pytestmark = pytest.mark.ranks(1, 2, 3, 4, 7)
+pytestmark = [pytest.mark.ranks(1, 2, 3, 4, 7), pytest.mark.usefixtures("transport")]
 
 
 def test_every_dtype_and_kind_from_every_root(world: World) -> None:

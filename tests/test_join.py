@@ -8,10 +8,10 @@ import collective
 import collective.torch as hvd
 from collective import Average, Max, Min, Product, Sum
 from data import fill
-from matrix import check
+from matrix import check, transport  # noqa: F401
 from mpi_plugin import World
 
-pytestmark = pytest.mark.ranks(1, 2, 3, 4)
+pytestmark = [pytest.mark.ranks(1, 2, 3, 4), pytest.mark.usefixtures("transport")]
 
 
 def still_there(world: World, step: int) -> list[int]:

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import collective
-from matrix import DTYPES, Values, check, kinds, make, values
+from matrix import DTYPES, Values, check, kinds, make, transport, values  # noqa: F401
 from mpi_plugin import World
 
-pytestmark = pytest.mark.ranks(1, 2, 3, 4)
+pytestmark = [pytest.mark.ranks(1, 2, 3, 4), pytest.mark.usefixtures("transport")]
 
 ROW = (3,)
 

@@ -5,10 +5,10 @@ import pytest
 
 import collective
 from collective import Average, Max, Sum
-from matrix import check, combinations, lengths, make, reduced, rounding, values
+from matrix import check, combinations, lengths, make, reduced, rounding, transport, values  # noqa: F401
 from mpi_plugin import World
 
-pytestmark = pytest.mark.ranks(1, 2, 3, 4)
+pytestmark = [pytest.mark.ranks(1, 2, 3, 4), pytest.mark.usefixtures("transport")]
 
 
 def part(whole: np.ndarray, world: World) -> np.ndarray:

@@ -1,9 +1,6 @@
-// The all-reduces inside a node (csrc/allreduce_node, csrc/allreduce_bucket_node) and their shared memory, without
-// Python.
+// The operations inside a node (csrc/*_node) and their shared memory, without Python.
 //
-//   mpicxx -std=c++20 -O2 -pthread -Icsrc tests/csrc/test_node.cc
-//   csrc/{shared_memory,slots,allreduce_node,allreduce_bucket_node}.cc
-//       csrc/{comm,allreduce,allreduce_doubling,ring}.cc csrc/reduce*.cc -o test_node
+//   mpicxx -std=c++20 -O2 -pthread -Icsrc tests/csrc/test_node.cc $(ls csrc/*.cc | grep -v bindings) -ldl -o test_node
 //   for n in 1 2 3 4 7; do mpirun -n $n --oversubscribe ./test_node [seed] || break; done
 //
 // With -fsanitize=thread, the ranks as threads of one process over one block of memory, for the counters' protocol:
@@ -30,7 +27,9 @@
 
 #include "allreduce_bucket_node.h"
 #include "allreduce_node.h"
+#include "exchange_node.h"
 #include "identity.h"
+#include "reduce_scatter_node.h"
 
 using namespace collective;
 
@@ -288,6 +287,215 @@ struct BucketRuns {
   }
 };
 
+// One operation other than all-reduce: what it is given, and what must come out.
+struct Movement {
+  enum Kind { kBroadcast, kAllgather, kGather, kScatter, kAlltoall, kReduceScatter, kKinds };
+  Kind kind;
+  int root;
+  std::vector<size_t> sizes;  // bytes or elements of each rank's part
+  AllreduceSpec spec{};       // of a reduce-scatter
+  unsigned salt = 0;
+  bool may_have_joined = true;
+
+  Case reduction{};
+  Bytes in{}, out{}, wanted{};
+  std::vector<int64_t> received{};
+  std::unique_ptr<Operation> operation{};
+
+  static Bytes bytes(size_t nbytes, int rank, unsigned salt) { return input(DType::kUInt8, nbytes, rank, salt); }
+  static Bytes cut(const Bytes& from, size_t begin, size_t end) {
+    return {from.begin() + static_cast<std::ptrdiff_t>(begin), from.begin() + static_cast<std::ptrdiff_t>(end)};
+  }
+  // Of an alltoall, in rows of 1 to 3 bytes, or of none.
+  size_t row_bytes() const { return salt % 4; }
+  std::vector<int64_t> splits(int rank) const {
+    std::vector<int64_t> splits(sizes.size());
+    for (size_t peer = 0; peer < sizes.size(); ++peer)
+      if ((salt + static_cast<size_t>(rank) * 3 + peer * 5) % 4 != 0)
+        splits[peer] = static_cast<int64_t>(sizes[static_cast<size_t>(rank)] / (1 + (peer + salt) % 3));
+    return splits;
+  }
+  static size_t sum(const std::vector<int64_t>& rows) {
+    size_t sum = 0;
+    for (const int64_t count : rows) sum += static_cast<size_t>(count);
+    return sum;
+  }
+
+  void start(const World& world, Lane& lane) {
+    const auto self = static_cast<size_t>(world.rank);
+    std::vector<size_t> offsets{0};
+    for (const size_t size : sizes) offsets.push_back(offsets.back() + size);
+    const size_t total = offsets.back();
+    const auto unwritten = [](size_t nbytes) { return Bytes(nbytes, std::byte{0xA5}); };
+    switch (kind) {
+      case kBroadcast: {
+        const bool joined = may_have_joined && world.rank != root && (salt + self) % 4 == 0;
+        out = world.rank == root ? bytes(total, root, salt) : unwritten(total);
+        wanted = joined ? out : bytes(total, root, salt);
+        operation = ExchangeNode::broadcast(lane, root, joined ? nullptr : out.data(), total);
+        break;
+      }
+      case kAllgather:
+      case kGather: {
+        const bool takes = kind == kAllgather || world.rank == root;
+        in = bytes(sizes[self], world.rank, salt);
+        out = unwritten(takes ? total : 0);
+        if (takes)
+          for (size_t rank = 0; rank < sizes.size(); ++rank) {
+            const Bytes part = bytes(sizes[rank], static_cast<int>(rank), salt);
+            wanted.insert(wanted.end(), part.begin(), part.end());
+          }
+        operation =
+            ExchangeNode::gather(lane, kind == kAllgather ? ExchangeNode::kAll : root, in.data(), out.data(), offsets);
+        break;
+      }
+      case kScatter: {
+        const Bytes all = bytes(total, root, salt);
+        if (world.rank == root) in = all;
+        out = unwritten(sizes[self]);
+        wanted = cut(all, offsets[self], offsets[self + 1]);
+        operation = ExchangeNode::scatter(lane, root, in.data(), out.data(), offsets);
+        break;
+      }
+      case kAlltoall: {
+        size_t most = 0;
+        for (int rank = 0; rank < world.size; ++rank) {
+          const std::vector<int64_t> theirs = splits(rank);
+          most = std::max(most, sum(theirs));
+          const Bytes all = bytes(sum(theirs) * row_bytes(), rank, salt);
+          const size_t begin = sum({theirs.begin(), theirs.begin() + world.rank}) * row_bytes();
+          const Bytes part = cut(all, begin, begin + static_cast<size_t>(theirs[self]) * row_bytes());
+          wanted.insert(wanted.end(), part.begin(), part.end());
+        }
+        const std::vector<int64_t> mine = splits(world.rank);
+        in = bytes(sum(mine) * row_bytes(), world.rank, salt);
+        operation = std::make_unique<AlltoallNode>(lane, in.data(), mine, most, row_bytes(),
+                                                   [this, unwritten](const std::vector<int64_t>& rows) {
+                                                     received = rows;
+                                                     out = unwritten(sum(rows) * row_bytes());
+                                                     return out.data();
+                                                   });
+        break;
+      }
+      case kReduceScatter: {
+        reduction = {spec, {total}, false, salt, true};
+        reduction.prepare(world);
+        const bool drops = may_have_joined && (salt + self) % 5 == 0;
+        out = unwritten(sizes[self] * size_of(spec.dtype));
+        wanted = out;
+        if (!drops)
+          convert(spec.dtype, wanted.data(), spec.wire,
+                  reduction.expected(0, world.size).data() + offsets[self] * size_of(spec.wire), sizes[self]);
+        operation = std::make_unique<ReduceScatterNode>(lane, spec, offsets, reduction.slots[0].in,
+                                                        drops ? nullptr : out.data());
+        break;
+      }
+      case kKinds: break;
+    }
+  }
+
+  void check(const World& world) const {
+    bool right = out == wanted;
+    if (kind == kAlltoall)
+      for (int rank = 0; rank < world.size; ++rank)
+        right &= received[static_cast<size_t>(rank)] == splits(rank)[static_cast<size_t>(world.rank)];
+    if (right) return;
+    std::string text = "wrong result: movement " + std::to_string(kind) + ", root " + std::to_string(root) + ", salt " +
+                       std::to_string(salt) + ", sizes";
+    for (const size_t size : sizes) text += " " + std::to_string(size);
+    fail(world, text);
+  }
+};
+
+// How the parts of the ranks may differ, from one size.
+std::vector<size_t> part_sizes(const World& world, size_t size, unsigned shape) {
+  std::vector<size_t> sizes(static_cast<size_t>(world.size), size);
+  for (size_t rank = 0; rank < sizes.size(); ++rank) {
+    if (shape % 4 == 1) sizes[rank] = size / (rank + 1);
+    if (shape % 4 == 2 && (rank + shape / 4) % 2 == 0) sizes[rank] = 0;
+    if (shape % 4 == 3 && rank + 1 < sizes.size()) sizes[rank] = rank;
+  }
+  return sizes;
+}
+
+// Every movement x size x shape, in one lane and several of them in it at a time.
+void test_movements(const World& world) {
+  SharedMemory memory = world.memory(Lane::nbytes());
+  Lane lane(memory, 0);
+  std::vector<size_t> sizes{0, 1, 2, 127, 128, 129, 5000};
+  const std::vector<size_t> large{64 << 10, 256 << 10, 1 << 20};
+  for (const size_t edge : world.is_threads ? std::vector<size_t>{64 << 10, 1 << 20} : large)
+    for (const int off : {-1, 0, 1}) sizes.push_back(edge + static_cast<size_t>(off));
+  std::vector<std::unique_ptr<Movement>> running;
+  unsigned salt = world.seed;
+  const auto finish_first = [&] {
+    finish(world, *running.front()->operation);
+    running.front()->check(world);
+    running.erase(running.begin());
+  };
+  for (const size_t size : sizes)
+    for (int kind = 0; kind < Movement::kKinds; ++kind)
+      for (unsigned shape = 0; shape < 4; ++shape) {
+        running.push_back(std::make_unique<Movement>());
+        Movement& movement = *running.back();
+        movement.kind = static_cast<Movement::Kind>(kind);
+        movement.salt = ++salt;
+        movement.root = static_cast<int>(salt % static_cast<unsigned>(world.size));
+        movement.sizes = part_sizes(world, size, shape + 4 * (salt % 2));
+        const std::vector<AllreduceSpec> specs = specs_of(world);
+        movement.spec = specs[salt % specs.size()];
+        movement.start(world, lane);
+        if (running.size() == 3) finish_first();
+      }
+  while (!running.empty()) finish_first();
+  if (!world.is_threads)  // every type and operator
+    for (const AllreduceSpec& spec : all_specs())
+      for (const size_t size : {size_t{7}, size_t{30'001}}) {
+        Movement movement{Movement::kReduceScatter, 0, part_sizes(world, size, ++salt), spec, salt};
+        movement.start(world, lane);
+        finish(world, *movement.operation);
+        movement.check(world);
+      }
+}
+
+// What each waits for, told while a peer does not come.
+void test_describe(const World& world) {
+  if (world.size == 1) return;
+  SharedMemory memory = world.memory(Lane::nbytes());
+  Lane lane(memory, 0);
+  const int last = world.size - 1;
+  const auto expect = [&](Operation& operation, const std::string& text) {
+    const auto start = std::chrono::steady_clock::now();
+    do {  // first for others, perhaps, that come later
+      if (operation.step() == Step::kDone) fail(world, "done without a peer");
+      if (std::chrono::steady_clock::now() - start > std::chrono::seconds(10))
+        fail(world, "says: " + operation.describe() + "; not: " + text);
+      std::this_thread::yield();
+    } while (operation.describe().find(text) == std::string::npos);
+  };
+  for (int kind = 0; kind < Movement::kKinds; ++kind)
+    for (const size_t size : {size_t{100}, size_t{2'000'000}}) {
+      Movement movement;
+      movement.kind = static_cast<Movement::Kind>(kind);
+      movement.root = last;
+      movement.salt = 1 + static_cast<unsigned>(world.size) * 4;
+      movement.sizes.assign(static_cast<size_t>(world.size), size);
+      movement.spec = {DType::kFloat32, DType::kFloat32, ReduceOp::kSum};
+      movement.may_have_joined = false;
+      movement.start(world, lane);
+      // A rank that only sends has to wait when its places are full.
+      const bool only_sends = movement.kind == Movement::kGather;
+      if (world.rank != last && (!only_sends || size > 100)) {
+        expect(*movement.operation, "waits for local rank " + std::to_string(last) + " to " +
+                                        (only_sends ? "make room for" : "pack") + " it");
+      }
+      world.barrier();
+      finish(world, *movement.operation);
+      movement.check(world);
+      world.barrier();
+    }
+}
+
 // Lanes and buckets all at once, stepped in another order and at another speed on every rank.
 void test_flight(const World& world) {
   Random agreed(world.seed + 1), own(world.seed * 31 + static_cast<unsigned>(world.rank));
@@ -299,7 +507,9 @@ void test_flight(const World& world) {
         std::make_unique<BucketRuns>(world, any_spec(agreed), odd_counts(agreed), world.is_threads ? 4 : 12));
   struct Flight {
     Case test;
-    std::unique_ptr<AllreduceNode> operation;
+    Movement movement;
+    std::unique_ptr<AllreduceNode> allreduce;  // or the movement's
+    Operation& operation() const { return allreduce ? *allreduce : *movement.operation; }
   };
   std::vector<std::unique_ptr<Flight>> flights;
   int to_launch = world.is_threads ? 60 : 250;
@@ -309,13 +519,24 @@ void test_flight(const World& world) {
     bool busy = to_launch > 0;
     if (to_launch > 0 && flights.size() < 8 && own() % 3 != 0) {  // same order of launches, another moment
       auto flight = std::make_unique<Flight>();
-      flight->test.spec = any_spec(agreed);
-      flight->test.counts = odd_counts(agreed);
-      flight->test.in_place = agreed() % 2 == 0;
-      flight->test.may_be_null = agreed() % 2 == 0;
-      flight->test.salt = ++salt;
-      flight->test.prepare(world);
-      flight->operation = std::make_unique<AllreduceNode>(lanes[agreed() % 2], flight->test.spec, flight->test.slots);
+      Lane& lane = lanes[agreed() % 2];
+      if (agreed() % 2 == 0) {
+        flight->test.spec = any_spec(agreed);
+        flight->test.counts = odd_counts(agreed);
+        flight->test.in_place = agreed() % 2 == 0;
+        flight->test.may_be_null = agreed() % 2 == 0;
+        flight->test.salt = ++salt;
+        flight->test.prepare(world);
+        flight->allreduce = std::make_unique<AllreduceNode>(lane, flight->test.spec, flight->test.slots);
+      } else {
+        Movement& movement = flight->movement;
+        movement.kind = static_cast<Movement::Kind>(agreed() % Movement::kKinds);
+        movement.root = static_cast<int>(agreed() % static_cast<unsigned>(world.size));
+        movement.sizes = part_sizes(world, agreed() % (agreed() % 4 == 0 ? 300'000 : 700), agreed() % 8);
+        movement.spec = any_spec(agreed);
+        movement.salt = ++salt;
+        movement.start(world, lane);
+      }
       flights.push_back(std::move(flight));
       --to_launch;
     }
@@ -328,8 +549,8 @@ void test_flight(const World& world) {
     busy |= !flights.empty();
     if (!flights.empty()) {
       const size_t i = own() % flights.size();
-      if (flights[i]->operation->step() == Step::kDone) {
-        flights[i]->test.check(world);
+      if (flights[i]->operation().step() == Step::kDone) {
+        flights[i]->allreduce ? flights[i]->test.check(world) : flights[i]->movement.check(world);
         flights.erase(flights.begin() + static_cast<std::ptrdiff_t>(i));
       }
     }
@@ -338,7 +559,7 @@ void test_flight(const World& world) {
     if (own() % 8 == 0) std::this_thread::yield();
     if (std::chrono::steady_clock::now() - start > std::chrono::seconds(120)) {
       std::string text = "hangs:";
-      for (const auto& flight : flights) text += "\n  lane: " + flight->operation->describe();
+      for (const auto& flight : flights) text += "\n  lane: " + flight->operation().describe();
       for (const auto& bucket : buckets)
         if (bucket->operation) text += "\n  bucket: " + bucket->operation->describe();
       fail(world, text);
@@ -389,7 +610,8 @@ void test_buckets(const World& world) {
 
 int run_all(const World& world) {
   const std::pair<const char*, void (*)(const World&)> tests[] = {
-      {"matrix", test_matrix}, {"buckets", test_buckets}, {"flight", test_flight}, {"back to back", test_back_to_back}};
+      {"matrix", test_matrix},     {"buckets", test_buckets}, {"movements", test_movements},
+      {"describe", test_describe}, {"flight", test_flight},   {"back to back", test_back_to_back}};
   for (const auto& [name, test] : tests) {
     const auto start = std::chrono::steady_clock::now();
     test(world);
