@@ -53,14 +53,15 @@ def start(
     size: int,
     arguments: Sequence[str],
     *,
+    program: str | Path = sys.executable,
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
     stdout: int | IO[str] | None = None,
     stderr: int | IO[str] | None = None,
 ) -> "subprocess.Popen[str]":
-    """Start `python arguments...` on `size` ranks; `env` is added to `environment()`; `end_job` ends it."""
+    """Start `program arguments...` on `size` ranks; `env` is added to `environment()`; `end_job` ends it."""
     return subprocess.Popen(
-        [*mpirun_command(), "-n", str(size), sys.executable, *arguments],
+        [*mpirun_command(), "-n", str(size), str(program), *arguments],
         env={**environment(), **(env or {})},
         cwd=cwd,
         stdin=subprocess.DEVNULL,
@@ -117,21 +118,22 @@ def run_ranks(
     timeout: float,
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
+    program: str | Path = sys.executable,
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a script, or the arguments of a python, on `size` ranks; for unmarked tests only.
+    """Run a script, or the arguments of a python (or of another `program`), on `size` ranks; for unmarked tests only.
 
     `env` is added to the environment. Gives mpirun's exit status, stdout and stderr, of all ranks together, whose
     lines may be mixed up unless each is one write. A job that takes longer than `timeout` seconds is ended, and
     the test fails with what the job printed.
     """
     arguments = [str(script)] if isinstance(script, str | Path) else [str(part) for part in script]
-    process = start(size, arguments, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start(size, arguments, program=program, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         end_job(process)
         stdout, stderr = process.communicate()
-        what = f"hang: {' '.join(arguments)} on {size} ranks exceeded {timeout:g} s"
+        what = f"hang: {' '.join([str(program), *arguments])} on {size} ranks exceeded {timeout:g} s"
         pytest.fail(f"{what}\n--- stdout\n{stdout}\n--- stderr\n{stderr}", pytrace=False)
     except BaseException:  # Ctrl-C
         end_job(process)

@@ -32,8 +32,8 @@ class Slot:
     strides: tuple[int, ...]  # of its elements in the bucket
     bucket: Bucket | None = None  # once the plan is open
     view: torch.Tensor | None = None  # of its elements in the bucket, where the gradient may be that
-    # The gradient that the view has replaced, until the next one comes: released all at once, their memory would go back
-    # to the system, and page faults would cost the next backward more than the copies that views save (ResNet-50:
+    # The gradient that the view has replaced, until the next one comes: released all at once, their memory would go
+    # back to the system, and page faults would cost the next backward more than the copies that views save (ResNet-50:
     # 13,000 to 17,000 faults a step, 25 ms, against 2,200).
     retired: torch.Tensor | None = None
     passes: int = 0  # backward passes in this round

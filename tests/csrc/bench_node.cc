@@ -1,10 +1,7 @@
 // Speed of the all-reduces inside a node against MPI_Allreduce and memcpy, in one run.
 //
-//   mpicxx -std=c++20 -O3 -pthread -Icsrc tests/csrc/bench_node.cc
-//   csrc/{shared_memory,slots,allreduce_node,allreduce_bucket_node}.cc
-//       csrc/{comm,allreduce,allreduce_doubling,ring}.cc csrc/reduce*.cc -o bench_node
-//   mpirun -n 2 --bind-to core ./bench_node [rounds [KiB ...]]
-//   mpirun -n 4 --oversubscribe ./bench_node
+//   mpirun -n 2 --bind-to core build/csrc/bench_node [rounds [KiB ...]]
+//   mpirun -n 4 --oversubscribe build/csrc/bench_node
 //
 // float32, Sum. All ways take turns within a round. Times in microseconds, of the slowest rank: the median of the
 // rounds, the best of them, and the median of the processor time, which is what there is to go by on a machine that

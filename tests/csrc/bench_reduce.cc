@@ -1,9 +1,8 @@
 // Speed of csrc/reduce against memcpy moving the same number of bytes (read + written), in one run on one core.
 //
-//   g++ -std=c++20 -O3 -Icsrc tests/csrc/bench_reduce.cc csrc/reduce.cc csrc/reduce_kernels*.cc -o bench_reduce
-//   ./bench_reduce [filter ...]
+//   build/csrc/bench_reduce [filter ...]
 //
-// A row is printed when its text contains every filter, for example: ./bench_reduce float16 64M avx2.
+// A row is printed when its text contains every filter, for example: bench_reduce float16 64M avx2.
 // ratio = time of the kernel / time of memcpy for as many bytes; the goal is at most 1.3. Buffers of 256K stay in L2,
 // where 16-bit types take more (they are bound by instructions, not by memory). "in place" is dst == srcs[0], what a
 // ring does; the others write to a buffer of their own.

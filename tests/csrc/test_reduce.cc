@@ -1,8 +1,7 @@
 // csrc/reduce against a naive scalar reference, in every instruction set that this processor has. No MPI.
 //
-//   g++ -std=c++20 -O3 -Icsrc tests/csrc/test_reduce.cc csrc/reduce.cc csrc/reduce_kernels*.cc -o test_reduce
-//   ./test_reduce                  exits with 1 and a message at the first difference
-//   ./test_reduce --exhaustive     all 2^32 float32 to both 16-bit types as well (minutes)
+//   build/csrc/test_reduce                  exits with 1 and a message at the first difference
+//   build/csrc/test_reduce --exhaustive     all 2^32 float32 to both 16-bit types as well (minutes)
 //
 // Every set has to give the reference's bits, so the sets agree among themselves. Only a NaN may be any NaN, because
 // which one comes out where two meet is the processor's choice; where just one goes in (convert), the sets must agree

@@ -1,0 +1,72 @@
+"""The engine's tests without Python, in tests/csrc: kernels, shared memory, and the protocols of its counters."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpirun import environment, run_ranks
+
+HERE = Path(__file__).parent / "csrc"
+BUILD = HERE.parents[1] / "build" / "csrc"
+
+pytestmark = pytest.mark.slow
+
+
+def mpicxx() -> str:
+    """As setup.py finds it."""
+    beside = Path(sys.executable).with_name("mpicxx")
+    found = os.environ.get("MPICXX") or (str(beside) if beside.exists() else shutil.which("mpicxx"))
+    if found is None:
+        pytest.skip("no mpicxx in $MPICXX, beside this Python or on PATH")
+    return found
+
+
+def build(name: str) -> Path:
+    """The program, compiled where it is missing or old."""
+    program = BUILD / name
+    command = ["make", "-s", "-C", HERE, f"-j{os.cpu_count()}", f"MPICXX={mpicxx()}", f"BUILD={BUILD}", program]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=570, check=False)
+    assert made.returncode == 0, made.stderr
+    assert "warning:" not in made.stderr, made.stderr
+    return program
+
+
+@pytest.fixture(scope="module")
+def thread_sanitizer(tmp_path_factory: pytest.TempPathFactory) -> None:
+    source = tmp_path_factory.mktemp("tsan") / "empty.cc"
+    source.write_text("int main() {}")
+    program = source.with_suffix("")
+    compiler = [mpicxx(), "-fsanitize=thread", source, "-o", program]
+    compiled = subprocess.run(compiler, capture_output=True, text=True, timeout=60, check=False)
+    if compiled.returncode != 0:
+        pytest.skip(f"the compiler has no thread sanitizer: {compiled.stderr}")
+    ran = subprocess.run([program], capture_output=True, text=True, timeout=60, check=False)
+    if ran.returncode != 0:  # for one, "unexpected memory mapping" with a kernel newer than the compiler
+        pytest.skip(f"the thread sanitizer does not run here: {ran.stderr}")
+
+
+def test_reduce_kernels_give_the_reference_bits_in_every_instruction_set() -> None:
+    result = subprocess.run([build("test_reduce")], capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "checks passed" in result.stdout
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("name", ["test_mail", "test_node"])
+def test_ranks_of_a_node_in_shared_memory(name: str, size: int) -> None:
+    result = run_ranks(size, ["1"], program=build(name), timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{size} ranks: " in result.stdout
+
+
+@pytest.mark.parametrize("name", ["test_mail", "test_node"])
+def test_threads_as_ranks_under_the_thread_sanitizer(name: str, thread_sanitizer: None) -> None:
+    command = [build(f"{name}_tsan"), "threads", "3", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=environment())
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "ThreadSanitizer" not in result.stderr, result.stderr
+    assert "3 threads: " in result.stdout
