@@ -175,9 +175,7 @@ class Call:
         shape, device = (v.shape, v.device) if v else ((), "cpu")
         return Descriptor(self.kind, shape, dtype, dtype, ReduceOp.Sum, 1.0, 1.0, root, device, "")
 
-    def submit(
-        self, what: Descriptor, source: View | None, target: View | None, splits: Sequence[int] = ()
-    ) -> Ticket:
+    def submit(self, what: Descriptor, source: View | None, target: View | None, splits: Sequence[int] = ()) -> Ticket:
         """Hand the operation to the engine."""
         return self.state.engine.submit(
             self.group,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import collective
 from collective import Average, Max, Min, Sum
 from data import fill
-from matrix import check
+from matrix import check, same_on_all_ranks, transport  # noqa: F401
 from mpi_plugin import World
 
 pytestmark = [pytest.mark.ranks(2, 3), pytest.mark.limit(180)]
@@ -81,6 +81,18 @@ def expected(o: dict[str, Any], world: World) -> Any:
     return np.concatenate(each) if o["kind"] == "allgather" or world.rank == root else None
 
 
+def wait_and_check(o: dict[str, Any], handle: Any, world: World) -> Any:
+    result = handle.wait()
+    wanted = expected(o, world)
+    if o["kind"] == "alltoall":
+        result = result[0]
+    if wanted is None:
+        assert result is None, o
+    else:
+        check(result, wanted, 1e-5 if o["op"] is Average else 0, o)
+    return result
+
+
 # Derandomised: all ranks must draw the same examples.
 @settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(operations=st.lists(operation, min_size=1, max_size=12), order=st.integers(0, 1000))
@@ -91,11 +103,35 @@ def test_any_order_of_submission_gives_numpys_results(
     random.Random(order * 10 + world.rank).shuffle(mine)
     handles = {number: submit(o, f"property.{number}", world) for number, o in mine}
     for number, o in enumerate(operations):
-        result = handles[number].wait()
-        wanted = expected(o, world)
-        if o["kind"] == "alltoall":
-            result = result[0]
-        if wanted is None:
-            assert result is None, o
-        else:
-            check(result, wanted, 1e-5 if o["op"] is Average else 0, o)
+        wait_and_check(o, handles[number], world)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(4)
+@pytest.mark.usefixtures("transport")
+def test_ten_thousand_operations_of_all_kinds(world: World) -> None:
+    """Dozens in flight, in another order on each rank, and a barrier now and then."""
+    agreed, own = random.Random(7), random.Random(world.rank)
+    summed = []
+    for batch in range(250):
+        operations = [
+            {
+                "kind": agreed.choice(KINDS),
+                "rows": agreed.choice([0, 1, 2, 5, 33, 700, 4097] if number % 10 else [30_000, 200_000]),
+                "dtype": agreed.choice(["float32", "float64", "int32"]),
+                "op": agreed.choice([Average, Sum, Min, Max]),
+                "root": agreed.randrange(4),
+                "salt": agreed.randrange(50),
+            }
+            for number in range(40)
+        ]
+        mine = list(enumerate(operations))
+        own.shuffle(mine)
+        handles = {number: submit(o, f"mixed.{number}", world) for number, o in mine}
+        for number, o in own.sample(mine, len(mine)):
+            result = wait_and_check(o, handles[number], world)
+            if o["kind"] == "allreduce" and batch % 10 == 0:
+                summed.append((number + 40 * batch, result))
+        if batch % 25 == 0:
+            collective.barrier()
+    same_on_all_ranks(world, (result for _, result in sorted(summed, key=lambda pair: pair[0])))

@@ -2,8 +2,6 @@
 //
 // Every message says who sent it, its number, and bytes that follow from both, so that one that is lost, out of order,
 // cut or mixed with another is seen.
-#include "mail.h"
-
 #include <unistd.h>
 
 #include <chrono>
@@ -14,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "mail.h"
 #include "world.h"
 
 using namespace collective;
@@ -163,9 +162,7 @@ void test_hang_up(const World& world) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return run(argc, argv,
-             {{"lengths", test_lengths},
-              {"flood", test_flood},
-              {"ping-pong", test_ping_pong},
-              {"hang up", test_hang_up}});
+  return run(
+      argc, argv,
+      {{"lengths", test_lengths}, {"flood", test_flood}, {"ping-pong", test_ping_pong}, {"hang up", test_hang_up}});
 }
