@@ -52,9 +52,11 @@ void Group::share_memory() {
   if (memory_) {
     lane_ = std::make_unique<Lane>(*memory_, 0);
     agreement_.use(std::make_unique<NodeMail>(*memory_, Lane::nbytes()));
-  } else if (rank() == 0) {
-    log_warning("the ranks of this node use MPI messages, which is slower: they cannot share memory: " + why);
+    return;
   }
+  static bool told = false;  // one warning for all process sets: the reason is that of the node
+  if (!std::exchange(told, true) && rank() == 0)
+    log_warning("the ranks of this node use MPI messages, which is slower: they cannot share memory: " + why);
 }
 
 void Group::submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {

@@ -54,14 +54,18 @@ def start(
     arguments: Sequence[str],
     *,
     program: str | Path = sys.executable,
+    under: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
     stdout: int | IO[str] | None = None,
     stderr: int | IO[str] | None = None,
 ) -> "subprocess.Popen[str]":
-    """Start `program arguments...` on `size` ranks; `env` is added to `environment()`; `end_job` ends it."""
+    """Start `under mpirun program arguments...` on `size` ranks, to be ended by `end_job`.
+
+    `under` is a command that runs mpirun; `env` is added to `environment()`.
+    """
     return subprocess.Popen(
-        [*mpirun_command(), "-n", str(size), str(program), *arguments],
+        [*under, *mpirun_command(), "-n", str(size), str(program), *arguments],
         env={**environment(), **(env or {})},
         cwd=cwd,
         stdin=subprocess.DEVNULL,
@@ -119,15 +123,16 @@ def run_ranks(
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
     program: str | Path = sys.executable,
+    under: Sequence[str] = (),
 ) -> "subprocess.CompletedProcess[str]":
     """Run a script, or the arguments of a python (or of another `program`), on `size` ranks; for unmarked tests only.
 
-    `env` is added to the environment. Gives mpirun's exit status, stdout and stderr, of all ranks together, whose
+    `env` is added to the environment; `under` is a command that runs mpirun. Gives mpirun's exit status, stdout and stderr, of all ranks together, whose
     lines may be mixed up unless each is one write. A job that takes longer than `timeout` seconds is ended, and
     the test fails with what the job printed.
     """
     arguments = [str(script)] if isinstance(script, str | Path) else [str(part) for part in script]
-    process = start(size, arguments, program=program, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start(size, arguments, program=program, under=under, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
