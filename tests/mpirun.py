@@ -132,7 +132,8 @@ def run_ranks(
     the test fails with what the job printed.
     """
     arguments = [str(script)] if isinstance(script, str | Path) else [str(part) for part in script]
-    process = start(size, arguments, program=program, under=under, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    process = start(size, arguments, program=program, under=under, env=env, cwd=cwd, stdout=pipe, stderr=pipe)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
