@@ -127,9 +127,9 @@ def run_ranks(
 ) -> "subprocess.CompletedProcess[str]":
     """Run a script, or the arguments of a python (or of another `program`), on `size` ranks; for unmarked tests only.
 
-    `env` is added to the environment; `under` is a command that runs mpirun. Gives mpirun's exit status, stdout and stderr, of all ranks together, whose
-    lines may be mixed up unless each is one write. A job that takes longer than `timeout` seconds is ended, and
-    the test fails with what the job printed.
+    `env` is added to the environment; `under` is a command that runs mpirun. Gives mpirun's exit status, stdout and
+    stderr, of all ranks together, whose lines may be mixed up unless each is one write. A job that takes longer than
+    `timeout` seconds is ended, and the test fails with what the job printed.
     """
     arguments = [str(script)] if isinstance(script, str | Path) else [str(part) for part in script]
     pipe = subprocess.PIPE
