@@ -67,7 +67,7 @@ def run(
 
 
 def test_a_small_dev_shm_is_no_limit(tmp_path: Path) -> None:
-    mount = "mount -t tmpfs -o size=64m tmpfs /dev/shm && exec \"$@\""
+    mount = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"'
     under = [*unshare("--mount"), "sh", "-c", mount, "sh"]
     stdout, stderr = run(tmp_path, under=under)
     assert "cannot share memory" not in stderr
