@@ -1,10 +1,11 @@
 """How a time is taken.
 
 A sample is the time of k back-to-back calls between two barriers, divided by k, and counts as the slowest rank's. k is
-such that a sample takes about a millisecond, which a busy machine may leave undisturbed. Contenders take turns: a round
-takes one sample of each, in another order every time, alike on all ranks: what a contender finds in caches, and which
-ranks are awake, depends on who came before it. So noise of the machine hits all alike, the median over rounds is what a
-user sees, the minimum is what the machine can do, and two contenders' samples of one round may be subtracted.
+such that a sample takes a few milliseconds, which a busy machine may leave undisturbed. As many that are not counted
+come before: what a contender finds in caches, and which ranks are awake, is of its own making, not that of who came
+before it. Contenders take turns: a round takes one sample of each, in another order every time, alike on all ranks. So
+noise of the machine hits all alike, the median over rounds is what a user sees, the minimum is what the machine can do,
+and two contenders' samples of one round may be subtracted.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Samples:
     cpu: list[float]
 
 
-def measure(job: Job, runs: Mapping[str, Run], rounds: int, sample_seconds: float = 0.001) -> dict[str, Samples]:
+def measure(job: Job, runs: Mapping[str, Run], rounds: int, sample_seconds: float = 0.003) -> dict[str, Samples]:
     """Time every run in turn; collective: all ranks pass the same runs in the same order.
 
     Args:
@@ -61,6 +62,7 @@ def measure(job: Job, runs: Mapping[str, Run], rounds: int, sample_seconds: floa
 
 
 def _sample(job: Job, run: Run, calls: int) -> tuple[float, float]:
+    run(calls)
     job.comm.Barrier()
     cpu = time.process_time()
     begin = time.perf_counter()
@@ -73,8 +75,7 @@ def _calibrate(job: Job, run: Run, sample_seconds: float) -> int:
     """The number of calls that a sample needs, alike on all ranks."""
     from mpi4py import MPI
 
-    run(1)  # connects, allocates, agrees on names
-    calls = 1
+    calls = 1  # and one before, which connects, allocates, agrees on names
     while True:
         wall, _ = _sample(job, run, calls)
         seconds: float = max(job.comm.allreduce(wall, MPI.MAX), 1e-9)

@@ -23,6 +23,10 @@ started: if it then turns out stale, all that is left is an error. So, unless th
 is a view from `synchronize()` until `zero_grad()` drops it; one that has not been dropped when the next backward adds
 to it is moved out of the bucket, and its results are copied from then on. Results are also copied into gradients that
 are part of a larger storage, since somebody may look for them there.
+
+Why this is the default: ResNet-50 on 2 ranks and 2 cores, added to a local step of 200 ms: 8 to 13 ms so; 12 to 22
+where results are always copied; 18 to 23 as views throughout, for which zero_grad() has to write zeros and backward to
+add to them, where it else hands over the tensor it has made.
 """
 
 from __future__ import annotations
