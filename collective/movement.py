@@ -356,4 +356,5 @@ def join(*, process_set: ProcessSet = global_process_set) -> int:
     ticket = state.engine.submit_join(group, "join")
     last: int = Handle(state.engine, ticket, None, lambda done: done.rows[0]).wait()
     state.restart_names(group)
+    process_set.joins += 1
     return process_set.ranks[last]

@@ -32,6 +32,7 @@ class ProcessSet:
         self._ranks: list[int] | None = None
         self._group: int | None = None
         self._comm: Any = None
+        self.joins = 0  # how often all its ranks have joined; for this package's modules
 
     @property
     def ranks(self) -> list[int]:
@@ -91,6 +92,7 @@ class ProcessSet:
     def _release(self) -> None:
         self.process_set_id = None
         self._ranks = self._group = self._comm = None
+        self.joins = 0
 
 
 global_process_set = ProcessSet([])

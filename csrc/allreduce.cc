@@ -9,7 +9,7 @@
 namespace collective {
 namespace {
 
-// Below this recursive doubling, above it the ring; see the table in docs/architecture.md.
+// Below this recursive doubling, which has fewer steps, above it the ring, which sends less.
 constexpr size_t kRingFromBytes = size_t{16} << 10;
 
 bool is_integer(DType dtype) {

@@ -121,13 +121,9 @@ Step AllreduceNode::step() {
 std::string AllreduceNode::describe() const {
   const uint64_t unpacked = lane_->unpacked_.own(), reduced = lane_->reduced_.own(), packed = lane_->packed_.own();
   if (unpacked < first_) return "waits in its lane behind another operation";
-  const auto waits = [](int rank, const char* stage, uint64_t chunk) {
-    return "waits for local rank " + std::to_string(rank) + " to " + stage + " chunk " + std::to_string(chunk);
-  };
-  std::string text = "chunk " + std::to_string(unpacked - first_) + " of " + std::to_string(end_ - first_) + ": ";
-  if (reduced > unpacked) return text + waits(lane_->reduced_.missing(), "reduce", unpacked);
-  if (packed > unpacked) return text + waits(lane_->packed_.missing(), "pack", unpacked);
-  return text + waits(lane_->unpacked_.missing(), "unpack", unpacked - Lane::kDepth);
+  if (reduced > unpacked) return Lane::waits_text(first_, end_, unpacked, lane_->reduced_.missing(), "reduce");
+  if (packed > unpacked) return Lane::waits_text(first_, end_, unpacked, lane_->packed_.missing(), "pack");
+  return Lane::waits_text(first_, end_, unpacked, lane_->unpacked_.missing(), "make room for");
 }
 
 }  // namespace collective

@@ -125,11 +125,24 @@ size_t Engine::add_group(MPI_Comm comm) {
 void Engine::remove_group(size_t number) {
   const Claim claim(*this);
   Group& group = *groups_.at(number);
-  group.leave();
-  drive([&] { return group.over(); });
-  if (failed()) return;
+  if (!failed()) {
+    group.leave();
+    const auto give_up = end_of_patience();
+    drive([&] { return group.over() || failed() || Clock::now() >= give_up; });
+  }
+  if (failed()) {
+    const std::lock_guard lock(mutex_);
+    throw *failure_;
+  }
+  if (!group.over()) throw Error(ErrorCode::kTimeout, "a rank of the process set does not leave it: " + group.describe());
   group.release();
   groups_[number].reset();
+}
+
+// For other ranks to leave: one whose engine has failed does not say that it does.
+Clock::time_point Engine::end_of_patience() const {
+  const auto patience = std::min<std::chrono::duration<double>>(limits_.timeout, std::chrono::hours(24));
+  return Clock::now() + std::chrono::duration_cast<Clock::duration>(patience);
 }
 
 std::shared_ptr<Ticket> Engine::submit(size_t group, std::string name, Submission work, bool caller_waits) {
@@ -200,10 +213,7 @@ bool Engine::shutdown() {
   if (!failed()) {
     for (const auto& group : groups_)
       if (group) group->leave();
-    // A rank whose engine has failed does not say that it leaves. Whoever has not left by then is waited for by
-    // MPI_Finalize.
-    const auto patience = std::min<std::chrono::duration<double>>(limits_.timeout, std::chrono::hours(24));
-    const auto give_up = Clock::now() + std::chrono::duration_cast<Clock::duration>(patience);
+    const auto give_up = end_of_patience();  // MPI_Finalize then waits for who has not left
     drive([&] { return over() || Clock::now() >= give_up; });
   }
   {

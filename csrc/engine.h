@@ -1,8 +1,8 @@
 // The background engine: takes submissions from any thread, makes progress on them, and wakes who waits.
 //
 // One thread at a time drives: either the engine's own, or a caller that waits for its operation and finds the engine
-// idle. So a blocking call costs no hand-over between threads (measured in docs/architecture.md), and while a script
-// computes, the engine's thread goes on. Only the driver calls MPI.
+// idle. So a blocking call costs no hand-over between threads, and while a script computes, the engine's thread goes on.
+// Only the driver calls MPI, but for the making of groups, on communicators of their own.
 //
 // Idle means asleep: with nothing in flight the thread wakes ten times a second to answer inquiries of other ranks.
 // Waiting for the network it spins for some microseconds, then sleeps in growing steps, so that compute keeps its core.
@@ -36,7 +36,8 @@ class Engine {
   // A group over other ranks beside the first one, which is number 0. Collective over `comm`; the numbers are this
   // rank's own. Groups do not wait for each other.
   size_t add_group(MPI_Comm comm);
-  // Collective over the group's ranks.
+  // Collective over the group's ranks. Throws the error that has stopped the engine, or kTimeout where a rank does not
+  // come, and then leaves MPI's resources as they are.
   void remove_group(size_t group);
 
   // Throws kDuplicateName when the name is in flight on this rank, kShutdown after shutdown(), and the error that
@@ -72,6 +73,7 @@ class Engine {
   template <typename Enough>
   void drive(const Enough& enough);
   bool failed();
+  Clock::time_point end_of_patience() const;
   bool progress();
   void take_submissions();
   void finish(Ticket& ticket, ErrorCode code, const std::string& text);

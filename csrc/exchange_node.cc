@@ -89,13 +89,9 @@ Step ExchangeNode::step() {
 std::string ExchangeNode::describe() const {
   const uint64_t unpacked = lane_->unpacked_.own(), packed = lane_->packed_.own();
   if (unpacked < first_ || packed < first_) return "waits in its lane behind another operation";
-  const auto waits = [this](uint64_t chunk, int rank, const char* stage) {
-    return "chunk " + std::to_string(chunk - first_) + " of " + std::to_string(end_ - first_) +
-           ": waits for local rank " + std::to_string(rank) + " to " + stage + " it";
-  };
   if (unpacked < end_ && next_ < unpacks_.size() && !lane_->packed_.reached(unpacks_[next_].source, unpacked + 1))
-    return waits(unpacked, unpacks_[next_].source, "pack");
-  return waits(packed, lane_->unpacked_.missing(), "make room for");
+    return Lane::waits_text(first_, end_, unpacked, unpacks_[next_].source, "pack");
+  return Lane::waits_text(first_, end_, packed, lane_->unpacked_.missing(), "make room for");
 }
 
 std::unique_ptr<ExchangeNode> ExchangeNode::broadcast(Lane& lane, int root, void* data, size_t nbytes) {

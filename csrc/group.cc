@@ -1,6 +1,7 @@
 #include "group.h"
 
 #include <algorithm>
+#include <atomic>
 #include <deque>
 #include <utility>
 
@@ -54,10 +55,16 @@ void Group::share_memory() {
     agreement_.use(std::make_unique<NodeMail>(*memory_, Lane::nbytes()));
     return;
   }
-  static bool told = false;  // one warning for all process sets: the reason is that of the node
-  if (!std::exchange(told, true) && rank() == 0)
+  static std::atomic<bool> told{false};  // one warning for all process sets: the reason is that of the node
+  if (!told.exchange(true) && rank() == 0)
     log_warning("the ranks of this node use MPI messages, which is slower: they cannot share memory: " + why);
 }
+
+struct Group::Plan {
+  SharedMemory memory;
+  std::deque<NodeBucket> buckets;   // by channel
+  std::weak_ptr<void> script = {};  // expires when this rank's script has let all its buckets go
+};
 
 void Group::submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
   const std::string name = ticket->name;
@@ -87,10 +94,12 @@ void Group::start(std::shared_ptr<Ticket> ticket, uint32_t number, std::vector<S
   running.keep = std::move(keep);
   running.tickets.push_back(std::move(ticket));
   if (channel.on_node) {
-    const std::shared_ptr<NodeBucket> bucket = channel.bucket.lock();
-    if (bucket == nullptr) throw Error(ErrorCode::kInternal, running.what + " was closed on this rank");
-    running.operation = std::make_unique<AllreduceBucketNode>(*bucket, channel.spec, std::move(slots));
-    if (running.keep == nullptr) running.keep = bucket;
+    const auto plan = plans_.find(channel.plan);
+    if (plan == plans_.end())
+      throw Error(ErrorCode::kInternal, running.what + ": all ranks had let its memory go");
+    running.operation = std::make_unique<AllreduceBucketNode>(plan->second->buckets[channel.number], channel.spec,
+                                                              std::move(slots));
+    if (running.keep == nullptr) running.keep = plan->second;
   } else {
     running.operation = std::make_unique<Allreduce>(data_, pool_, kFirstChannelTag + static_cast<int>(number),
                                                     channel.spec, std::move(slots), storage);
@@ -126,6 +135,7 @@ void Group::submit(std::shared_ptr<Ticket> ticket, JoinSubmission) {
     return;
   }
   join_ = std::move(ticket);
+  has_joined_ = true;
   agreement_.join();
 }
 
@@ -155,7 +165,7 @@ bool Group::progress() {
   }
   decisions_.clear();
   for (; !held_back_.empty() && tag_is_free(); held_back_.pop_front()) execute(held_back_.front());
-  if (join_ != nullptr) serve_demands();
+  if (has_joined_) serve_demands();
   moved |= step_running();
   const auto now = Clock::now();
   if (now >= next_check_) check_stalls(now);
@@ -207,40 +217,63 @@ void Group::execute(const Decision& decision) {
   for (const auto& ticket : running.tickets) finish_(*ticket, ErrorCode::kNone, {});
 }
 
+bool Group::is_let_go(uint64_t number) const {
+  const auto found = plans_.find(number);
+  if (found == plans_.end()) return true;
+  return found->second != nullptr && found->second->script.expired() &&
+         std::none_of(running_.begin(), running_.end(), [&](const Running& running) {
+           return running.channel >= 0 && channels_[static_cast<size_t>(running.channel)].plan == number;
+         });
+}
+
 // Memory for the buckets of one plan, a place for each in every rank's part.
 struct Group::Opening final : Operation {
   Opening(Group* group, uint32_t first, size_t count, size_t nbytes, std::shared_ptr<Ticket> ticket)
       : group(group),
         first(first),
         count(count),
+        number(group->opened_++),
         ticket(std::move(ticket)),
-        creation(group->data_, kFirstChannelTag + static_cast<int>(first), nbytes) {}
+        creation(group->data_, kFirstChannelTag + static_cast<int>(first), nbytes, let_go()) {
+    group->plans_[number] = nullptr;  // not let go before it is there
+  }
+
+  // Bit i: of the plan that was opened i + 1 before.
+  uint64_t let_go() const {
+    uint64_t bits = 0;
+    for (uint64_t i = 0; i < 64; ++i)
+      if (i < number && group->is_let_go(number - 1 - i)) bits |= uint64_t{1} << i;
+    return bits;
+  }
 
   Step step() override {
     const Step step = creation.step();
     if (step != Step::kDone) return step;
+    for (uint64_t i = 0; i < 64; ++i)
+      if ((creation.common_notes() >> i & 1) != 0) group->plans_.erase(number - 1 - i);
     for (size_t i = 0; i < count; ++i) group->channels_[first + i].open = true;
     auto memory = creation.take();
     if (!memory) {
+      group->plans_.erase(number);
       if (group->rank() == 0)
         log_warning("gradients travel in MPI messages, which is slower: no shared memory: " + creation.why());
       return Step::kDone;
     }
-    struct Plan {
-      SharedMemory memory;
-      std::deque<NodeBucket> buckets;
-    };
     const auto plan = std::make_shared<Plan>(Plan{std::move(*memory), {}});
+    // A count of its own, apart from that of the group's.
+    const auto script = std::make_shared<std::shared_ptr<Plan>>(plan);
+    plan->script = script;
     size_t offset = 0;
     for (size_t i = 0; i < count; ++i) {
       Channel& channel = group->channels_[first + i];
       plan->buckets.emplace_back(plan->memory, offset, channel.spec.wire, channel.count);
       offset += NodeBucket::nbytes(channel.spec.wire, channel.count);
-      ticket->buckets.emplace_back(plan, &plan->buckets.back());
-      channel.bucket = ticket->buckets.back();
-      if (group->join_ != nullptr) channel.kept = ticket->buckets.back();  // nobody here opened it
+      ticket->buckets.emplace_back(script, &plan->buckets.back());
+      channel.plan = number;
+      channel.number = i;
       channel.on_node = true;
     }
+    group->plans_[number] = plan;
     return Step::kDone;
   }
   std::string describe() const override { return creation.describe(); }
@@ -248,6 +281,7 @@ struct Group::Opening final : Operation {
   Group* group;
   uint32_t first;
   size_t count;
+  uint64_t number;  // of the plan
   std::shared_ptr<Ticket> ticket;
   SharedMemoryCreation creation;
 };
@@ -282,6 +316,7 @@ void Group::peer_joined(int peer) {
 }
 
 void Group::all_joined(int last) {
+  peer_joined(last);  // what this rank had started before it joined itself
   joined_.clear();
   if (join_ == nullptr) return;  // it has failed here: a rank has left
   join_->rows = {last};

@@ -36,7 +36,8 @@ class Group {
   bool progress();
   // Something is in flight here, so progress() should be called soon and again.
   bool busy() const {
-    return !pending_.empty() || !running_.empty() || !held_back_.empty() || join_ != nullptr || leaving_;
+    return !pending_.empty() || !running_.empty() || !held_back_.empty() || join_ != nullptr || leaving_ ||
+           !agreement_.sent();
   }
 
   // Orderly end: what runs may finish, what is not agreed fails, on the other ranks too; nothing may be submitted
@@ -79,17 +80,22 @@ class Group {
     AllreduceSpec spec;
     size_t count;  // elements
     uint32_t started = 0;
-    std::weak_ptr<NodeBucket> bucket;  // the owner is who opened the channel
-    std::shared_ptr<NodeBucket> kept;  // unless this rank had joined
-    bool on_node = false;
+    uint64_t plan = 0;     // that it was opened with
+    size_t number = 0;     // in that
+    bool on_node = false;  // the plan has memory
     bool open = false;  // its memory is decided on, so that it may run
   };
+  // The memory of channels that were opened together. It is needed until all ranks' scripts are done with it: where
+  // one has joined, its engine goes on for the others. So ranks tell each other, whenever they open new channels, which
+  // of the last 64 plans their scripts have let go, and release what all have.
+  struct Plan;
   // Channels whose memory is being made; their operation runs meanwhile.
   struct Opening;
 
   void share_memory();
 
   void execute(const Decision& decision);
+  bool is_let_go(uint64_t plan) const;
   // The operation that makes their memory; null when they have none in common.
   std::unique_ptr<Operation> open_channels(uint32_t first, const Descriptor& descriptor,
                                            std::shared_ptr<Ticket> ticket);
@@ -123,10 +129,13 @@ class Group {
   std::vector<Decision> decisions_;  // kept for its capacity
   std::deque<Decision> held_back_;   // agreed, but their tag is still in use here
   std::vector<Channel> channels_;
+  std::unordered_map<uint64_t, std::shared_ptr<Plan>> plans_;    // by number
+  uint64_t opened_ = 0;                                          // plans with memory, alike on all ranks
   std::vector<int> joined_;                                      // the other ranks that have joined
   std::vector<Inquiry::Demand> demands_;                         // of channels that are not open here yet
   std::vector<std::pair<int, std::vector<uint32_t>>> departed_;  // ranks that left, and the runs they had started
   std::shared_ptr<Ticket> join_;                                 // of this rank
+  bool has_joined_ = false;  // some time; a demand of that time may come after all others have joined as well
   std::unordered_map<int, std::shared_ptr<bool>> pair_over_;     // the last operation by pair tag and peer
   uint64_t executions_ = 0;                                      // agreed operations, alike on all ranks
   Clock::time_point next_check_;

@@ -89,12 +89,9 @@ Step ReduceScatterNode::step() {
 std::string ReduceScatterNode::describe() const {
   const uint64_t reduced = lane_->unpacked_.own(), packed = lane_->packed_.own();
   if (reduced < first_) return "waits in its lane behind another operation";
-  const auto waits = [this](uint64_t chunk, int rank, const char* stage) {
-    return "reduce-scatter, chunk " + std::to_string(chunk - first_) + " of " + std::to_string(end_ - first_) +
-           ": waits for local rank " + std::to_string(rank) + " to " + stage + " it";
-  };
-  if (packed > reduced) return waits(reduced, lane_->packed_.missing(), "pack");
-  return waits(packed, lane_->unpacked_.missing(), "make room for");
+  return "reduce-scatter, " +
+         (packed > reduced ? Lane::waits_text(first_, end_, reduced, lane_->packed_.missing(), "pack")
+                           : Lane::waits_text(first_, end_, packed, lane_->unpacked_.missing(), "make room for"));
 }
 
 }  // namespace collective

@@ -111,8 +111,9 @@ std::optional<SharedMemory> SharedMemory::try_create(const Comm& comm, int tag, 
   return creation.take();
 }
 
-SharedMemoryCreation::SharedMemoryCreation(const Comm& comm, int tag, size_t nbytes)
+SharedMemoryCreation::SharedMemoryCreation(const Comm& comm, int tag, size_t nbytes, uint64_t notes)
     : comm_(&comm), tag_(tag), nbytes_(nbytes) {
+  own_.notes = notes;
   const auto size = static_cast<size_t>(comm.size());
   reports_.resize(size);
   sends_.resize(size);
@@ -223,6 +224,7 @@ Step SharedMemoryCreation::step() {
       return Step::kMoved;
     case Phase::kOffers:
       if (!exchanged()) return Step::kIdle;
+      for (const Report& report : reports_) common_notes_ &= report.notes;
       for (const Report& report : reports_)
         if (report.nbytes != nbytes_)
           throw Error(ErrorCode::kInternal, "shared memory: one rank asked for " + std::to_string(nbytes_) +

@@ -75,7 +75,8 @@ class SharedMemory {
 // lasts. Its first step reserves the memory and touches it, at some 5 GB/s: the one step that is not short.
 class SharedMemoryCreation final : public Operation {
  public:
-  SharedMemoryCreation(const Comm& comm, int tag, size_t nbytes);
+  // notes: 64 bits that ranks tell each other on this occasion.
+  SharedMemoryCreation(const Comm& comm, int tag, size_t nbytes, uint64_t notes = 0);
   ~SharedMemoryCreation() override;
 
   Step step() override;
@@ -84,14 +85,17 @@ class SharedMemoryCreation final : public Operation {
   // Once done: the memory, or why there is none.
   std::optional<SharedMemory> take();
   const std::string& why() const { return why_; }
+  // And the notes that all ranks have given.
+  uint64_t common_notes() const { return common_notes_; }
 
  private:
   struct Report {
     uint64_t nbytes;
+    uint64_t notes;
     uint64_t cookie[2];
     int64_t pid;
     int32_t fd;
-    char failure[228];  // empty: all is well so far
+    char failure[220];  // empty: all is well so far
   };
   enum class Phase { kReserve, kOffers, kVerdicts, kDone };
 
@@ -109,6 +113,7 @@ class SharedMemoryCreation final : public Operation {
   Phase phase_ = Phase::kReserve;
   int fd_ = -1;
   Report own_{};
+  uint64_t common_notes_ = ~uint64_t{0};
   std::vector<Report> reports_;  // by rank
   std::vector<Request> sends_, receives_;
   size_t next_ = 0;                // of the peers, the first whose transfers are not known to be over

@@ -1,5 +1,7 @@
 """join(): ranks that run out of data help the others until these have run out too."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -77,3 +79,61 @@ def test_an_optimizers_buckets_go_on(world: World) -> None:
     model(torch.ones(1, 4)).sum().backward()
     optimizer.step()  # all are back, and in step
     check(next(iter(model.parameters())).grad, np.full((3, 4), 2.0), 1e-5)
+
+
+def one_bucket_each() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """Three gradients, two of which start during backward."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(5, 5, bias=False) for _ in range(3)))
+    for p in model.parameters():
+        torch.nn.init.ones_(p)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.0), model.named_parameters(), groups=3, op=Sum
+    )
+    return model, optimizer
+
+
+def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ranks: list[int], rank: int) -> None:
+    optimizer.zero_grad()
+    model(torch.full((1, 5), rank + 1.0)).sum().backward()
+    optimizer.step()
+    for p in model.parameters():
+        assert p.grad is not None and (p.grad == 25 * sum(r + 1 for r in ranks)).all(), (ranks, p.grad)
+
+
+def test_a_plan_that_was_opened_after_a_rank_had_joined(world: World) -> None:
+    model, optimizer = one_bucket_each()
+    everyone = list(range(world.size))
+    for _ in range(3):  # epochs
+        if world.rank != world.size - 1 or world.size == 1:
+            for _ in range(3):
+                step(model, optimizer, everyone[:-1] or everyone, world.rank)
+        hvd.join()
+        for _ in range(3):
+            step(model, optimizer, everyone, world.rank)
+
+
+def test_a_backward_without_a_step_before_join(world: World) -> None:
+    model, optimizer = one_bucket_each()
+    everyone = list(range(world.size))
+    for _ in range(3):
+        step(model, optimizer, everyone, world.rank)
+        if world.rank == 0:  # starts buckets that no other rank's script starts
+            model(torch.ones(1, 5)).sum().backward()
+        hvd.join()
+        for _ in range(3):
+            step(model, optimizer, everyone, world.rank)
+
+
+def test_an_optimizer_that_is_gone_before_the_others_are_through(world: World) -> None:
+    everyone = list(range(world.size))
+    for _ in range(3):
+        model, optimizer = one_bucket_each()
+        for _ in range(2):
+            step(model, optimizer, everyone, world.rank)
+        if world.rank == 0:
+            for _ in range(3):
+                step(model, optimizer, [0] if world.size > 1 else everyone, world.rank)
+        optimizer.zero_grad()
+        del model, optimizer
+        gc.collect()
+        hvd.join()

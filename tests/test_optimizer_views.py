@@ -1,5 +1,6 @@
 """Gradients that are views of the buckets in which they are reduced."""
 
+import contextlib
 import io
 from functools import partial
 from typing import Any
@@ -257,3 +258,69 @@ def test_buckets_come_in_the_order_of_gradients(world: World) -> None:
         layers = list(dict.fromkeys(name.split(".")[0] for bucket in plan for name in bucket))
         assert layers == ["1", "0", "2", "3"]
         assert len(set(map(str, world.comm.allgather(plan)))) == 1
+
+
+@pytest.mark.ranks(1, 2, 3)
+@pytest.mark.parametrize("as_view", [None, True])
+def test_gradients_that_data_was_assigned_to(world: World, as_view: bool | None) -> None:
+    """`p.grad.data = x`, as Module.to() does it: the same tensor object lies elsewhere then."""
+    p = torch.nn.Parameter(torch.zeros(50))
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD([p], lr=1.0), [("p", p)], gradient_as_bucket_view=as_view, op=hvd.Sum
+    )
+    total = 0.0
+    for step in range(8):
+        optimizer.zero_grad(set_to_none=step % 4 < 2)
+        if step >= 4 and p.grad is not None:
+            p.grad.data = p.grad.data.clone()  # before backward adds to it
+        (p * (world.rank + step)).sum().backward()
+        if step == 3:
+            p.grad.data = p.grad.data * 10
+        optimizer.step()
+        wanted = sum(rank + step for rank in range(world.size)) * (10 if step == 3 else 1)
+        assert (p.grad == wanted).all(), (step, p.grad[0], wanted)
+        total -= wanted
+        assert (p == total).all()
+        p.grad.data = p.grad.data.clamp(-1e6, 1e6)
+
+
+@pytest.mark.ranks(1, 2, 3)
+@pytest.mark.parametrize("as_view", [None, False])
+def test_another_dtype_with_gradients_kept(world: World, as_view: bool | None) -> None:
+    model = torch.nn.Linear(300, 300, bias=False).double()
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.0), model.named_parameters(), gradient_as_bucket_view=as_view
+    )
+    for dtype in (torch.float64, torch.float32, torch.float64):
+        model.to(dtype)
+        for _ in range(2):
+            optimizer.zero_grad(set_to_none=False)
+            model(torch.full((1, 300), world.rank + 1.0, dtype=dtype)).sum().backward()
+            optimizer.step()
+            assert model.weight.grad is not None and model.weight.grad.dtype == dtype
+            assert (model.weight.grad == (world.size + 1) / 2).all()
+
+
+@pytest.mark.ranks(2, 3)
+def test_parameters_that_change_after_an_error(world: World) -> None:
+    p, q = (torch.nn.Parameter(torch.zeros(20_000)) for _ in range(2))
+    with settings(EACH_ITS_OWN):
+        optimizer = hvd.DistributedOptimizer(
+            torch.optim.SGD([p], lr=0.0), [("p", p)], gradient_as_bucket_view=True, op=hvd.Sum
+        )
+        for extra in (False, True, True):
+            optimizer.zero_grad(set_to_none=False)
+            if extra and len(optimizer.param_groups) == 1:
+                optimizer.add_param_group({"params": [q]})
+            loss = p.sum() + (q.sum() if extra else 0)
+            loss.backward()
+            if not extra:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=False)
+                p.sum().backward()
+                p.sum().backward()  # a pass too many
+                with contextlib.suppress(collective.GradientChangedError):
+                    optimizer.synchronize()
+                continue
+            optimizer.step()
+            assert q.grad is not None and (q.grad == world.size).all()

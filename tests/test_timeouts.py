@@ -183,6 +183,41 @@ for step, _ in enumerate(train(3)):
     assert "rank 0: uncaught CollectiveTimeoutError" in done.stderr
 
 
+def test_a_process_set_can_be_removed_when_an_engine_has_stopped() -> None:
+    """An error on every rank, those whose engine goes on included: the others may not be waited for."""
+
+    script = """
+import os, time
+import torch
+import collective
+import collective.torch as hvd
+hvd.init()
+some = hvd.add_process_set([0, 1])
+p = torch.nn.Parameter(torch.zeros(3))
+optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p], lr=0.1), [("p", p)])
+p.sum().backward()
+optimizer.step()
+if hvd.rank() > 0:
+    time.sleep(4)
+else:
+    try:
+        p.sum().backward()
+        optimizer.step()
+    except collective.CollectiveTimeoutError:
+        pass
+try:
+    if hvd.rank() < 2:
+        hvd.remove_process_set(some)
+except collective.CollectiveTimeoutError as error:
+    print(f"rank {hvd.rank()}: {error}", flush=True)
+time.sleep((6, 1, 3)[hvd.rank()])  # mpirun ends the job with the first of them
+os._exit(0)
+"""
+    done = run_ranks(3, ["-c", script], 60, env={"COLLECTIVE_TIMEOUT": "2"})
+    assert "rank 0: the engine has stopped" in done.stdout, done.stdout + done.stderr
+    assert "rank 1: a rank of the process set does not leave it" in done.stdout, done.stdout + done.stderr
+
+
 def test_a_coordinator_that_is_stopped_is_noticed() -> None:
     """A process that stands still, engine and all, as one does whose machine has gone."""
     done = run_ranks(

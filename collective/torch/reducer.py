@@ -96,13 +96,15 @@ class GradientReducer:
         self._process_set = process_set
         self._groups = groups
         self._as_view = as_view
-        self._generation = 0
+        self._joins = process_set.joins
+        self._generation = 0  # of the plan, since then
         self._slots: dict[torch.nn.Parameter, Slot] = {}
         self._arrivals: dict[torch.nn.Parameter, None] = {}  # in this round, in order
         self._plan: list[Bucket] = []
         self._opened = False  # the ranks have agreed on the plan
         self._notes = Notes(0, 0)
-        self._hold = False  # the plan is no longer that of the parameters: start nothing during backward
+        # The plan is no longer that of the parameters: start nothing during backward. None: to be looked at.
+        self._hold: bool | None = None
         self._refused: list[Slot] = []  # whose gradients cannot travel
         self._hooked: set[torch.nn.Parameter] = set()
         # The parameters, which outlive this reducer, hold no reference to it.
@@ -134,6 +136,20 @@ class GradientReducer:
                 self._hooked.add(p)
                 self._hooks.append(p.register_post_accumulate_grad_hook(self._hook))  # type: ignore[no-untyped-call]
 
+    def _forget_plan_of_before_join(self) -> None:
+        """While a rank had joined, plans may have been opened that it knows nothing of, and buckets started here that
+        its own script never starts: all ranks begin anew."""
+        runs = [bucket.run for bucket in self._plan if bucket.run is not None]
+        self._begin_round()
+        self._plan = []
+        self._opened = False
+        for slot in self._slots.values():
+            slot.bucket = slot.view = None
+        self._joins = self._process_set.joins
+        self._generation = 0
+        for run in runs:  # in place, perhaps; those who had joined have taken part
+            run.wait()
+
     def _is_changed(self) -> bool:
         """Whether the parameters are no longer those of the plan."""
         parameters = self._parameters()
@@ -149,8 +165,9 @@ class GradientReducer:
             raise InvalidArgumentError(f"{self.label}: rank {runtime.rank()} is not in {self._process_set}")
         engine = runtime.current().engine
         self._generation += 1  # also where this fails, so that all ranks count alike
-        name = f"{self.label}.plan{self._generation}"
-        slots = self._agreed_order(engine, group, f"{self.label}.order{self._generation}")
+        number = f"{self._joins}.{self._generation}"
+        name = f"{self.label}.plan{number}"
+        slots = self._agreed_order(engine, group, f"{self.label}.order{number}")
         dealt = deal(slots, self._groups, runtime.current().config.fusion_threshold)
         number_of = {slot: number for number, members in enumerate(dealt) for slot in members}
         notes = Notes(len(dealt), len(slots))
@@ -192,6 +209,7 @@ class GradientReducer:
                 slot.bucket = bucket
                 if self._as_view is not False and wires[number] == dtypes[number] and counts[number][i] > 0:
                     slot.view = _view(core.place(i), slot)
+                    slot.place = slot.view.data_ptr()
         self._plan, self._notes = plan, notes
         self._opened = True
 
@@ -210,10 +228,9 @@ class GradientReducer:
     # ---- a round ----
 
     def _on_gradient(self, parameter: torch.nn.Parameter) -> None:
-        if not self._fresh:
-            self._fresh = True
-            # In-place buckets cannot be run again, so this must be known before.
-            self._hold = self._as_view is True and self._is_changed()
+        self._fresh = True
+        if self._joins != self._process_set.joins:
+            self._forget_plan_of_before_join()
         slot = self._slots.get(parameter)
         if slot is None or not self.enabled:
             return
@@ -227,13 +244,18 @@ class GradientReducer:
         if bucket is None:
             return  # nothing runs before the plan is agreed: backward must not wait for other ranks
         bucket.waiting -= 1
-        if bucket.waiting == 0 and bucket is not self._plan[-1] and not self._hold:
+        if bucket.waiting > 0 or bucket is self._plan[-1]:
+            return
+        if self._hold is None:
+            # In-place buckets cannot be run again, so this must be known before the first one starts.
+            self._hold = self._as_view is True and self._is_changed()
+        if not self._hold:
             self._start(bucket, [])
 
     def _gradient(self, slot: Slot) -> torch.Tensor | None:
         """The parameter's gradient as the engine can read it; None where there is none."""
         grad = slot.parameter.grad
-        if grad is None or grad is slot.view:
+        if grad is None or slot.holds(grad):
             return grad
         if grad.is_sparse:
             if not self._sparse_as_dense:
@@ -249,16 +271,17 @@ class GradientReducer:
     def _start(self, bucket: Bucket, notes: list[int]) -> None:
         pointers = []
         keep = []
-        given: list[tuple[torch.Tensor | None, int]] = []
+        given: list[tuple[torch.Tensor | None, int, int]] = []
         for slot in bucket.slots:
             grad = self._gradient(slot)
-            if grad is not None and grad is slot.view and not self._as_view:
+            if grad is not None and slot.holds(grad) and not self._as_view:
                 grad = slot.parameter.grad = grad.detach().clone()
                 slot.view = None
-            given.append((grad, -1 if grad is None else grad._version))
             if grad is None:
+                given.append((None, 0, 0))
                 pointers.append(0)
                 continue
+            given.append((grad, grad._version, grad.data_ptr()))
             if grad.stride() != slot.strides:
                 grad = torch.empty_strided(grad.shape, slot.strides, dtype=grad.dtype).copy_(grad.detach())
             keep.append(grad)
@@ -268,9 +291,10 @@ class GradientReducer:
         bucket.run = Handle(runtime.current().engine, ticket, keep, lambda _: None)
 
     def _is_stale(self, bucket: Bucket) -> bool:
+        now = [self._gradient(slot) for slot in bucket.slots]  # of all, for it may refuse some
         return any(
-            self._gradient(slot) is not grad or (grad is not None and grad._version != version)
-            for slot, (grad, version) in zip(bucket.slots, bucket.given, strict=True)
+            grad is not given or (grad is not None and (grad._version != version or grad.data_ptr() != pointer))
+            for grad, (given, version, pointer) in zip(now, bucket.given, strict=True)
         )
 
     def _finish_round(self, changed: bool) -> bool:
@@ -285,12 +309,13 @@ class GradientReducer:
         if changed:
             notes.append(told.changed)
             for slot in self._slots.values():  # out of the way of buckets that are about to run for the last time
-                if slot.view is None or slot.parameter.grad is not slot.view:
+                grad = slot.parameter.grad
+                if grad is None or not slot.holds(grad):
                     continue
                 assert slot.bucket is not None
                 if slot.bucket.run is not None:
                     notes.append(told.spoiled)
-                slot.parameter.grad = slot.view.detach().clone()
+                slot.parameter.grad = grad.detach().clone()
         for bucket in self._plan[:-1]:
             if bucket.run is None:
                 self._start(bucket, [])
@@ -298,7 +323,7 @@ class GradientReducer:
             grad = slot.parameter.grad
             if grad is None:
                 continue
-            if grad is slot.view:
+            if self._as_view and slot.holds(grad):
                 notes.append(told.in_place[slot.number])
             elif grad.is_sparse and not self._sparse_as_dense:
                 notes.append(told.sparse[slot.number])
@@ -375,6 +400,8 @@ class GradientReducer:
                     if p.grad is not None and p.grad.is_sparse:
                         p.grad = p.grad.to_dense()
             return
+        if self._joins != self._process_set.joins:
+            self._forget_plan_of_before_join()
         changed = self._is_changed()
         if self.synchronized and not self._on_any_rank(self._fresh or changed):
             return
@@ -389,8 +416,8 @@ class GradientReducer:
                 self._reduce_sparse()
         finally:
             self._begin_round()
+            self._fresh = False
         self.synchronized = True
-        self._fresh = False
 
     def _fetch(self, bucket: Bucket) -> None:
         """Results to `.grad`."""
@@ -399,10 +426,12 @@ class GradientReducer:
         for number, slot in enumerate(bucket.slots):
             p = slot.parameter
             target = p.grad
-            if (target is not None and target is slot.view) or not self._is_reduced(bucket, number):
+            if slot.holds(target) or not self._is_reduced(bucket, number):
                 targets.append(0)
                 continue
             if slot.view is not None and (target is None or _owns_storage(target)):
+                if not slot.holds(slot.view):
+                    slot.view = _view(bucket.core.place(number), slot)
                 p.grad = slot.view
                 slot.retired = target
                 targets.append(0)
@@ -461,6 +490,7 @@ class GradientReducer:
             slot.passes = 0
             slot.ready = False
         self._arrivals = {}
+        self._hold = None
 
 
 def _remove(hooks: list[Any]) -> None:

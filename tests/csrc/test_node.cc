@@ -182,7 +182,7 @@ std::vector<size_t> all_counts(const World& world, size_t element_size, bool lar
   return counts;
 }
 
-// Every dtype x op x count, in place and not, through one lane and through a bucket.
+// Every dtype x op x count, in place and not, through one lane.
 void test_matrix(const World& world) {
   SharedMemory memory = world.memory(Lane::nbytes());
   Lane lane(memory, 0);
@@ -571,16 +571,21 @@ void test_back_to_back(const World& world) {
 
 void test_buckets(const World& world) {
   Random agreed(world.seed + 2);
-  for (const AllreduceSpec& spec : specs_of(world)) {
-    std::vector<size_t> counts = odd_counts(agreed);
-    if (spec.op == ReduceOp::kAverage && !world.is_threads) counts.push_back(700'001);
+  const auto run = [&](const AllreduceSpec& spec, const std::vector<size_t>& counts) {
     BucketRuns runs(world, spec, counts, 3);
     while (runs.runs_left > 0) {
       runs.start(world, agreed());
       finish(world, *runs.operation);
       runs.check(world);
     }
+  };
+  for (const AllreduceSpec& spec : specs_of(world)) {
+    std::vector<size_t> counts = odd_counts(agreed);
+    if (spec.op == ReduceOp::kAverage && !world.is_threads) counts.push_back(700'001);
+    run(spec, counts);
   }
+  const AllreduceSpec floats{DType::kFloat32, DType::kFloat32, ReduceOp::kSum};
+  for (const size_t count : all_counts(world, sizeof(float), !world.is_threads)) run(floats, {count});
 }
 
 // The ways in which there is no memory, and what is said.
