@@ -97,7 +97,8 @@ def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ranks: list[i
     model(torch.full((1, 5), rank + 1.0)).sum().backward()
     optimizer.step()
     for p in model.parameters():
-        assert p.grad is not None and (p.grad == 25 * sum(r + 1 for r in ranks)).all(), (ranks, p.grad)
+        assert p.grad is not None
+        assert (p.grad == 25 * sum(r + 1 for r in ranks)).all(), (ranks, p.grad)
 
 
 def test_a_plan_that_was_opened_after_a_rank_had_joined(world: World) -> None:

@@ -297,7 +297,8 @@ def test_another_dtype_with_gradients_kept(world: World, as_view: bool | None) -
             optimizer.zero_grad(set_to_none=False)
             model(torch.full((1, 300), world.rank + 1.0, dtype=dtype)).sum().backward()
             optimizer.step()
-            assert model.weight.grad is not None and model.weight.grad.dtype == dtype
+            assert model.weight.grad is not None
+            assert model.weight.grad.dtype == dtype
             assert (model.weight.grad == (world.size + 1) / 2).all()
 
 
@@ -323,4 +324,5 @@ def test_parameters_that_change_after_an_error(world: World) -> None:
                     optimizer.synchronize()
                 continue
             optimizer.step()
-            assert q.grad is not None and (q.grad == world.size).all()
+            assert q.grad is not None
+            assert (q.grad == world.size).all()
