@@ -1,7 +1,8 @@
-"""Array kinds: the one place that knows NumPy from torch.
+"""Array kinds: the one place that knows NumPy from torch and CuPy.
 
 Elsewhere an array is a `View`: address, shape, element type, device. Frameworks are never imported here; an array of
-a framework means that its user has imported it.
+a framework means that its user has imported it. Other arrays come in by the protocols that they have: DLPack, CUDA's
+array interface.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ class View:
     dtype: DType
     device: str
     contiguous: bool
-    array: Any  # the array itself, or for a Python scalar the 0-d array made of it
+    array: Any  # the array itself, one that shares its memory, or for a Python scalar the 0-d array made of it
+    ordinal: int = -1  # the device's number, as CUDA_VISIBLE_DEVICES leaves it
+    stream: int = 0  # the caller's, on which work on the array may be queued
+    is_copy: bool = False
 
 
 def _torch() -> Any:
@@ -43,6 +47,11 @@ def _is_tensor(x: Any) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def _is_cupy(x: Any) -> bool:
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(x, cupy.ndarray)
+
+
 def view(x: Any) -> View:
     """Look at an array; raises UnsupportedTypeError for what no collective can take."""
     if isinstance(x, np.ndarray):
@@ -50,8 +59,31 @@ def view(x: Any) -> View:
     if _is_tensor(x):
         return _view_torch(x)
     if isinstance(x, (bool, int, float, complex, np.generic)):
-        return _view_numpy(np.array(x))
-    raise UnsupportedTypeError(f"expected a numpy.ndarray, a torch.Tensor or a number, got {type(x).__qualname__}")
+        v = _view_numpy(np.array(x))
+        v.is_copy = True
+        return v
+    if _is_cupy(x):
+        return _view_cupy(x)
+    if hasattr(x, "__cuda_array_interface__"):
+        return _view_cupy(_cupy(x).asarray(x))
+    if hasattr(x, "__dlpack__"):
+        on_host = x.__dlpack_device__()[0] == 1  # DLPack's kDLCPU
+        return _view_numpy(np.from_dlpack(x)) if on_host else _view_cupy(_cupy(x).from_dlpack(x))
+    raise UnsupportedTypeError(
+        f"expected a numpy.ndarray, a torch.Tensor, a cupy.ndarray, another array with __cuda_array_interface__ or "
+        f"__dlpack__, or a number, got {type(x).__qualname__}"
+    )
+
+
+def _cupy(x: Any) -> Any:
+    """CuPy, for arrays of others on a device: results are CuPy's."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise UnsupportedTypeError(
+            f"a {type(x).__qualname__} on a device needs CuPy, which cannot be imported: {error}"
+        ) from error
+    return cupy
 
 
 def _view_numpy(x: np.ndarray) -> View:
@@ -66,6 +98,14 @@ def _view_numpy(x: np.ndarray) -> View:
     return View(address_of(x), x.shape, dtype, "cpu", x.flags.c_contiguous, x)
 
 
+def _view_cupy(x: Any) -> View:
+    dtype = _BY_NAME.get(x.dtype.name)
+    if dtype is None or not x.dtype.isnative:
+        raise UnsupportedTypeError(f"dtype {x.dtype} of a cupy.ndarray is not supported; supported: {_supported()}")
+    stream = sys.modules["cupy"].cuda.get_current_stream(x.device.id)
+    return View(x.data.ptr, x.shape, dtype, "cuda", x.flags.c_contiguous, x, x.device.id, stream.ptr)
+
+
 def _view_torch(x: Any) -> View:
     dtype = _TORCH_DTYPES.get(x.dtype)
     if dtype is None:
@@ -74,12 +114,15 @@ def _view_torch(x: Any) -> View:
         dtype = _TORCH_DTYPES.get(x.dtype)
         if dtype is None:
             raise UnsupportedTypeError(f"dtype {x.dtype} of a torch.Tensor is not supported; supported: {_supported()}")
-    if not x.is_cpu:
-        raise UnsupportedTypeError(f"a tensor on device {x.device}: only CPU tensors are supported")
     if x.layout is not _torch().strided:
         raise UnsupportedTypeError(f"a torch.Tensor of layout {x.layout}: only strided tensors are supported")
     contiguous = x.is_contiguous() and not x.is_conj() and not x.is_neg()
-    return View(x.data_ptr(), tuple(x.shape), dtype, "cpu", contiguous, x)
+    if x.is_cpu:
+        return View(x.data_ptr(), tuple(x.shape), dtype, "cpu", contiguous, x)
+    if not x.is_cuda or _torch().version.hip is not None:
+        raise UnsupportedTypeError(f"a tensor on device {x.device}: only CPU and CUDA tensors are supported")
+    stream = _torch().cuda.current_stream(x.device).cuda_stream
+    return View(x.data_ptr(), tuple(x.shape), dtype, "cuda", contiguous, x, x.device.index, stream)
 
 
 def _supported() -> str:
@@ -92,6 +135,9 @@ def contiguous(v: View) -> View:
         return v
     if _is_tensor(v.array):
         return _view_torch(v.array.detach().resolve_conj().resolve_neg().contiguous())
+    if _is_cupy(v.array):
+        with v.array.device:
+            return _view_cupy(sys.modules["cupy"].ascontiguousarray(v.array))
     return _view_numpy(np.ascontiguousarray(v.array))
 
 
@@ -101,6 +147,9 @@ def empty_like(v: View, shape: tuple[int, ...] | None = None) -> View:
     if _is_tensor(v.array):
         torch = _torch()
         return _view_torch(torch.empty(shape, dtype=v.array.dtype, device=v.array.device))
+    if _is_cupy(v.array):
+        with v.array.device:
+            return _view_cupy(sys.modules["cupy"].empty(shape, dtype=v.array.dtype))
     return _view_numpy(np.empty(shape, dtype=v.array.dtype))
 
 
@@ -110,16 +159,22 @@ def copy(v: View) -> View:
         torch = _torch()
         source = v.array.detach()
         return _view_torch(source.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format))
+    if _is_cupy(v.array):
+        with v.array.device:
+            return _view_cupy(v.array.copy(order="C"))
     return _view_numpy(v.array.copy(order="C"))
 
 
 def from_bytes(data: np.ndarray, shape: tuple[int, ...], like: View) -> Any:
-    """An array of the same kind and dtype as `like` over the memory of a uint8 array, which it owns."""
+    """An array of the same kind, dtype and device as `like`, over a uint8 array's memory where that is the host's."""
     if _is_tensor(like.array):
         torch = _torch()
         if data.size == 0:  # has no memory to view
-            return torch.empty(shape, dtype=like.array.dtype)
-        return torch.from_numpy(data).view(like.array.dtype).reshape(shape)
+            return torch.empty(shape, dtype=like.array.dtype, device=like.array.device)
+        return torch.from_numpy(data).view(like.array.dtype).reshape(shape).to(like.array.device)
+    if _is_cupy(like.array):
+        with like.array.device:
+            return sys.modules["cupy"].asarray(data.view(like.array.dtype).reshape(shape))
     return data.view(like.array.dtype).reshape(shape)
 
 

@@ -295,6 +295,8 @@ def _pair(x: Any, sends: bool, peer_rank: int, tag: int, process_set: ProcessSet
         tag,
         v.pointer,
         caller_waits,
+        v.ordinal,
+        v.stream,
     )
     return call.handle(ticket, v.array, lambda _: v.array)
 

@@ -112,11 +112,11 @@ class Call:
             v = arrays.view(x)
         except UnsupportedTypeError as error:
             raise UnsupportedTypeError(f"{self.where}, in place: {error}") from None
-        if v.array is not x:
+        if v.is_copy:
             raise UnsupportedTypeError(f"{self.where}: a {type(x).__qualname__} cannot be changed in place")
         if not v.contiguous:
             raise InvalidArgumentError(f"{self.where}: in place needs a contiguous array; make a copy first")
-        if isinstance(x, np.ndarray) and not x.flags.writeable:
+        if isinstance(v.array, np.ndarray) and not v.array.flags.writeable:
             raise InvalidArgumentError(f"{self.where}: in place needs a writeable array")
         return v
 
@@ -177,6 +177,7 @@ class Call:
 
     def submit(self, what: Descriptor, source: View | None, target: View | None, splits: Sequence[int] = ()) -> Ticket:
         """Hand the operation to the engine."""
+        at = source or target
         return self.state.engine.submit(
             self.group,
             self.full_name,
@@ -186,6 +187,8 @@ class Call:
             splits,
             self.name is not None,
             self.caller_waits,
+            at.ordinal if at else -1,
+            at.stream if at else 0,
         )
 
     def handle(self, ticket: Ticket, keep: Any, result: Any) -> Handle[Any]:

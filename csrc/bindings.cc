@@ -39,9 +39,14 @@ Descriptor describe(Kind kind, std::vector<int64_t> shape, DType dtype, DType wi
   return d;
 }
 
+// What is queued on the stream of an array's device; null for the host's arrays.
+std::shared_ptr<DeviceMark> mark_of(int device, uintptr_t stream) {
+  return device < 0 ? nullptr : Device::get(device).mark(stream);
+}
+
 std::shared_ptr<Ticket> submit(Engine& engine, size_t group, const std::string& name, Descriptor descriptor,
                                uintptr_t source, uintptr_t target, std::vector<int64_t> splits, bool recurring,
-                               bool caller_waits) {
+                               bool caller_waits, int device, uintptr_t stream) {
   int64_t rows = 0;
   const size_t count = descriptor.kind == Kind::kChannel ? 0 : descriptor.count();
   if (rows_differ(descriptor.kind)) rows = std::exchange(descriptor.shape.at(0), -1);
@@ -50,7 +55,8 @@ std::shared_ptr<Ticket> submit(Engine& engine, size_t group, const std::string& 
                                        {reinterpret_cast<const void*>(source), reinterpret_cast<void*>(target), count},
                                        rows,
                                        std::move(splits),
-                                       recurring},
+                                       recurring,
+                                       mark_of(device, stream)},
                        caller_waits);
 }
 
@@ -147,17 +153,19 @@ PYBIND11_MODULE(_core, m) {
            py::arg("shared_memory"), py::arg("cores"))
       .def_property_readonly("topology", &Engine::topology)
       .def("submit", &submit, py::arg("group"), py::arg("name"), py::arg("descriptor"), py::arg("source"),
-           py::arg("target"), py::arg("splits"), py::arg("recurring"), py::arg("caller_waits"))
+           py::arg("target"), py::arg("splits"), py::arg("recurring"), py::arg("caller_waits"), py::arg("device") = -1,
+           py::arg("stream") = 0)
       .def(
           "submit_pair",
           [](Engine& engine, size_t group, const std::string& name, Descriptor descriptor, bool sends, int peer,
-             int tag, uintptr_t data, bool caller_waits) {
+             int tag, uintptr_t data, bool caller_waits, int device, uintptr_t stream) {
             return engine.submit(group, name,
-                                 PairSubmission{sends, peer, tag, std::move(descriptor), reinterpret_cast<void*>(data)},
+                                 PairSubmission{sends, peer, tag, std::move(descriptor), reinterpret_cast<void*>(data),
+                                                mark_of(device, stream)},
                                  caller_waits);
           },
           py::arg("group"), py::arg("name"), py::arg("descriptor"), py::arg("sends"), py::arg("peer"), py::arg("tag"),
-          py::arg("data"), py::arg("caller_waits"))
+          py::arg("data"), py::arg("caller_waits"), py::arg("device") = -1, py::arg("stream") = 0)
       .def(
           "submit_join",
           [](Engine& engine, size_t group, const std::string& name) {
@@ -197,19 +205,27 @@ PYBIND11_MODULE(_core, m) {
            py::arg("notes"))
       .def(
           "start",
-          [](Bucket& bucket, const std::vector<uintptr_t>& tensors, const std::vector<size_t>& notes) {
-            return bucket.start(pointers<const void>(tensors), notes);
-          },
-          py::arg("tensors"), py::arg("notes"))
+          [](Bucket& bucket, const std::vector<uintptr_t>& tensors, const std::vector<size_t>& notes, int device,
+             uintptr_t stream) { return bucket.start(pointers<const void>(tensors), notes, mark_of(device, stream)); },
+          py::arg("tensors"), py::arg("notes"), py::arg("device") = -1, py::arg("stream") = 0)
       .def_property_readonly("total", &Bucket::total)
       .def("place", &place_of, py::arg("tensor"))
       .def("present", &Bucket::present)
       .def("noted", &Bucket::noted)
       .def(
           "fetch",
-          [](const Bucket& bucket, const std::vector<uintptr_t>& targets) { bucket.fetch(pointers<void>(targets)); },
-          py::arg("targets"), py::call_guard<py::gil_scoped_release>());
+          [](const Bucket& bucket, const std::vector<uintptr_t>& targets, int device, uintptr_t stream) {
+            bucket.fetch(pointers<void>(targets), mark_of(device, stream));
+          },
+          py::arg("targets"), py::arg("device") = -1, py::arg("stream") = 0, py::call_guard<py::gil_scoped_release>());
 
+  // (The names of the devices, why there are none.)
+  m.def("devices", [] {
+    std::string why;
+    std::vector<std::string> names;
+    for (int i = 0, count = Device::count(why); i < count; ++i) names.push_back(Device::get(i).name());
+    return std::pair(names, why);
+  });
   m.attr("PAIR_TAGS") = kPairTags;
   // ndarray.ctypes.data takes ten times as long.
   m.def("address_of", [](const py::array& array) { return reinterpret_cast<uintptr_t>(array.data()); });

@@ -1,7 +1,9 @@
 #include "bucket.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 namespace collective {
 namespace {
@@ -50,7 +52,8 @@ Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, u
   storage_->bucket = storage_->shared ? storage_->shared->storage() : storage_->own.data();
 }
 
-std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, const std::vector<size_t>& notes) {
+std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, const std::vector<size_t>& notes,
+                                      std::shared_ptr<DeviceMark> mark) {
   if (tensors.size() != counts_.size())
     throw Error(ErrorCode::kInvalid, "a bucket of " + std::to_string(counts_.size()) + " tensors was given " +
                                          std::to_string(tensors.size()));
@@ -66,8 +69,19 @@ std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, c
   for (const size_t note : notes)
     if (note < notes_) write_one(spec_.dtype, flags + (counts_.size() + note) * size_of(spec_.dtype));
   slots.push_back({flags, nullptr, flag_count()});
-  return engine_->submit(group_, name_, ChannelSubmission{channel_, std::move(slots), storage_->bucket, storage_},
-                         false);
+  ChannelSubmission run{channel_, std::move(slots), storage_->bucket, storage_};
+  if (mark != nullptr) {
+    Device& device = mark->device();
+    run.memory.push_back(device.pinned(offsets_.back() * size_of(spec_.dtype)));
+    for (size_t i = 0; i < counts_.size(); ++i) {
+      if (tensors[i] == nullptr) continue;
+      std::byte* const host = run.memory[0].data() + offsets_[i] * size_of(spec_.dtype);
+      run.loads.push_back({&device, const_cast<void*>(tensors[i]), host, counts_[i] * size_of(spec_.dtype)});
+      run.slots[i].in = host;
+    }
+    run.mark = std::move(mark);
+  }
+  return engine_->submit(group_, name_, std::move(run), false);
 }
 
 std::shared_ptr<std::byte> Bucket::place(size_t i) const {
@@ -80,7 +94,22 @@ bool Bucket::flag(size_t i) const {
   return std::any_of(flag, flag + element, [](std::byte b) { return b != std::byte{0}; });
 }
 
-void Bucket::fetch(const std::vector<void*>& targets) const {
+void Bucket::fetch(const std::vector<void*>& targets, std::shared_ptr<DeviceMark> mark) const {
+  if (mark == nullptr) return fetch_to_host(targets);
+  Device& device = mark->device();
+  PinnedMemory memory = device.pinned(offsets_.back() * size_of(spec_.dtype));
+  std::vector<void*> hosts(targets.size());
+  for (size_t i = 0; i < counts_.size(); ++i)
+    if (targets.at(i) != nullptr) hosts[i] = memory.data() + offsets_[i] * size_of(spec_.dtype);
+  fetch_to_host(hosts);
+  device.stores().wait(*mark);
+  for (size_t i = 0; i < counts_.size(); ++i)
+    if (targets[i] != nullptr) device.stores().copy(targets[i], hosts[i], counts_[i] * size_of(spec_.dtype));
+  const auto stored = device.stores().mark();
+  while (!stored->reached()) std::this_thread::sleep_for(std::chrono::microseconds(10));
+}
+
+void Bucket::fetch_to_host(const std::vector<void*>& targets) const {
   for (size_t i = 0; i < counts_.size(); ++i)
     if (targets.at(i) != nullptr)
       convert(spec_.dtype, targets[i], spec_.wire, storage_->bucket + offsets_[i] * size_of(spec_.wire), counts_[i]);

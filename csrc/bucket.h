@@ -27,8 +27,9 @@ class Bucket {
   size_t total() const { return offsets_.back() + flag_count(); }
 
   // Starts a run. tensors: by position, null where this rank has none; they stay valid until the ticket is finished.
-  // notes: the indices of those set here. The previous run must have finished.
-  std::shared_ptr<Ticket> start(const std::vector<const void*>& tensors, const std::vector<size_t>& notes);
+  // notes: the indices of those set here. mark: of tensors on a device. The previous run must have finished.
+  std::shared_ptr<Ticket> start(const std::vector<const void*>& tensors, const std::vector<size_t>& notes,
+                                std::shared_ptr<DeviceMark> mark = nullptr);
 
   // Where tensor i lies in the bucket, in the wire's type; shares the bucket's ownership. A run may be started from
   // there, without a copy; it leaves its result there.
@@ -38,11 +39,12 @@ class Bucket {
   // After the run: whether any rank had tensor i; whether any rank set note i; the results.
   bool present(size_t i) const { return flag(i); }
   bool noted(size_t i) const { return flag(counts_.size() + i); }
-  // targets: by tensor, null where the result is not wanted.
-  void fetch(const std::vector<void*>& targets) const;
+  // targets: by tensor, null where the result is not wanted. mark: of targets on a device; waits until they are stored.
+  void fetch(const std::vector<void*>& targets, std::shared_ptr<DeviceMark> mark = nullptr) const;
 
  private:
   bool flag(size_t i) const;
+  void fetch_to_host(const std::vector<void*>& targets) const;
   size_t flag_count() const { return counts_.size() + notes_; }
 
   struct Storage {

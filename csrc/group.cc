@@ -8,6 +8,7 @@
 #include "log.h"
 #include "operations.h"
 #include "pair.h"
+#include "staging.h"
 
 namespace collective {
 namespace {
@@ -73,12 +74,11 @@ void Group::submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
 }
 
 void Group::submit(std::shared_ptr<Ticket> ticket, ChannelSubmission submission) {
-  start(std::move(ticket), submission.channel, std::move(submission.slots), submission.storage,
-        std::move(submission.keep));
+  start(std::move(ticket), std::move(submission));
 }
 
-void Group::start(std::shared_ptr<Ticket> ticket, uint32_t number, std::vector<Slot> slots, void* storage,
-                  std::shared_ptr<void> keep) {
+void Group::start(std::shared_ptr<Ticket> ticket, ChannelSubmission submission) {
+  const uint32_t number = submission.channel;
   Channel& channel = channels_.at(number);
   Running running;
   running.what = "bucket '" + ticket->name + "'";
@@ -91,18 +91,25 @@ void Group::start(std::shared_ptr<Ticket> ticket, uint32_t number, std::vector<S
       finish_(*ticket, ErrorCode::kShutdown, running.what + ": " + left_text(peer));
       return;
     }
-  running.keep = std::move(keep);
+  running.keep = std::move(submission.keep);
   running.tickets.push_back(std::move(ticket));
   if (channel.on_node) {
     const auto plan = plans_.find(channel.plan);
     if (plan == plans_.end())
       throw Error(ErrorCode::kInternal, running.what + ": all ranks had let its memory go");
     running.operation = std::make_unique<AllreduceBucketNode>(plan->second->buckets[channel.number], channel.spec,
-                                                              std::move(slots));
+                                                              std::move(submission.slots));
     if (running.keep == nullptr) running.keep = plan->second;
   } else {
     running.operation = std::make_unique<Allreduce>(data_, pool_, kFirstChannelTag + static_cast<int>(number),
-                                                    channel.spec, std::move(slots), storage);
+                                                    channel.spec, std::move(submission.slots), submission.storage);
+  }
+  if (submission.mark != nullptr) {
+    std::vector<Staged::Part> parts(1);
+    parts[0].loads = std::move(submission.loads);
+    parts[0].operation = std::move(running.operation);
+    running.operation = std::make_unique<Staged>(std::vector{submission.mark}, std::move(submission.memory),
+                                                 std::move(parts));
   }
   for (const int peer : joined_) inquiry_.demand(peer, number, running.run);
   running_.push_back(std::move(running));
@@ -123,9 +130,11 @@ void Group::submit(std::shared_ptr<Ticket> ticket, PairSubmission submission) {
   running.tickets.push_back(std::move(ticket));
   std::shared_ptr<bool>& last = pair_over_[(submission.peer * kPairTags + submission.tag) * 2 + submission.sends];
   const auto over = std::make_shared<bool>(false);
-  running.operation =
-      std::make_unique<Pair>(data_, kFirstPairTag + 2 * submission.tag, submission.sends, submission.peer,
-                             submission.descriptor, submission.data, std::exchange(last, over), over);
+  const auto make = [&](void* data) {
+    return std::make_unique<Pair>(data_, kFirstPairTag + 2 * submission.tag, submission.sends, submission.peer,
+                                  submission.descriptor, data, std::exchange(last, over), over);
+  };
+  running.operation = submission.mark == nullptr ? make(submission.data) : make_staged(submission, make);
   running_.push_back(std::move(running));
 }
 
@@ -174,7 +183,7 @@ bool Group::progress() {
 
 bool Group::tag_is_free() const {
   return std::none_of(running_.begin(), running_.end(), [this](const Running& running) {
-    return running.agreed && running.number + kAgreedTags <= executions_;
+    return running.agreed && running.number + kAgreedTags < executions_ + kMostParts;
   });
 }
 
@@ -198,8 +207,8 @@ void Group::execute(const Decision& decision) {
       throw Error(ErrorCode::kInternal, "asked to execute '" + entry.name + "', which was not submitted here");
     }
     const Pending& task = held->back();
-    bucket.push_back(
-        {task.ticket.get(), &task.submission.descriptor, task.submission.data, &task.submission.splits, &entry.rows});
+    bucket.push_back({task.ticket.get(), &task.submission.descriptor, task.submission.data, &task.submission.splits,
+                      &entry.rows, task.submission.mark});
   }
   const Descriptor& d = *bucket[0].descriptor;
   running.phase = name_of(d.kind);
@@ -207,8 +216,12 @@ void Group::execute(const Decision& decision) {
                  (bucket.size() > 1 ? " and " + std::to_string(bucket.size() - 1) + " fused with it" : "");
   running.agreed = true;
   running.number = executions_;
-  running.operation = d.kind == Kind::kChannel ? open_channels(decision.channel, d, held->front().ticket)
-                                               : make_operation({data_, pool_, next_tag(), lane_.get()}, bucket);
+  if (d.kind == Kind::kChannel)
+    running.operation = open_channels(decision.channel, d, held->front().ticket);
+  else if (is_staged(bucket))
+    running.operation = make_staged({data_, pool_, 0, lane_.get()}, [this] { return next_tag(); }, bucket);
+  else
+    running.operation = make_operation({data_, pool_, next_tag(), lane_.get()}, bucket);
   running.keep = held;
   if (running.operation != nullptr) {
     running_.push_back(std::move(running));
@@ -332,7 +345,8 @@ void Group::serve_demands() {
     while (channels_[demand.channel].started < demand.run) {
       auto ticket = std::make_shared<Ticket>();
       ticket->name = "of another rank, after join()";
-      start(std::move(ticket), demand.channel, {{nullptr, nullptr, channels_[demand.channel].count}}, nullptr, nullptr);
+      start(std::move(ticket),
+            {demand.channel, {{nullptr, nullptr, channels_[demand.channel].count}}, nullptr, nullptr});
     }
     return true;
   });

@@ -99,8 +99,7 @@ class Group {
   // The operation that makes their memory; null when they have none in common.
   std::unique_ptr<Operation> open_channels(uint32_t first, const Descriptor& descriptor,
                                            std::shared_ptr<Ticket> ticket);
-  void start(std::shared_ptr<Ticket> ticket, uint32_t channel, std::vector<Slot> slots, void* storage,
-             std::shared_ptr<void> keep);
+  void start(std::shared_ptr<Ticket> ticket, ChannelSubmission submission);
   bool tag_is_free() const;
   // Gives an operation up: first the transfers, then the memory that they work on.
   void drop(Running running, ErrorCode code, const std::string& text);

@@ -35,6 +35,17 @@ void copy(std::byte* target, const void* source, size_t nbytes) {
   if (nbytes > 0) std::memcpy(target, source, nbytes);
 }
 
+// In an alltoall all bytes but few are read once, so that a copy into shared memory on their way is a third of the work
+// with many ranks; MPI, where it may read its peers' memory, saves that. Measured, all of it with its agreement, lane
+// against messages: 2 ranks 1 MiB 57 us against 99, 16 MiB 1910 against 2400, 64 MiB 8390 against 9390; 4 ranks (on 2
+// cores) 1 MiB 230 against 340, 4 MiB 1240 against 1580, 16 MiB 5570 against 5190, 64 MiB 20.4 ms against 18.2. The
+// other operations are faster in the lane at all lengths.
+constexpr size_t kLongAlltoall = size_t{8} << 20;  // bytes that a rank sends, more than 2 ranks
+
+size_t most_rows(const Task& task) {
+  return static_cast<size_t>(*std::max_element(task.rows->begin(), task.rows->end()));
+}
+
 Made make_allreduce(const Place& place, const std::vector<Task>& bucket) {
   std::vector<Slot> slots;
   for (const Task& task : bucket) {
@@ -42,8 +53,7 @@ Made make_allreduce(const Place& place, const std::vector<Task>& bucket) {
     slots.back().count = task.descriptor->count();
   }
   const AllreduceSpec spec = spec_of(*bucket[0].descriptor);
-  // Adasum needs whole tensors, not slices of them.
-  if (place.lane != nullptr && spec.op != ReduceOp::kAdasum)
+  if (runs_in_lane(place, bucket))
     return std::make_unique<AllreduceNode>(*place.lane, spec, std::move(slots));
   return std::make_unique<Allreduce>(place.comm, place.pool, place.tag, spec, std::move(slots));
 }
@@ -74,13 +84,6 @@ Made make_allgather(const Place& place, const Task& task) {
                                 ticket.output.data(), std::move(offsets), Arithmetic{DType::kUInt8, ReduceOp::kSum});
 }
 
-// In an alltoall all bytes but few are read once, so that a copy into shared memory on their way is a third of the work
-// with many ranks; MPI, where it may read its peers' memory, saves that. Measured, all of it with its agreement, lane
-// against messages: 2 ranks 1 MiB 57 us against 99, 16 MiB 1910 against 2400, 64 MiB 8390 against 9390; 4 ranks (on 2
-// cores) 1 MiB 230 against 340, 4 MiB 1240 against 1580, 16 MiB 5570 against 5190, 64 MiB 20.4 ms against 18.2. The
-// other operations are faster in the lane at all lengths.
-constexpr size_t kLongAlltoall = size_t{8} << 20;  // bytes that a rank sends, more than 2 ranks
-
 Made make_alltoall(const Place& place, const Task& task) {
   const size_t row_bytes = row_elements(*task.descriptor) * size_of(task.descriptor->dtype);
   std::vector<int64_t> splits = *task.splits;
@@ -90,9 +93,8 @@ Made make_alltoall(const Place& place, const Task& task) {
     ticket->output = Buffer(row_offsets(received, row_bytes).back());
     return ticket->output.data();
   };
-  const auto most_rows = static_cast<size_t>(*std::max_element(task.rows->begin(), task.rows->end()));
-  if (place.lane != nullptr && (place.comm.size() == 2 || most_rows * row_bytes <= kLongAlltoall))
-    return std::make_unique<AlltoallNode>(*place.lane, task.data.in, splits, most_rows, row_bytes, allocate);
+  if (runs_in_lane(place, {task}))
+    return std::make_unique<AlltoallNode>(*place.lane, task.data.in, splits, most_rows(task), row_bytes, allocate);
   return std::make_unique<Alltoall>(place.comm, place.tag, task.data.in, std::move(splits), row_bytes, allocate);
 }
 
@@ -170,6 +172,20 @@ Made make_scatter(const Place& place, const Task& task) {
 }
 
 }  // namespace
+
+bool runs_in_lane(const Place& place, const std::vector<Task>& bucket) {
+  if (place.lane == nullptr) return false;
+  const Descriptor& d = *bucket[0].descriptor;
+  switch (d.kind) {
+    case Kind::kAllreduce: return d.op != ReduceOp::kAdasum;  // that needs whole tensors, not slices of them
+    case Kind::kAlltoall:
+      return place.comm.size() == 2 ||
+             most_rows(bucket[0]) * row_elements(d) * size_of(d.dtype) <= kLongAlltoall;
+    case Kind::kBarrier:
+    case Kind::kChannel: return false;
+    default: return true;
+  }
+}
 
 std::unique_ptr<Operation> make_operation(const Place& place, const std::vector<Task>& bucket) {
   const Task& task = bucket[0];

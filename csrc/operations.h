@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "allreduce_node.h"
+#include "device.h"
 #include "ticket.h"
 
 namespace collective {
@@ -16,6 +17,7 @@ struct Task {
   Slot data;
   const std::vector<int64_t>* splits;  // of an alltoall: rows for each rank
   const std::vector<int64_t>* rows;    // first dimension by rank, where it may differ
+  std::shared_ptr<DeviceMark> mark{};  // of an array on a device: what comes before
 };
 
 // Where an operation runs.
@@ -25,6 +27,9 @@ struct Place {
   int tag;
   Lane* lane;  // of the node's shared memory; null where the ranks do not share any
 };
+
+// Whether the operation goes through the lane, so that it has to be made in the agreed order.
+bool runs_in_lane(const Place& place, const std::vector<Task>& bucket);
 
 // The operation for a bucket of tasks (several for an all-reduce only); null when there is nothing to send. Tickets
 // get their `output` and `rows` where the operation's result has a size of its own.

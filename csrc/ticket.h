@@ -11,6 +11,7 @@
 #include "allreduce_bucket_node.h"
 #include "buffer.h"
 #include "descriptor.h"
+#include "staged.h"
 
 namespace collective {
 
@@ -38,6 +39,7 @@ struct NamedSubmission {
   int64_t rows;                 // first dimension on this rank, where it may differ between ranks
   std::vector<int64_t> splits;  // of an alltoall: rows for each rank
   bool recurring;               // the name will come again
+  std::shared_ptr<DeviceMark> mark{};  // of arrays on a device: what their user had queued before
 };
 
 // A send or a receive: runs when the peer has submitted its other half, matched in order per tag.
@@ -47,6 +49,7 @@ struct PairSubmission {
   int tag;  // 0 to kPairTags - 1
   Descriptor descriptor;
   void* data;
+  std::shared_ptr<DeviceMark> mark{};
 };
 inline constexpr int kPairTags = 1024;
 
@@ -59,6 +62,10 @@ struct ChannelSubmission {
   std::vector<Slot> slots;  // without outputs: the result stays in the storage
   void* storage;
   std::shared_ptr<void> keep;  // owns the storage
+  // Of tensors on a device: the slots are in this memory, loaded from there.
+  std::shared_ptr<DeviceMark> mark{};
+  std::vector<PinnedMemory> memory{};
+  std::vector<Staged::Copy> loads{};
 };
 
 using Submission = std::variant<NamedSubmission, ChannelSubmission, PairSubmission, JoinSubmission>;

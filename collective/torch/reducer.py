@@ -165,9 +165,9 @@ class GradientReducer:
             raise InvalidArgumentError(f"{self.label}: rank {runtime.rank()} is not in {self._process_set}")
         engine = runtime.current().engine
         self._generation += 1  # also where this fails, so that all ranks count alike
-        number = f"{self._joins}.{self._generation}"
-        name = f"{self.label}.plan{number}"
-        slots = self._agreed_order(engine, group, f"{self.label}.order{number}")
+        version = f"{self._joins}.{self._generation}"
+        name = f"{self.label}.plan{version}"
+        slots = self._agreed_order(engine, group, f"{self.label}.order{version}")
         dealt = deal(slots, self._groups, runtime.current().config.fusion_threshold)
         number_of = {slot: number for number, members in enumerate(dealt) for slot in members}
         notes = Notes(len(dealt), len(slots))

@@ -1,0 +1,81 @@
+#include "staged.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace collective {
+
+Staged::Staged(std::vector<std::shared_ptr<DeviceMark>> marks, std::vector<PinnedMemory> memory,
+               std::vector<Part> parts)
+    : marks_(std::move(marks)), memory_(std::move(memory)), parts_(std::move(parts)) {}
+
+Staged::~Staged() {
+  // Given up: what is queued will still be copied, to and from this memory, and MPI may still receive into it.
+  const auto under_way = [](const std::vector<Marks>& all) {
+    return std::any_of(all.begin(), all.end(), [](const Marks& marks) {
+      try {
+        return !reached(marks);
+      } catch (const Error&) {
+        return false;  // the device has failed and copies nothing any more
+      }
+    });
+  };
+  if (operation_ != nullptr || under_way(loaded_) || under_way(stored_))
+    for (PinnedMemory& memory : memory_) memory.leak();
+}
+
+Staged::Marks Staged::queue(const std::vector<Copy>& copies, bool loads) {
+  std::vector<Device*> devices;
+  for (const Copy& copy : copies) {
+    if (loads)
+      copy.device->loads().copy(copy.host, copy.array, copy.nbytes);
+    else
+      copy.device->stores().copy(copy.array, copy.host, copy.nbytes);
+    if (std::find(devices.begin(), devices.end(), copy.device) == devices.end()) devices.push_back(copy.device);
+  }
+  Marks marks;
+  for (Device* device : devices) marks.push_back((loads ? device->loads() : device->stores()).mark());
+  return marks;
+}
+
+bool Staged::reached(const Marks& marks) {
+  return std::all_of(marks.begin(), marks.end(), [](const auto& mark) { return mark->reached(); });
+}
+
+Step Staged::step() {
+  if (loaded_.empty() && !parts_.empty()) {
+    for (const auto& mark : marks_) {
+      mark->device().loads().wait(*mark);
+      mark->device().stores().wait(*mark);
+    }
+    for (const Part& part : parts_) loaded_.push_back(queue(part.loads, true));
+    return Step::kMoved;
+  }
+  bool moved = false;
+  for (; over_ < done_ && reached(stored_[over_]); ++over_) moved = true;
+  if (over_ == parts_.size()) return Step::kDone;
+  if (done_ == parts_.size() || (operation_ == nullptr && !reached(loaded_[done_])))
+    return moved ? Step::kMoved : Step::kIdle;
+  Part& part = parts_[done_];
+  if (operation_ == nullptr) operation_ = part.operation ? std::move(part.operation) : part.make();
+  const Step step = operation_ == nullptr ? Step::kDone : operation_->step();
+  if (step != Step::kDone) return moved ? Step::kMoved : step;
+  if (operation_ != nullptr && operation_->failure()) {
+    failure_ = operation_->failure();
+    return Step::kDone;
+  }
+  operation_.reset();
+  stored_.push_back(queue(part.stores, false));
+  ++done_;
+  return Step::kMoved;
+}
+
+std::string Staged::describe() const {
+  const std::string part = "part " + std::to_string(std::min(done_ + 1, parts_.size())) + " of " +
+                           std::to_string(parts_.size()) + " by way of the host: ";
+  if (operation_ != nullptr) return part + operation_->describe();
+  return part + (done_ == parts_.size() ? "waits for the device to store it"
+                                        : "waits for the device: for what its user queued before, or to load it");
+}
+
+}  // namespace collective

@@ -1,0 +1,133 @@
+#include "staging.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "ring.h"
+#include "staged.h"
+
+namespace collective {
+namespace {
+
+// Long enough that the copies of a part run at full speed, short enough that the first is soon on its way.
+constexpr size_t kPartBytes = size_t{4} << 20;
+
+// A task whose array is on the host, and which owns what it points to.
+struct HostTask {
+  Ticket* ticket;
+  Descriptor descriptor;
+  Slot data;
+  std::vector<int64_t> splits, rows;
+};
+
+bool is_elementwise(const Descriptor& d) {
+  return d.kind == Kind::kBroadcast ||
+         ((d.kind == Kind::kAllreduce || d.kind == Kind::kReduce) && d.op != ReduceOp::kAdasum);
+}
+
+size_t part_count(const std::vector<Task>& bucket) {
+  const Descriptor& d = *bucket[0].descriptor;
+  if (bucket.size() > 1 || !is_elementwise(d)) return 1;
+  return std::clamp(d.count() * size_of(d.dtype) / kPartBytes, size_t{1}, kMostParts);
+}
+
+size_t rows_here(const Descriptor& d, int size, int rank) {
+  const std::vector<size_t> offsets = even_offsets(static_cast<size_t>(d.shape[0]), 1, size);
+  return offsets[static_cast<size_t>(rank) + 1] - offsets[static_cast<size_t>(rank)];
+}
+
+// Elements of the array that the task writes.
+size_t out_count(const Task& task, const Place& place) {
+  const Descriptor& d = *task.descriptor;
+  if (task.data.out == nullptr) return 0;
+  if (d.kind != Kind::kReduceScatter || d.shape[0] == 0) return d.count();
+  return d.count() / static_cast<size_t>(d.shape[0]) * rows_here(d, place.comm.size(), place.comm.rank());
+}
+
+std::byte* offset(const void* data, size_t nbytes) {
+  return data == nullptr ? nullptr : static_cast<std::byte*>(const_cast<void*>(data)) + nbytes;
+}
+
+}  // namespace
+
+bool is_staged(const std::vector<Task>& bucket) { return bucket[0].descriptor->device != "cpu"; }
+
+std::unique_ptr<Operation> make_staged(const Place& place, const std::function<int()>& next_tag,
+                                       const std::vector<Task>& bucket) {
+  std::vector<std::shared_ptr<DeviceMark>> marks;
+  std::vector<PinnedMemory> memory;
+  std::vector<Staged::Part> parts(part_count(bucket));
+  std::vector<std::vector<HostTask>> tasks(parts.size());
+  for (const Task& task : bucket) {
+    const Descriptor& d = *task.descriptor;
+    const size_t element = size_of(d.dtype);
+    const bool loads = task.data.in != nullptr || (d.kind == Kind::kBroadcast && place.comm.rank() == d.root);
+    const size_t in = task.data.in != nullptr ? task.data.count : 0, out = out_count(task, place);
+    std::byte *host_in = nullptr, *host_out = nullptr;
+    Device* device = nullptr;
+    if (task.mark != nullptr) {
+      device = &task.mark->device();
+      marks.push_back(task.mark);
+      memory.push_back(device->pinned(std::max(in, out) * element));
+      // In one place: what is reduced is not needed any more.
+      host_in = memory.back().data();
+      if (d.kind == Kind::kReduceScatter) memory.push_back(device->pinned(out * element));
+      host_out = memory.back().data();
+    }
+    for (size_t i = 0; i < parts.size(); ++i) {
+      HostTask host{task.ticket, d, task.data, *task.splits, *task.rows};
+      host.descriptor.device = "cpu";
+      host.data.in = task.data.in == nullptr ? nullptr : host_in;
+      host.data.out = task.data.out == nullptr ? nullptr : host_out;
+      size_t begin = 0, in_here = in, out_here = out;
+      if (parts.size() > 1) {
+        const std::vector<size_t> ends = even_offsets(d.count(), 1, static_cast<int>(parts.size()));
+        begin = ends[i];
+        const size_t count = ends[i + 1] - begin;
+        in_here = std::min(in, count);
+        out_here = std::min(out, count);
+        host.descriptor.shape = {static_cast<int64_t>(count)};
+        host.data = {offset(host.data.in, begin * element), offset(host.data.out, begin * element), count};
+      }
+      if (device != nullptr && loads) {
+        const void* const from = task.data.in != nullptr ? task.data.in : task.data.out;
+        const size_t count = task.data.in != nullptr ? in_here : out_here;
+        parts[i].loads.push_back(
+            {device, offset(from, begin * element), host_in + begin * element, count * element});
+      }
+      if (device != nullptr && out_here > 0 && !(d.kind == Kind::kBroadcast && loads))
+        parts[i].stores.push_back(
+            {device, offset(task.data.out, begin * element), host_out + begin * element, out_here * element});
+      tasks[i].push_back(std::move(host));
+    }
+  }
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const auto make = [&comm = place.comm, &pool = place.pool, tag = next_tag(), lane = place.lane,
+                       host = std::move(tasks[i])] {
+      std::vector<Task> views;
+      for (const HostTask& task : host)
+        views.push_back({task.ticket, &task.descriptor, task.data, &task.splits, &task.rows, nullptr});
+      return make_operation({comm, pool, tag, lane}, views);
+    };
+    if (runs_in_lane(place, bucket))
+      parts[i].operation = make();
+    else
+      parts[i].make = make;
+  }
+  return std::make_unique<Staged>(std::move(marks), std::move(memory), std::move(parts));
+}
+
+std::unique_ptr<Operation> make_staged(const PairSubmission& pair,
+                                       const std::function<std::unique_ptr<Operation>(void* data)>& make) {
+  Device& device = pair.mark->device();
+  const size_t nbytes = pair.descriptor.count() * size_of(pair.descriptor.dtype);
+  std::vector<PinnedMemory> memory;
+  memory.push_back(device.pinned(nbytes));
+  std::vector<Staged::Part> parts(1);
+  const Staged::Copy copy{&device, pair.data, memory.back().data(), nbytes};
+  (pair.sends ? parts[0].loads : parts[0].stores).push_back(copy);
+  parts[0].operation = make(memory.back().data());
+  return std::make_unique<Staged>(std::vector{pair.mark}, std::move(memory), std::move(parts));
+}
+
+}  // namespace collective

@@ -1,0 +1,311 @@
+// A stand-in for the CUDA driver, for machines without a GPU: libcuda.so.1 with the functions that csrc/device.cc loads.
+//
+// It is as unforgiving as it can be. Device memory cannot be read or written at its address, only through copies; every
+// stream is a thread that takes its time, so that what does not wait for its events sees old data; copies take
+// page-locked host memory only; calls without a current context fail. What it cannot show: speed, kernels, and whatever
+// the real driver does otherwise.
+//
+//   STAND_IN_CUDA_DEVICES=2           how many there are
+//   STAND_IN_CUDA_FAIL=cuMemcpyAsync:3   the third call of this function fails, and so does every call after
+#include <sys/mman.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace {
+
+enum Result { kSuccess = 0, kInvalidValue = 1, kInvalidDevice = 101, kInvalidContext = 201, kNotReady = 600, kIllegalAddress = 700 };
+
+// What an event stands for: one recording of it.
+struct Recording {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool over = false;
+  void finish() {
+    const std::lock_guard lock(mutex);
+    over = true;
+    changed.notify_all();
+  }
+  void wait() {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [this] { return over; });
+  }
+  bool is_over() {
+    const std::lock_guard lock(mutex);
+    return over;
+  }
+};
+
+struct Event {
+  std::mutex mutex;
+  std::shared_ptr<Recording> last;  // null: never recorded
+};
+
+struct Stream {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::deque<std::function<void()>> queue;
+  std::mt19937 random;
+
+  explicit Stream(unsigned seed) : random(seed) {
+    std::thread([this] { run(); }).detach();  // for ever, as the process's others
+  }
+  void put(std::function<void()> work) {
+    const std::lock_guard lock(mutex);
+    queue.push_back(std::move(work));
+    changed.notify_all();
+  }
+  void run() {
+    for (;;) {
+      std::function<void()> work;
+      {
+        std::unique_lock lock(mutex);
+        changed.wait(lock, [this] { return !queue.empty(); });
+        work = std::move(queue.front());
+        queue.pop_front();
+      }
+      if (random() % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 1500));
+      work();
+    }
+  }
+};
+
+struct Block {
+  size_t nbytes;
+  std::byte* alias;  // where device memory can be reached; of host memory its own address
+  int device;        // -1: the host
+};
+
+struct World {
+  std::mutex mutex;
+  std::map<uintptr_t, Block> blocks;
+  std::map<uintptr_t, std::unique_ptr<Stream>> default_streams;
+  std::map<std::string, int> calls;
+  bool failed = false;
+  unsigned streams = 0;
+};
+
+World& world() {
+  static auto* const the_world = new World;
+  return *the_world;
+}
+
+thread_local std::vector<int> contexts;  // of devices; a context's handle is its device's number + 1
+
+int device_count() {
+  const char* const given = std::getenv("STAND_IN_CUDA_DEVICES");
+  return given != nullptr ? std::atoi(given) : 2;
+}
+
+bool fails(const char* function) {
+  World& w = world();
+  const std::lock_guard lock(w.mutex);
+  const char* const given = std::getenv("STAND_IN_CUDA_FAIL");
+  if (given != nullptr && !w.failed) {
+    const std::string text = given;
+    const size_t colon = text.find(':');
+    if (text.substr(0, colon) == function && ++w.calls[function] >= std::atoi(text.c_str() + colon + 1)) w.failed = true;
+  }
+  return w.failed;
+}
+
+#define STAND_IN_BEGIN(needs_context)                                  \
+  if (fails(__func__)) return kIllegalAddress;                         \
+  if ((needs_context) && contexts.empty()) return kInvalidContext
+
+// Where bytes can be copied from and to; null where the range is not wholly in one block.
+std::byte* reach(uintptr_t address, size_t nbytes) {
+  World& w = world();
+  const std::lock_guard lock(w.mutex);
+  auto after = w.blocks.upper_bound(address);
+  if (after == w.blocks.begin()) return nullptr;
+  const auto& [begin, block] = *--after;
+  return address - begin + nbytes <= block.nbytes ? block.alias + (address - begin) : nullptr;
+}
+
+Stream& stream_of(void* handle) {
+  const auto number = reinterpret_cast<uintptr_t>(handle);
+  if (number > 2) return *static_cast<Stream*>(handle);
+  World& w = world();
+  const std::lock_guard lock(w.mutex);
+  auto& stream = w.default_streams[number < 2 ? 0 : 2];
+  if (stream == nullptr) stream = std::make_unique<Stream>(++w.streams);
+  return *stream;
+}
+
+}  // namespace
+
+extern "C" {
+
+int cuInit(unsigned) { return device_count() > 0 ? kSuccess : 100; }
+int cuGetErrorName(int error, const char** name) {
+  *name = error == kIllegalAddress ? "CUDA_ERROR_ILLEGAL_ADDRESS" : "CUDA_ERROR";
+  return kSuccess;
+}
+int cuGetErrorString(int, const char** text) {
+  *text = "the stand-in's error";
+  return kSuccess;
+}
+int cuDriverGetVersion(int* version) {
+  *version = 13000;
+  return kSuccess;
+}
+int cuDeviceGetCount(int* count) {
+  *count = device_count();
+  return kSuccess;
+}
+int cuDeviceGet(int* device, int ordinal) {
+  if (ordinal < 0 || ordinal >= device_count()) return kInvalidDevice;
+  *device = ordinal;
+  return kSuccess;
+}
+int cuDeviceGetName(char* name, int length, int device) {
+  std::snprintf(name, static_cast<size_t>(length), "stand-in %d", device);
+  return kSuccess;
+}
+int cuDevicePrimaryCtxRetain(void** context, int device) {
+  *context = reinterpret_cast<void*>(static_cast<uintptr_t>(device) + 1);
+  return kSuccess;
+}
+int cuCtxPushCurrent_v2(void* context) {
+  contexts.push_back(static_cast<int>(reinterpret_cast<uintptr_t>(context)) - 1);
+  return kSuccess;
+}
+int cuCtxPopCurrent_v2(void** context) {
+  if (contexts.empty()) return kInvalidContext;
+  *context = reinterpret_cast<void*>(static_cast<uintptr_t>(contexts.back()) + 1);
+  contexts.pop_back();
+  return kSuccess;
+}
+
+int cuMemAlloc_v2(uintptr_t* address, size_t nbytes) {
+  STAND_IN_BEGIN(true);
+  void* const closed = mmap(nullptr, nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* const alias = mmap(nullptr, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (nbytes == 0 || closed == MAP_FAILED || alias == MAP_FAILED) return kInvalidValue;
+  std::memset(alias, 0xA5, nbytes);
+  *address = reinterpret_cast<uintptr_t>(closed);
+  const std::lock_guard lock(world().mutex);
+  world().blocks[*address] = {nbytes, static_cast<std::byte*>(alias), contexts.back()};
+  return kSuccess;
+}
+int cuMemFree_v2(uintptr_t address) {
+  STAND_IN_BEGIN(true);
+  const std::lock_guard lock(world().mutex);
+  const auto found = world().blocks.find(address);
+  if (found == world().blocks.end()) return kInvalidValue;
+  munmap(reinterpret_cast<void*>(address), found->second.nbytes);
+  mprotect(found->second.alias, found->second.nbytes, PROT_NONE);  // whoever still copies there is found out
+  world().blocks.erase(found);
+  return kSuccess;
+}
+int cuMemHostAlloc(void** data, size_t nbytes, unsigned) {
+  STAND_IN_BEGIN(true);
+  *data = std::aligned_alloc(4096, (nbytes + 4095) / 4096 * 4096);
+  std::memset(*data, 0x5A, nbytes);
+  const std::lock_guard lock(world().mutex);
+  world().blocks[reinterpret_cast<uintptr_t>(*data)] = {nbytes, static_cast<std::byte*>(*data), -1};
+  return kSuccess;
+}
+int cuPointerGetAttribute(void* value, int attribute, uintptr_t address) {
+  STAND_IN_BEGIN(false);
+  const std::lock_guard lock(world().mutex);
+  auto after = world().blocks.upper_bound(address);
+  if (attribute != 9 || after == world().blocks.begin()) return kInvalidValue;  // 9: the device's number
+  *static_cast<int*>(value) = (--after)->second.device;
+  return kSuccess;
+}
+
+int cuStreamCreate(void** stream, unsigned) {
+  STAND_IN_BEGIN(true);
+  unsigned seed = 0;
+  {
+    const std::lock_guard lock(world().mutex);
+    seed = ++world().streams;
+  }
+  *stream = new Stream(seed);
+  return kSuccess;
+}
+int cuMemcpyAsync(uintptr_t to, uintptr_t from, size_t nbytes, void* stream) {
+  STAND_IN_BEGIN(true);
+  std::byte* const target = reach(to, nbytes);
+  const std::byte* const source = reach(from, nbytes);
+  if (target == nullptr || source == nullptr) return kInvalidValue;
+  stream_of(stream).put([=] { std::memcpy(target, source, nbytes); });
+  return kSuccess;
+}
+int cuEventCreate(void** event, unsigned) {
+  STAND_IN_BEGIN(true);
+  *event = new Event;
+  return kSuccess;
+}
+int cuEventRecord(void* event, void* stream) {
+  STAND_IN_BEGIN(true);
+  auto recording = std::make_shared<Recording>();
+  {
+    auto* const e = static_cast<Event*>(event);
+    const std::lock_guard lock(e->mutex);
+    e->last = recording;
+  }
+  stream_of(stream).put([recording] { recording->finish(); });
+  return kSuccess;
+}
+int cuEventQuery(void* event) {
+  STAND_IN_BEGIN(true);
+  auto* const e = static_cast<Event*>(event);
+  const std::lock_guard lock(e->mutex);
+  return e->last == nullptr || e->last->is_over() ? kSuccess : kNotReady;
+}
+int cuStreamWaitEvent(void* stream, void* event, unsigned) {
+  STAND_IN_BEGIN(true);
+  std::shared_ptr<Recording> recording;
+  {
+    auto* const e = static_cast<Event*>(event);
+    const std::lock_guard lock(e->mutex);
+    recording = e->last;
+  }
+  if (recording != nullptr) stream_of(stream).put([recording] { recording->wait(); });
+  return kSuccess;
+}
+
+// ---- for tests: what kernels of a user would do ----
+
+// Queues a write of these bytes, which are kept.
+int standInWrite(uintptr_t to, const void* from, size_t nbytes, void* stream) {
+  std::byte* const target = reach(to, nbytes);
+  if (target == nullptr) return kInvalidValue;
+  const auto* const begin = static_cast<const std::byte*>(from);
+  stream_of(stream).put([target, bytes = std::vector<std::byte>(begin, begin + nbytes)] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    if (!bytes.empty()) std::memcpy(target, bytes.data(), bytes.size());
+  });
+  return kSuccess;
+}
+// Waits for the stream, then reads.
+int standInRead(void* to, uintptr_t from, size_t nbytes, void* stream) {
+  const std::byte* const source = reach(from, nbytes);
+  if (source == nullptr) return kInvalidValue;
+  const auto recording = std::make_shared<Recording>();
+  stream_of(stream).put([=] {
+    std::memcpy(to, source, nbytes);
+    recording->finish();
+  });
+  recording->wait();
+  return kSuccess;
+}
+
+}  // extern "C"

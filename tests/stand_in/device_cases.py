@@ -1,0 +1,233 @@
+"""Arrays on devices: run by test_device.py on ranks, with the stand-ins for CuPy and the driver, or with the real ones."""
+
+import gc
+from typing import Any
+
+import cupy
+import numpy as np
+import pytest
+
+import collective
+from collective import Average, Max, Min, Sum, _core
+from data import fill
+from matrix import transport  # noqa: F401
+from mpi_plugin import World
+
+pytestmark = [pytest.mark.ranks(1, 2, 3, 4), pytest.mark.usefixtures("transport")]
+
+SIZES = [0, 1, 1000, 100_003, 3_000_001]  # elements: the last in several parts
+DEVICES = len(_core.devices()[0])
+
+
+def put(values: Any, device: int = 0) -> Any:
+    """On the device; the stand-in takes its time for that, on the current stream."""
+    with cupy.cuda.Device(device):
+        return cupy.asarray(values)
+
+
+def same(got: Any, wanted: Any) -> None:
+    assert isinstance(got, cupy.ndarray)
+    assert got.dtype == wanted.dtype
+    np.testing.assert_array_equal(got.get(), wanted)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int64", "bool", "complex64"])
+def test_reductions(world: World, size: int, dtype: str) -> None:
+    if size > 200_000 and dtype not in ("float32", "float16"):
+        return
+    each = [fill(size, dtype, rank) for rank in range(world.size)]
+    mine = each[world.rank]
+    total = np.any(each, axis=0) if dtype == "bool" else np.sum(each, axis=0, dtype=dtype)
+    same(collective.allreduce(put(mine), Sum), total)
+    x = put(mine)
+    assert collective.allreduce_(x, Sum) is x
+    same(x, total)
+    same(collective.reducescatter(put(mine), Sum), np.array_split(total, world.size)[world.rank])
+    root = world.size - 1
+    at_root = collective.reduce(put(mine), root, Sum)
+    if world.rank == root:
+        same(at_root, total)
+    else:
+        assert at_root is None
+    if dtype not in ("bool", "complex64"):
+        same(collective.allreduce(put(mine), Min), np.min(each, axis=0))
+        same(collective.allreduce(put(mine), Max), np.max(each, axis=0))
+
+
+def test_scaling_and_compression(world: World) -> None:
+    each = [fill(50_000, "float32", rank) for rank in range(world.size)]
+    mean = (np.sum(each, axis=0) / np.float32(world.size)).astype("float32")
+    x = put(each[world.rank])
+    np.testing.assert_allclose(collective.allreduce(x, Average).get(), mean, rtol=1e-6)
+    same(collective.allreduce(x, Sum, prescale_factor=0.5), np.sum(each, axis=0) / np.float32(2))
+    np.testing.assert_allclose(collective.allreduce(x, Average, compression="fp16").get(), mean, atol=2e-2)
+    same(collective.allreduce(x, collective.Adasum), collective.allreduce(each[world.rank], collective.Adasum))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 3000, 600_000])
+def test_movement(world: World, rows: int) -> None:
+    root = world.size // 2
+    each = [fill((rows + rank, 2), "float32", rank) for rank in range(world.size)]
+    mine = put(each[world.rank])
+    everything = np.concatenate(each)
+    same(collective.allgather(mine), everything)
+    gathered = collective.gather(mine, root)
+    if world.rank == root:
+        same(gathered, everything)
+    same(collective.scatter(mine, root), np.array_split(each[root], world.size)[world.rank])
+    even = [fill((rows // world.size * world.size, 3), "int32", rank) for rank in range(world.size)]
+    received, counts = collective.alltoall(put(even[world.rank]))
+    same(received, np.concatenate([np.split(x, world.size)[world.rank] for x in even]))
+    assert sum(counts) == len(received.get())
+    x = put(fill((rows, 4), "float64", world.rank))
+    same(collective.broadcast(x, root), fill((rows, 4), "float64", root))
+    same(x, fill((rows, 4), "float64", world.rank))
+    collective.broadcast_(x, root)
+    same(x, fill((rows, 4), "float64", root))
+
+
+def test_send_and_receive(world: World) -> None:
+    if world.size == 1:
+        return
+    if world.rank == 0:
+        collective.send(put(np.arange(9.0)), 1)
+        with pytest.raises(collective.MismatchError):
+            collective.send(put(np.arange(9.0)), 1)
+    elif world.rank == 1:
+        x = put(np.zeros(9))
+        collective.recv(x, 0)
+        same(x, np.arange(9.0))
+        with pytest.raises(collective.MismatchError):
+            collective.recv(np.zeros(9), 0)
+
+
+def test_work_that_is_queued_comes_first(world: World) -> None:
+    """Written on a stream of the caller's just before; read on another one just after."""
+    for step in range(5):
+        own, other = cupy.cuda.Stream(), cupy.cuda.Stream()
+        x = put(np.zeros(200_000, "float32"))
+        x.get()
+        with own:
+            x.set(fill(200_000, "float32", world.rank, step))
+            handle = collective.allreduce_async(x, Sum, name="queued")
+            y = put(fill(10, "float64", world.rank, step))
+            collective.broadcast_(y, 0)
+        with other:
+            same(handle.wait(), np.sum([fill(200_000, "float32", rank, step) for rank in range(world.size)], axis=0))
+            same(y, fill(10, "float64", 0, step))
+
+
+def test_many_at_once_on_several_devices_and_the_host(world: World) -> None:
+    handles = []
+    order = list(range(60))
+    np.random.default_rng(world.rank).shuffle(order)
+    for number in order:
+        values = fill(number * 37, "float32", world.rank, number)
+        x = values if number % 3 == 0 else put(values, number % DEVICES)
+        handles.append((number, x, collective.allreduce_async(x, Sum, name=f"many.{number}")))
+    for number, x, handle in handles:
+        result = handle.wait()
+        wanted = np.sum([fill(number * 37, "float32", rank, number) for rank in range(world.size)], axis=0)
+        if number % 3 == 0:
+            np.testing.assert_array_equal(result, wanted)
+        else:
+            assert result.device.id == x.device.id
+            same(result, wanted)
+    arrays = [put(fill(n, "float32", world.rank), n % DEVICES) for n in (5, 70_000, 0, 123)]
+    for result, n in zip(collective.grouped_allreduce(arrays, Sum), (5, 70_000, 0, 123), strict=True):
+        same(result, np.sum([fill(n, "float32", rank) for rank in range(world.size)], axis=0))
+
+
+def test_handles_that_are_dropped(world: World) -> None:
+    for number in range(20):
+        collective.allreduce_async(put(np.ones(30_000)), Sum, name=f"dropped.{number}")
+        gc.collect()
+    same(collective.allreduce(put(np.ones(10)), Sum), np.full(10, float(world.size)))
+
+
+def test_ranks_on_different_kinds_of_memory(world: World) -> None:
+    if world.size == 1:
+        return
+    x = np.ones(4) if world.rank == 0 else put(np.ones(4))
+    with pytest.raises(collective.MismatchError, match=r"device.*cpu.*cuda"):
+        collective.allreduce(x, Sum, name="mixed")
+
+
+def test_other_arrays_of_devices(world: World) -> None:
+    class Foreign:
+        def __init__(self, x: Any) -> None:
+            self.x = x
+            self.__cuda_array_interface__ = {
+                "shape": x.shape,
+                "typestr": x.dtype.str,
+                "data": (x.data.ptr, False),
+                "version": 3,
+            }
+
+    x = put(fill(100, "float32", world.rank))
+    total = np.sum([fill(100, "float32", rank) for rank in range(world.size)], axis=0)
+    same(collective.allreduce(Foreign(x), Sum), total)
+    collective.allreduce_(Foreign(x), Sum)
+    same(x, total)
+
+
+def test_what_is_not_contiguous(world: World) -> None:
+    values = fill((6, 7), "float32", world.rank)
+    total = np.sum([fill((6, 7), "float32", rank) for rank in range(world.size)], axis=0)
+    x = put(values).T
+    same(collective.allreduce(x, Sum), total.T)
+    with pytest.raises(collective.InvalidArgumentError, match="contiguous"):
+        collective.allreduce_(x, Sum)
+
+
+def test_join(world: World) -> None:
+    for step in range(world.rank + 1):
+        there = [rank for rank in range(world.size) if rank + 1 > step]
+        for n in (100, 3_000_000):
+            x = put(fill(n, "float32", world.rank, step))
+            same(collective.allreduce(x, Sum), np.sum([fill(n, "float32", rank, step) for rank in there], axis=0))
+        same(collective.broadcast(x, world.size - 1), fill(n, "float32", world.size - 1, step))
+        rows = put(fill((3, 2), "int32", world.rank, step))
+        same(collective.allgather(rows), np.concatenate([fill((3, 2), "int32", rank, step) for rank in there]))
+    collective.join()
+
+
+@pytest.mark.parametrize("wire", ["float32", "bfloat16"])
+def test_buckets(world: World, wire: str) -> None:
+    """What an optimizer does with gradients on a device."""
+    from collective import process_sets, runtime
+
+    counts = [1000, 0, 70_001, 5]
+    dtype, to = _core.DType.float32, getattr(_core.DType, wire)
+    group = process_sets.global_process_set.group
+    engine = runtime.current().engine
+    total = sum(counts) + len(counts) + 2
+    extents = [int(dtype.value), int(to.value), total]
+    name = f"bucket of {wire} on a device"
+    opening = _core.Descriptor(
+        _core.Kind.channel, extents, dtype, to, _core.ReduceOp.Sum, 1.0, 1.0, 0, "cpu", name
+    )
+    opened = engine.submit(group, name, opening, 0, 0, (), False, True)
+    while not engine.wait(opened, 0.1):
+        pass
+    bucket = _core.Bucket(engine, group, name, opened, 0, dtype, to, _core.ReduceOp.Sum, 1.0, 1.0, counts, 2)
+    for step in range(5):
+        stream = cupy.cuda.Stream()
+        with stream:
+            tensors = [put(fill(n, "float32", world.rank, step + i)) for i, n in enumerate(counts)]
+            given = [x.data.ptr for x in tensors]
+            if world.rank > 0:
+                given[2] = 0
+            run = bucket.start(given, [0] if world.rank == world.size - 1 else [], 0, stream.ptr)
+            while not engine.wait(run, 0.1):
+                pass
+            assert run.code == 0, run.text
+            assert bucket.noted(0)
+            assert not bucket.noted(1)
+            results = [put(np.full(n, 7, "float32")) for n in counts]
+            bucket.fetch([x.data.ptr for x in results], 0, stream.ptr)
+        for i, n in enumerate(counts):
+            ranks = [0] if i == 2 else range(world.size)
+            same(results[i], np.sum([fill(n, "float32", rank, step + i) for rank in ranks], axis=0))
+    del bucket

@@ -1,0 +1,79 @@
+"""Arrays on devices: the cases of stand_in/device_cases.py on stand-ins for CuPy and the CUDA driver, and on real ones."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from mpirun import run_ranks
+from test_csrc import BUILD, build
+
+HERE = Path(__file__).parent
+CASES = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", HERE / "stand_in" / "device_cases.py"]
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> dict[str, str]:
+    """The environment in which they are found."""
+    library = build("stand_in/libcuda.so.1").parent
+    assert library == BUILD / "stand_in"
+    paths = os.pathsep.join(filter(None, [str(library), os.environ.get("LD_LIBRARY_PATH")]))
+    return {"LD_LIBRARY_PATH": paths, "PYTHONPATH": str(HERE / "stand_in")}
+
+
+def has_device() -> bool:
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    except FileNotFoundError:
+        return False
+    return listed.returncode == 0 and "GPU 0" in listed.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_cases_on_stand_ins(size: int, stand_in: dict[str, str]) -> None:
+    done = run_ranks(size, CASES, 300, env=stand_in)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_cases_on_a_device(size: int) -> None:
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    if not has_device():
+        pytest.skip("no CUDA device")
+    done = run_ranks(size, CASES, 300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_device_that_fails_ends_the_job_in_its_words(stand_in: dict[str, str]) -> None:
+    script = """
+import cupy, numpy as np
+import collective
+collective.init()
+x = cupy.asarray(np.ones(1000))
+for _ in range(10):
+    collective.allreduce(x, collective.Sum)
+"""
+    env = {**stand_in, "STAND_IN_CUDA_FAIL": "cuMemcpyAsync:5"}
+    done = run_ranks(2, ["-c", script], 60, env=env)
+    assert done.returncode != 0
+    assert "CUDA device 0: cuMemcpyAsync: CUDA_ERROR_ILLEGAL_ADDRESS (700)" in done.stderr, done.stderr
+
+
+def test_what_is_missing_is_said(stand_in: dict[str, str]) -> None:
+    """No driver, no device, or fewer of them."""
+    script = """
+import cupy, numpy as np
+import collective
+collective.init()
+x = cupy.asarray(np.ones(10))
+x.device.id = 5
+try:
+    collective.allreduce(x)
+except collective.InvalidArgumentError as error:
+    print(error)
+"""
+    done = run_ranks(1, ["-c", script], 60, env=stand_in)
+    assert "no CUDA device 5: there are 2 (see CUDA_VISIBLE_DEVICES)" in done.stdout, done.stdout + done.stderr
