@@ -16,7 +16,7 @@ import numpy as np
 from ._core import DType, address_of
 from .errors import UnsupportedTypeError
 
-__all__ = ["View", "contiguous", "copy", "empty_like", "from_bytes", "itemsize", "view"]
+__all__ = ["View", "contiguous", "copy", "empty_like", "from_bytes", "itemsize", "place_of_tensor", "view"]
 
 _BY_NAME: dict[str, DType] = dict(DType.__members__)
 _NUMPY_DTYPES: dict[np.dtype, DType] = {}  # filled as they come
@@ -119,10 +119,16 @@ def _view_torch(x: Any) -> View:
     contiguous = x.is_contiguous() and not x.is_conj() and not x.is_neg()
     if x.is_cpu:
         return View(x.data_ptr(), tuple(x.shape), dtype, "cpu", contiguous, x)
+    return View(x.data_ptr(), tuple(x.shape), dtype, "cuda", contiguous, x, *place_of_tensor(x))
+
+
+def place_of_tensor(x: Any) -> tuple[int, int]:
+    """Where a tensor is: the number of its device and the current stream there; (-1, 0) for the host."""
+    if x.is_cpu:
+        return -1, 0
     if not x.is_cuda or _torch().version.hip is not None:
         raise UnsupportedTypeError(f"a tensor on device {x.device}: only CPU and CUDA tensors are supported")
-    stream = _torch().cuda.current_stream(x.device).cuda_stream
-    return View(x.data_ptr(), tuple(x.shape), dtype, "cuda", contiguous, x, x.device.index, stream)
+    return x.device.index, _torch().cuda.current_stream(x.device).cuda_stream
 
 
 def _supported() -> str:

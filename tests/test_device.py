@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from mpirun import run_ranks
 from test_csrc import BUILD, build
 

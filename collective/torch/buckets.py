@@ -31,6 +31,7 @@ class Slot:
     dtype: torch.dtype
     shape: torch.Size
     strides: tuple[int, ...]  # of its elements in the bucket
+    device: torch.device
     bucket: Bucket | None = None  # once the plan is open
     view: torch.Tensor | None = None  # of its elements in the bucket, where the gradient may be that
     place: int = 0  # their address there
@@ -102,7 +103,7 @@ def deal(slots: Sequence[Slot], groups: Groups, limit: int) -> list[list[Slot]]:
     rest = list(slots)
     if isinstance(groups, int) and groups > 0:
         size = -(-len(rest) // groups)
-        chosen = [bucket for first in range(0, len(rest), size) for bucket in _by_dtype(rest[first : first + size])]
+        chosen = [bucket for first in range(0, len(rest), size) for bucket in _by_kind(rest[first : first + size])]
         rest = []
     elif isinstance(groups, list):
         group_of = {p: number for number, group in enumerate(groups) for p in group}
@@ -110,19 +111,19 @@ def deal(slots: Sequence[Slot], groups: Groups, limit: int) -> list[list[Slot]]:
         for slot in rest:
             if slot.parameter in group_of:
                 parts[group_of[slot.parameter]].append(slot)
-        chosen = [bucket for part in parts for bucket in _by_dtype(part)]
+        chosen = [bucket for part in parts for bucket in _by_kind(part)]
         rest = [slot for slot in rest if slot.parameter not in group_of]
-    for part in _by_dtype(rest):
+    for part in _by_kind(rest):
         chosen += _cut(part, limit)
     arrival = {slot: number for number, slot in enumerate(slots)}
     return sorted(chosen, key=lambda bucket: max(arrival[slot] for slot in bucket))
 
 
-def _by_dtype(slots: Sequence[Slot]) -> list[list[Slot]]:
-    """In the order of first appearance."""
-    parts: dict[torch.dtype, list[Slot]] = {}
+def _by_kind(slots: Sequence[Slot]) -> list[list[Slot]]:
+    """By dtype and device, in the order of first appearance."""
+    parts: dict[tuple[torch.dtype, torch.device], list[Slot]] = {}
     for slot in slots:
-        parts.setdefault(slot.dtype, []).append(slot)
+        parts.setdefault((slot.dtype, slot.device), []).append(slot)
     return list(parts.values())
 
 

@@ -128,7 +128,7 @@ class GradientReducer:
         self._opened = False
         # Backward goes about in reverse.
         self._slots = {
-            p: Slot(number, name, p, p.dtype, p.shape, dense_strides(p))
+            p: Slot(number, name, p, p.dtype, p.shape, dense_strides(p), p.device)
             for number, (name, p) in enumerate(reversed(parameters))
         }
         for p in self._slots:
@@ -154,7 +154,7 @@ class GradientReducer:
         """Whether the parameters are no longer those of the plan."""
         parameters = self._parameters()
         return len(parameters) != len(self._slots) or any(
-            slot.parameter is not p or slot.dtype != p.dtype or slot.shape != p.shape
+            slot.parameter is not p or slot.dtype != p.dtype or slot.shape != p.shape or slot.device != p.device
             for slot, (_, p) in zip(self._slots.values(), reversed(parameters), strict=True)
         )
 
@@ -205,9 +205,11 @@ class GradientReducer:
             )
             bucket = Bucket(members, core)
             plan.append(bucket)
+            on_host = arrays.place_of_tensor(members[0].parameter)[0] < 0
+            viewable = on_host and self._as_view is not False and wires[number] == dtypes[number]
             for i, slot in enumerate(members):
                 slot.bucket = bucket
-                if self._as_view is not False and wires[number] == dtypes[number] and counts[number][i] > 0:
+                if viewable and counts[number][i] > 0:
                     slot.view = _view(core.place(i), slot)
                     slot.place = slot.view.data_ptr()
         self._plan, self._notes = plan, notes
@@ -263,7 +265,7 @@ class GradientReducer:
             grad = slot.parameter.grad = grad.to_dense()
         if grad.is_conj() or grad.is_neg():
             grad = slot.parameter.grad = grad.detach().resolve_conj().resolve_neg()
-        if grad.dtype != slot.dtype or grad.shape != slot.shape or grad.device.type != "cpu":
+        if grad.dtype != slot.dtype or grad.shape != slot.shape or grad.device != slot.device:
             self._refused.append(slot)
             return None  # so that the round goes on; see _finish_round()
         return grad
@@ -283,10 +285,12 @@ class GradientReducer:
                 continue
             given.append((grad, grad._version, grad.data_ptr()))
             if grad.stride() != slot.strides:
-                grad = torch.empty_strided(grad.shape, slot.strides, dtype=grad.dtype).copy_(grad.detach())
+                grad = torch.empty_strided(
+                    grad.shape, slot.strides, dtype=grad.dtype, device=grad.device
+                ).copy_(grad.detach())
             keep.append(grad)
             pointers.append(grad.data_ptr())
-        ticket = bucket.core.start(pointers, notes)
+        ticket = bucket.core.start(pointers, notes, *arrays.place_of_tensor(bucket.slots[0].parameter))
         bucket.given = given
         bucket.run = Handle(runtime.current().engine, ticket, keep, lambda _: None)
 
@@ -368,7 +372,7 @@ class GradientReducer:
         assert grad is not None
         return UnsupportedTypeError(
             f"{self.label}: the gradient of '{slot.name}' is {grad.dtype} on {grad.device}; "
-            f"it must be {slot.dtype} on the CPU"
+            f"it must be {slot.dtype} on {slot.device}"
         )
 
     def _loss(self, spoiled: list[Slot]) -> CollectiveError:
@@ -437,16 +441,18 @@ class GradientReducer:
                 targets.append(0)
                 continue
             if target is None:
-                target = p.grad = torch.empty_strided(slot.shape, slot.strides, dtype=slot.dtype)
+                target = p.grad = torch.empty_strided(slot.shape, slot.strides, dtype=slot.dtype, device=slot.device)
             if target.stride() != slot.strides:
-                grad, target = target, torch.empty_strided(slot.shape, slot.strides, dtype=slot.dtype)
+                grad, target = target, torch.empty_strided(
+                    slot.shape, slot.strides, dtype=slot.dtype, device=slot.device
+                )
                 if 0 in grad.stride():  # several elements at one address
                     p.grad = target
                 else:
                     copies.append((grad, target))
             targets.append(target.data_ptr())
         if any(targets):
-            bucket.core.fetch(targets)
+            bucket.core.fetch(targets, *arrays.place_of_tensor(bucket.slots[0].parameter))
         for grad, copy in copies:
             grad.copy_(copy)
 
@@ -467,8 +473,8 @@ class GradientReducer:
             grad = p.grad
             if grad is None:
                 grad = torch.sparse_coo_tensor(
-                    torch.empty((1, 0), dtype=torch.int64),
-                    torch.empty((0, *p.shape[1:]), dtype=p.dtype),
+                    torch.empty((1, 0), dtype=torch.int64, device=p.device),
+                    torch.empty((0, *p.shape[1:]), dtype=p.dtype, device=p.device),
                     p.shape,
                     check_invariants=True,
                 )
@@ -510,7 +516,8 @@ def _run(
 
 def _described(slot: Slot) -> str:
     strides = "" if slot.strides == c_strides(slot.parameter) else f" strides {slot.strides}"
-    return f"{slot.name} {str(slot.dtype).removeprefix('torch.')} {tuple(slot.shape)}{strides}"
+    device = "" if slot.device.type == "cpu" else f" on {slot.device.type}"
+    return f"{slot.name} {str(slot.dtype).removeprefix('torch.')} {tuple(slot.shape)}{strides}{device}"
 
 
 def _view(place: np.ndarray, slot: Slot) -> torch.Tensor:

@@ -18,6 +18,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -84,18 +85,33 @@ struct Stream {
   }
 };
 
-struct Block {
+// Where bytes are; of device memory another mapping than the one at its address, which is closed.
+struct Bytes {
+  std::byte* data;
   size_t nbytes;
-  std::byte* alias;  // where device memory can be reached; of host memory its own address
-  int device;        // -1: the host
+  bool owned;  // device memory
+  std::atomic<bool> freed{false};
+  Bytes(std::byte* data, size_t nbytes, bool owned) : data(data), nbytes(nbytes), owned(owned) {}
+  ~Bytes() {
+    if (owned) munmap(data, nbytes);
+  }
+};
+
+// Part of a block, which it keeps.
+struct Reach {
+  std::shared_ptr<Bytes> bytes;
+  std::byte* data = nullptr;
+  explicit operator bool() const { return data != nullptr; }
+  bool freed() const { return bytes->freed; }
 };
 
 struct World {
   std::mutex mutex;
-  std::map<uintptr_t, Block> blocks;
+  std::map<uintptr_t, std::shared_ptr<Bytes>> blocks;
   std::map<uintptr_t, std::unique_ptr<Stream>> default_streams;
   std::map<std::string, int> calls;
   bool failed = false;
+  bool host_is_device = false;
   unsigned streams = 0;
 };
 
@@ -128,13 +144,17 @@ bool fails(const char* function) {
   if ((needs_context) && contexts.empty()) return kInvalidContext
 
 // Where bytes can be copied from and to; null where the range is not wholly in one block.
-std::byte* reach(uintptr_t address, size_t nbytes) {
+Reach reach(uintptr_t address, size_t nbytes) {
   World& w = world();
   const std::lock_guard lock(w.mutex);
-  auto after = w.blocks.upper_bound(address);
-  if (after == w.blocks.begin()) return nullptr;
-  const auto& [begin, block] = *--after;
-  return address - begin + nbytes <= block.nbytes ? block.alias + (address - begin) : nullptr;
+  const auto after = w.blocks.upper_bound(address);
+  if (after != w.blocks.begin()) {
+    const auto& [begin, bytes] = *std::prev(after);
+    if (address - begin + nbytes <= bytes->nbytes) return {bytes, bytes->data + (address - begin)};
+  }
+  if (!w.host_is_device) return {};
+  auto* const data = reinterpret_cast<std::byte*>(address);
+  return {std::make_shared<Bytes>(data, nbytes, false), data};
 }
 
 Stream& stream_of(void* handle) {
@@ -200,7 +220,7 @@ int cuMemAlloc_v2(uintptr_t* address, size_t nbytes) {
   std::memset(alias, 0xA5, nbytes);
   *address = reinterpret_cast<uintptr_t>(closed);
   const std::lock_guard lock(world().mutex);
-  world().blocks[*address] = {nbytes, static_cast<std::byte*>(alias), contexts.back()};
+  world().blocks[*address] = std::make_shared<Bytes>(static_cast<std::byte*>(alias), nbytes, true);
   return kSuccess;
 }
 int cuMemFree_v2(uintptr_t address) {
@@ -208,8 +228,8 @@ int cuMemFree_v2(uintptr_t address) {
   const std::lock_guard lock(world().mutex);
   const auto found = world().blocks.find(address);
   if (found == world().blocks.end()) return kInvalidValue;
-  munmap(reinterpret_cast<void*>(address), found->second.nbytes);
-  mprotect(found->second.alias, found->second.nbytes, PROT_NONE);  // whoever still copies there is found out
+  munmap(reinterpret_cast<void*>(address), found->second->nbytes);
+  found->second->freed = true;
   world().blocks.erase(found);
   return kSuccess;
 }
@@ -218,18 +238,10 @@ int cuMemHostAlloc(void** data, size_t nbytes, unsigned) {
   *data = std::aligned_alloc(4096, (nbytes + 4095) / 4096 * 4096);
   std::memset(*data, 0x5A, nbytes);
   const std::lock_guard lock(world().mutex);
-  world().blocks[reinterpret_cast<uintptr_t>(*data)] = {nbytes, static_cast<std::byte*>(*data), -1};
+  world().blocks[reinterpret_cast<uintptr_t>(*data)] =
+      std::make_shared<Bytes>(static_cast<std::byte*>(*data), nbytes, false);
   return kSuccess;
 }
-int cuPointerGetAttribute(void* value, int attribute, uintptr_t address) {
-  STAND_IN_BEGIN(false);
-  const std::lock_guard lock(world().mutex);
-  auto after = world().blocks.upper_bound(address);
-  if (attribute != 9 || after == world().blocks.begin()) return kInvalidValue;  // 9: the device's number
-  *static_cast<int*>(value) = (--after)->second.device;
-  return kSuccess;
-}
-
 int cuStreamCreate(void** stream, unsigned) {
   STAND_IN_BEGIN(true);
   unsigned seed = 0;
@@ -242,10 +254,15 @@ int cuStreamCreate(void** stream, unsigned) {
 }
 int cuMemcpyAsync(uintptr_t to, uintptr_t from, size_t nbytes, void* stream) {
   STAND_IN_BEGIN(true);
-  std::byte* const target = reach(to, nbytes);
-  const std::byte* const source = reach(from, nbytes);
-  if (target == nullptr || source == nullptr) return kInvalidValue;
-  stream_of(stream).put([=] { std::memcpy(target, source, nbytes); });
+  const Reach target = reach(to, nbytes), source = reach(from, nbytes);
+  if (!target || !source) return kInvalidValue;
+  stream_of(stream).put([=] {
+    if (target.freed() || source.freed()) {
+      std::fputs("stand-in for CUDA: a copy to or from memory that was freed\n", stderr);
+      std::abort();
+    }
+    std::memcpy(target.data, source.data, nbytes);
+  });
   return kSuccess;
 }
 int cuEventCreate(void** event, unsigned) {
@@ -284,24 +301,26 @@ int cuStreamWaitEvent(void* stream, void* event, unsigned) {
 
 // ---- for tests: what kernels of a user would do ----
 
+// From now on all memory of the host counts as a device's.
+void standInTakeHost(int yes) { world().host_is_device = yes != 0; }
 // Queues a write of these bytes, which are kept.
 int standInWrite(uintptr_t to, const void* from, size_t nbytes, void* stream) {
-  std::byte* const target = reach(to, nbytes);
-  if (target == nullptr) return kInvalidValue;
+  const Reach target = reach(to, nbytes);
+  if (!target) return kInvalidValue;
   const auto* const begin = static_cast<const std::byte*>(from);
   stream_of(stream).put([target, bytes = std::vector<std::byte>(begin, begin + nbytes)] {
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    if (!bytes.empty()) std::memcpy(target, bytes.data(), bytes.size());
+    if (!bytes.empty()) std::memcpy(target.data, bytes.data(), bytes.size());
   });
   return kSuccess;
 }
 // Waits for the stream, then reads.
 int standInRead(void* to, uintptr_t from, size_t nbytes, void* stream) {
-  const std::byte* const source = reach(from, nbytes);
-  if (source == nullptr) return kInvalidValue;
+  const Reach source = reach(from, nbytes);
+  if (!source) return kInvalidValue;
   const auto recording = std::make_shared<Recording>();
   stream_of(stream).put([=] {
-    std::memcpy(to, source, nbytes);
+    std::memcpy(to, source.data, nbytes);
     recording->finish();
   });
   recording->wait();

@@ -1,14 +1,17 @@
 """Arrays on devices: run by test_device.py on ranks, with the stand-ins for CuPy and the driver, or with the real ones."""
 
+import ctypes
 import gc
 from typing import Any
 
 import cupy
 import numpy as np
 import pytest
+import torch
 
 import collective
-from collective import Average, Max, Min, Sum, _core
+import collective.torch as hvd
+from collective import Average, Max, Min, Sum, _core, arrays
 from data import fill
 from matrix import transport  # noqa: F401
 from mpi_plugin import World
@@ -231,3 +234,36 @@ def test_buckets(world: World, wire: str) -> None:
             ranks = [0] if i == 2 else range(world.size)
             same(results[i], np.sum([fill(n, "float32", rank, step + i) for rank in ranks], axis=0))
     del bucket
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there are real CUDA tensors")
+@pytest.mark.parametrize("compression", [hvd.Compression.none, hvd.Compression.fp16])
+def test_an_optimizer(world: World, monkeypatch: pytest.MonkeyPatch, compression: type) -> None:
+    """Gradients of the host that are taken for a device's, since there are no others without one."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    driver.standInTakeHost(1)
+    monkeypatch.setattr(arrays, "place_of_tensor", lambda x: (0, cupy.cuda.get_current_stream().ptr))
+    try:
+        model = torch.nn.Sequential(*(torch.nn.Linear(9, 9) for _ in range(6)))
+        for p in model.parameters():
+            torch.nn.init.ones_(p)
+        optimizer = hvd.DistributedOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.0), model.named_parameters(), compression=compression, groups=4
+        )
+        own = torch.nn.Sequential(*(torch.nn.Linear(9, 9) for _ in range(6)))
+        own.load_state_dict(model.state_dict())
+        for step in range(6):
+            optimizer.zero_grad(set_to_none=step % 2 == 0)
+            own.zero_grad()
+            (model(torch.full((1, 9), (world.rank + step) / 1024)).sum() / 4096).backward()
+            for rank in range(world.size):
+                (own(torch.full((1, 9), (rank + step) / 1024)).sum() / 4096 / world.size).backward()
+            if step == 4:
+                torch.nn.utils.clip_grad_value_(model.parameters(), 0.0)  # after buckets have started
+                own.zero_grad(set_to_none=False)
+            optimizer.step()
+            for p, q in zip(model.parameters(), own.parameters(), strict=True):
+                tolerance = 1e-5 if compression is hvd.Compression.none else 2e-3
+                torch.testing.assert_close(p.grad, q.grad, rtol=tolerance, atol=1e-6)
+    finally:
+        driver.standInTakeHost(0)
