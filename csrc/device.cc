@@ -10,22 +10,22 @@ namespace collective {
 
 // The functions of the driver in use here, declared after its reference manual (CUDA Driver API). A device is an int,
 // every other handle a pointer, and so is an address here.
-#define COLLECTIVE_CUDA_FUNCTIONS(X)                                                    \
-  X(cuInit, "cuInit", (unsigned flags))                                                 \
-  X(cuGetErrorName, "cuGetErrorName", (int error, const char** name))                   \
-  X(cuGetErrorString, "cuGetErrorString", (int error, const char** text))               \
-  X(cuDeviceGetCount, "cuDeviceGetCount", (int* count))                                 \
-  X(cuDeviceGet, "cuDeviceGet", (int* device, int ordinal))                             \
-  X(cuDeviceGetName, "cuDeviceGetName", (char* name, int length, int device))           \
-  X(cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain", (void** context, int device)) \
-  X(cuCtxPushCurrent, "cuCtxPushCurrent_v2", (void* context))                           \
-  X(cuCtxPopCurrent, "cuCtxPopCurrent_v2", (void** context))                            \
-  X(cuMemHostAlloc, "cuMemHostAlloc", (void** data, size_t nbytes, unsigned flags))     \
+#define COLLECTIVE_CUDA_FUNCTIONS(X)                                                             \
+  X(cuInit, "cuInit", (unsigned flags))                                                          \
+  X(cuGetErrorName, "cuGetErrorName", (int error, const char** name))                            \
+  X(cuGetErrorString, "cuGetErrorString", (int error, const char** text))                        \
+  X(cuDeviceGetCount, "cuDeviceGetCount", (int* count))                                          \
+  X(cuDeviceGet, "cuDeviceGet", (int* device, int ordinal))                                      \
+  X(cuDeviceGetName, "cuDeviceGetName", (char* name, int length, int device))                    \
+  X(cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain", (void** context, int device))          \
+  X(cuCtxPushCurrent, "cuCtxPushCurrent_v2", (void* context))                                    \
+  X(cuCtxPopCurrent, "cuCtxPopCurrent_v2", (void** context))                                     \
+  X(cuMemHostAlloc, "cuMemHostAlloc", (void** data, size_t nbytes, unsigned flags))              \
   X(cuMemcpyAsync, "cuMemcpyAsync", (uintptr_t to, uintptr_t from, size_t nbytes, void* stream)) \
-  X(cuStreamCreate, "cuStreamCreate", (void** stream, unsigned flags))                  \
-  X(cuStreamWaitEvent, "cuStreamWaitEvent", (void* stream, void* event, unsigned flags)) \
-  X(cuEventCreate, "cuEventCreate", (void** event, unsigned flags))                     \
-  X(cuEventRecord, "cuEventRecord", (void* event, void* stream))                        \
+  X(cuStreamCreate, "cuStreamCreate", (void** stream, unsigned flags))                           \
+  X(cuStreamWaitEvent, "cuStreamWaitEvent", (void* stream, void* event, unsigned flags))         \
+  X(cuEventCreate, "cuEventCreate", (void** event, unsigned flags))                              \
+  X(cuEventRecord, "cuEventRecord", (void* event, void* stream))                                 \
   X(cuEventQuery, "cuEventQuery", (void* event))
 
 struct CudaDriver {
@@ -38,10 +38,10 @@ struct CudaDriver {
 
 namespace {
 
-constexpr int kNotReady = 600;           // CUDA_ERROR_NOT_READY
-constexpr unsigned kNonBlocking = 1;     // CU_STREAM_NON_BLOCKING: no implicit order with the legacy default stream
-constexpr unsigned kDisableTiming = 2;   // CU_EVENT_DISABLE_TIMING
-constexpr unsigned kPortable = 1;        // CU_MEMHOSTALLOC_PORTABLE: page-locked for all devices
+constexpr int kNotReady = 600;            // CUDA_ERROR_NOT_READY
+constexpr unsigned kNonBlocking = 1;      // CU_STREAM_NON_BLOCKING: no implicit order with the legacy default stream
+constexpr unsigned kDisableTiming = 2;    // CU_EVENT_DISABLE_TIMING
+constexpr unsigned kPortable = 1;         // CU_MEMHOSTALLOC_PORTABLE: page-locked for all devices
 constexpr size_t kLeastBlock = 64 << 10;  // bytes
 
 std::string error_text(const CudaDriver& driver, int error) {
@@ -60,8 +60,8 @@ const CudaDriver* load_driver() {
     driver->missing = std::string("no CUDA driver: ") + (why != nullptr ? why : "libcuda.so.1");
     return driver;
   }
-#define COLLECTIVE_LOAD(name, symbol, arguments)                                       \
-  driver->name = reinterpret_cast<decltype(driver->name)>(dlsym(library, symbol));     \
+#define COLLECTIVE_LOAD(name, symbol, arguments)                                   \
+  driver->name = reinterpret_cast<decltype(driver->name)>(dlsym(library, symbol)); \
   if (driver->name == nullptr) driver->missing = "the CUDA driver has no function " symbol;
   COLLECTIVE_CUDA_FUNCTIONS(COLLECTIVE_LOAD)
 #undef COLLECTIVE_LOAD

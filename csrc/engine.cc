@@ -109,6 +109,11 @@ void Engine::bind_thread(const std::vector<int>& cores) {
     log_warning("the engine's thread is not bound: no such core, or no core for local rank " + std::to_string(local));
 }
 
+bool Engine::shares_memory() {
+  const Claim claim(*this);
+  return groups_.front()->shares_memory();
+}
+
 std::unique_ptr<Group> Engine::make_group(MPI_Comm comm) {
   return std::make_unique<Group>(
       comm, limits_, timeline_,
@@ -134,7 +139,8 @@ void Engine::remove_group(size_t number) {
     const std::lock_guard lock(mutex_);
     throw *failure_;
   }
-  if (!group.over()) throw Error(ErrorCode::kTimeout, "a rank of the process set does not leave it: " + group.describe());
+  if (!group.over())
+    throw Error(ErrorCode::kTimeout, "a rank of the process set does not leave it: " + group.describe());
   group.release();
   groups_[number].reset();
 }

@@ -32,6 +32,8 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   const Topology& topology() const { return topology_; }
+  // Whether all ranks are on one node and share memory.
+  bool shares_memory();
 
   // A group over other ranks beside the first one, which is number 0. Collective over `comm`; the numbers are this
   // rank's own. Groups do not wait for each other.

@@ -95,8 +95,7 @@ void Group::start(std::shared_ptr<Ticket> ticket, ChannelSubmission submission) 
   running.tickets.push_back(std::move(ticket));
   if (channel.on_node) {
     const auto plan = plans_.find(channel.plan);
-    if (plan == plans_.end())
-      throw Error(ErrorCode::kInternal, running.what + ": all ranks had let its memory go");
+    if (plan == plans_.end()) throw Error(ErrorCode::kInternal, running.what + ": all ranks had let its memory go");
     running.operation = std::make_unique<AllreduceBucketNode>(plan->second->buckets[channel.number], channel.spec,
                                                               std::move(submission.slots));
     if (running.keep == nullptr) running.keep = plan->second;
@@ -108,8 +107,8 @@ void Group::start(std::shared_ptr<Ticket> ticket, ChannelSubmission submission) 
     std::vector<Staged::Part> parts(1);
     parts[0].loads = std::move(submission.loads);
     parts[0].operation = std::move(running.operation);
-    running.operation = std::make_unique<Staged>(std::vector{submission.mark}, std::move(submission.memory),
-                                                 std::move(parts));
+    running.operation =
+        std::make_unique<Staged>(std::vector{submission.mark}, std::move(submission.memory), std::move(parts));
   }
   for (const int peer : joined_) inquiry_.demand(peer, number, running.run);
   running_.push_back(std::move(running));

@@ -32,6 +32,8 @@ class Group {
   void submit(std::shared_ptr<Ticket> ticket, ChannelSubmission submission);
   void submit(std::shared_ptr<Ticket> ticket, PairSubmission submission);
   void submit(std::shared_ptr<Ticket> ticket, JoinSubmission submission);
+  // Whether the ranks share memory.
+  bool shares_memory() const { return memory_.has_value(); }
   // Does what can be done without blocking; true if anything moved. Throws when the group cannot go on.
   bool progress();
   // Something is in flight here, so progress() should be called soon and again.
@@ -83,7 +85,7 @@ class Group {
     uint64_t plan = 0;     // that it was opened with
     size_t number = 0;     // in that
     bool on_node = false;  // the plan has memory
-    bool open = false;  // its memory is decided on, so that it may run
+    bool open = false;     // its memory is decided on, so that it may run
   };
   // The memory of channels that were opened together. It is needed until all ranks' scripts are done with it: where
   // one has joined, its engine goes on for the others. So ranks tell each other, whenever they open new channels, which
@@ -135,8 +137,8 @@ class Group {
   std::vector<std::pair<int, std::vector<uint32_t>>> departed_;  // ranks that left, and the runs they had started
   std::shared_ptr<Ticket> join_;                                 // of this rank
   bool has_joined_ = false;  // some time; a demand of that time may come after all others have joined as well
-  std::unordered_map<int, std::shared_ptr<bool>> pair_over_;     // the last operation by pair tag and peer
-  uint64_t executions_ = 0;                                      // agreed operations, alike on all ranks
+  std::unordered_map<int, std::shared_ptr<bool>> pair_over_;  // the last operation by pair tag and peer
+  uint64_t executions_ = 0;                                   // agreed operations, alike on all ranks
   Clock::time_point next_check_;
   bool leaving_ = false, left_ = false, all_left_ = false;
 };

@@ -41,8 +41,8 @@ class Lane {
 
   // For describe(): the operation of chunks [first, end) waits for `rank` to get `chunk` through a stage.
   static std::string waits_text(uint64_t first, uint64_t end, uint64_t chunk, int rank, const char* stage) {
-    return "chunk " + std::to_string(chunk - first) + " of " + std::to_string(end - first) +
-           ": waits for local rank " + std::to_string(rank) + " to " + stage + " it";
+    return "chunk " + std::to_string(chunk - first) + " of " + std::to_string(end - first) + ": waits for local rank " +
+           std::to_string(rank) + " to " + stage + " it";
   }
 
   std::byte* staging(int rank, uint64_t chunk) const {

@@ -53,8 +53,7 @@ Made make_allreduce(const Place& place, const std::vector<Task>& bucket) {
     slots.back().count = task.descriptor->count();
   }
   const AllreduceSpec spec = spec_of(*bucket[0].descriptor);
-  if (runs_in_lane(place, bucket))
-    return std::make_unique<AllreduceNode>(*place.lane, spec, std::move(slots));
+  if (runs_in_lane(place, bucket)) return std::make_unique<AllreduceNode>(*place.lane, spec, std::move(slots));
   return std::make_unique<Allreduce>(place.comm, place.pool, place.tag, spec, std::move(slots));
 }
 
@@ -179,8 +178,7 @@ bool runs_in_lane(const Place& place, const std::vector<Task>& bucket) {
   switch (d.kind) {
     case Kind::kAllreduce: return d.op != ReduceOp::kAdasum;  // that needs whole tensors, not slices of them
     case Kind::kAlltoall:
-      return place.comm.size() == 2 ||
-             most_rows(bucket[0]) * row_elements(d) * size_of(d.dtype) <= kLongAlltoall;
+      return place.comm.size() == 2 || most_rows(bucket[0]) * row_elements(d) * size_of(d.dtype) <= kLongAlltoall;
     case Kind::kBarrier:
     case Kind::kChannel: return false;
     default: return true;

@@ -92,8 +92,7 @@ std::unique_ptr<Operation> make_staged(const Place& place, const std::function<i
       if (device != nullptr && loads) {
         const void* const from = task.data.in != nullptr ? task.data.in : task.data.out;
         const size_t count = task.data.in != nullptr ? in_here : out_here;
-        parts[i].loads.push_back(
-            {device, offset(from, begin * element), host_in + begin * element, count * element});
+        parts[i].loads.push_back({device, offset(from, begin * element), host_in + begin * element, count * element});
       }
       if (device != nullptr && out_here > 0 && !(d.kind == Kind::kBroadcast && loads))
         parts[i].stores.push_back(

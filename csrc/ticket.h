@@ -35,10 +35,10 @@ struct Ticket {
 // A named operation: runs when all ranks have submitted its name.
 struct NamedSubmission {
   Descriptor descriptor;
-  Slot data;                    // stays valid until the ticket is finished; a broadcast works on `out`
-  int64_t rows;                 // first dimension on this rank, where it may differ between ranks
-  std::vector<int64_t> splits;  // of an alltoall: rows for each rank
-  bool recurring;               // the name will come again
+  Slot data;                           // stays valid until the ticket is finished; a broadcast works on `out`
+  int64_t rows;                        // first dimension on this rank, where it may differ between ranks
+  std::vector<int64_t> splits;         // of an alltoall: rows for each rank
+  bool recurring;                      // the name will come again
   std::shared_ptr<DeviceMark> mark{};  // of arrays on a device: what their user had queued before
 };
 

@@ -58,12 +58,13 @@ def draw(text: Tensor, seed: int) -> Tensor:
 
 
 hvd.init()
+if args.device == "cuda":  # one for each rank; with fewer, ranks share
+    args.device = f"cuda:{hvd.local_rank() % torch.cuda.device_count()}"
 torch.manual_seed(hvd.rank())  # different weights on purpose: broadcast_parameters makes them one model
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # not all of the cores for each rank
 files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
 text = torch.frombuffer(bytearray(b"".join(file.read_bytes() for file in files)), dtype=torch.uint8)
 train, validation = text[: -len(text) // 10], text[-len(text) // 10 :]
-
 model = GPT().to(args.device)
 optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1)
 optimizer = hvd.DistributedOptimizer(
@@ -78,7 +79,6 @@ if args.resume and hvd.rank() == 0:  # only rank 0 needs the file: the others ha
 done = hvd.broadcast_object(done, root_rank=0)
 hvd.broadcast_parameters(model.state_dict(), root_rank=0)
 hvd.broadcast_optimizer_state(optimizer, root_rank=0)
-
 start = time.perf_counter()
 for step in range(done + 1, args.steps + 1):
     optimizer.param_groups[0]["lr"] = RATE * min(1.0, step / WARM_UP)

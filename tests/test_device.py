@@ -1,4 +1,4 @@
-"""Arrays on devices: the cases of stand_in/device_cases.py on stand-ins for CuPy and the CUDA driver, and on real ones."""
+"""Arrays on devices: the cases of stand_in/device_cases.py on stand-ins for CuPy and the driver, and on real ones."""
 
 import os
 import subprocess
@@ -46,6 +46,35 @@ def test_cases_on_a_device(size: int) -> None:
         pytest.skip("no CUDA device")
     done = run_ranks(size, CASES, 300)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_heat_example(tmp_path: Path) -> None:
+    """Its arithmetic, with NumPy in the place of CuPy."""
+    (tmp_path / "cupy.py").write_text(
+        "from types import SimpleNamespace\nfrom numpy import *\n"
+        "ndarray = type('none of these', (), {})\n"
+        "runtime = SimpleNamespace(getDeviceCount=lambda: 1)\n"
+        "cuda = SimpleNamespace(runtime=runtime, Device=lambda number: SimpleNamespace(use=lambda: None))\n"
+    )
+    script = HERE.parent / "examples" / "cupy_heat.py"
+    told = []
+    for size, points in ((1, 600), (2, 300), (3, 200)):
+        done = run_ranks(size, [script, "--points", str(points)], 60, env={"PYTHONPATH": str(tmp_path)})
+        assert done.returncode == 0, done.stderr
+        told.append(done.stdout)
+    assert told[0].count("heat") == 4
+    assert told[0] == told[1] == told[2]
+
+
+def test_info_shows_the_devices(stand_in: dict[str, str]) -> None:
+    done = run_ranks(3, ["-m", "collective.info"], 60, env=stand_in)
+    assert done.returncode == 0, done.stderr
+    assert "devices   0 stand-in 0, 1 stand-in 1" in done.stdout
+    assert "fewer than ranks on a node: ranks 2 share one with others" in done.stdout
+    assert "memory    shared by all ranks" in done.stdout
+    assert [line.split()[-3:] for line in done.stdout.splitlines()[-3:]] == [
+        [str(rank % 2), "(stand-in", f"{rank % 2})"] for rank in range(3)
+    ]
 
 
 def test_a_device_that_fails_ends_the_job_in_its_words(stand_in: dict[str, str]) -> None:

@@ -285,9 +285,9 @@ class GradientReducer:
                 continue
             given.append((grad, grad._version, grad.data_ptr()))
             if grad.stride() != slot.strides:
-                grad = torch.empty_strided(
-                    grad.shape, slot.strides, dtype=grad.dtype, device=grad.device
-                ).copy_(grad.detach())
+                grad = torch.empty_strided(grad.shape, slot.strides, dtype=grad.dtype, device=grad.device).copy_(
+                    grad.detach()
+                )
             keep.append(grad)
             pointers.append(grad.data_ptr())
         ticket = bucket.core.start(pointers, notes, *arrays.place_of_tensor(bucket.slots[0].parameter))
@@ -443,8 +443,9 @@ class GradientReducer:
             if target is None:
                 target = p.grad = torch.empty_strided(slot.shape, slot.strides, dtype=slot.dtype, device=slot.device)
             if target.stride() != slot.strides:
-                grad, target = target, torch.empty_strided(
-                    slot.shape, slot.strides, dtype=slot.dtype, device=slot.device
+                grad, target = (
+                    target,
+                    torch.empty_strided(slot.shape, slot.strides, dtype=slot.dtype, device=slot.device),
                 )
                 if 0 in grad.stride():  # several elements at one address
                     p.grad = target

@@ -29,7 +29,14 @@
 
 namespace {
 
-enum Result { kSuccess = 0, kInvalidValue = 1, kInvalidDevice = 101, kInvalidContext = 201, kNotReady = 600, kIllegalAddress = 700 };
+enum Result {
+  kSuccess = 0,
+  kInvalidValue = 1,
+  kInvalidDevice = 101,
+  kInvalidContext = 201,
+  kNotReady = 600,
+  kIllegalAddress = 700
+};
 
 // What an event stands for: one recording of it.
 struct Recording {
@@ -134,13 +141,14 @@ bool fails(const char* function) {
   if (given != nullptr && !w.failed) {
     const std::string text = given;
     const size_t colon = text.find(':');
-    if (text.substr(0, colon) == function && ++w.calls[function] >= std::atoi(text.c_str() + colon + 1)) w.failed = true;
+    if (text.substr(0, colon) == function && ++w.calls[function] >= std::atoi(text.c_str() + colon + 1))
+      w.failed = true;
   }
   return w.failed;
 }
 
-#define STAND_IN_BEGIN(needs_context)                                  \
-  if (fails(__func__)) return kIllegalAddress;                         \
+#define STAND_IN_BEGIN(needs_context)          \
+  if (fails(__func__)) return kIllegalAddress; \
   if ((needs_context) && contexts.empty()) return kInvalidContext
 
 // Where bytes can be copied from and to; null where the range is not wholly in one block.

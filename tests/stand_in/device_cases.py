@@ -1,4 +1,4 @@
-"""Arrays on devices: run by test_device.py on ranks, with the stand-ins for CuPy and the driver, or with the real ones."""
+"""Arrays on devices: run by test_device.py on ranks, with stand-ins for CuPy and the driver, or with the real ones."""
 
 import ctypes
 import gc
@@ -208,9 +208,7 @@ def test_buckets(world: World, wire: str) -> None:
     total = sum(counts) + len(counts) + 2
     extents = [int(dtype.value), int(to.value), total]
     name = f"bucket of {wire} on a device"
-    opening = _core.Descriptor(
-        _core.Kind.channel, extents, dtype, to, _core.ReduceOp.Sum, 1.0, 1.0, 0, "cpu", name
-    )
+    opening = _core.Descriptor(_core.Kind.channel, extents, dtype, to, _core.ReduceOp.Sum, 1.0, 1.0, 0, "cpu", name)
     opened = engine.submit(group, name, opening, 0, 0, (), False, True)
     while not engine.wait(opened, 0.1):
         pass

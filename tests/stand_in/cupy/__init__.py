@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,14 +35,13 @@ class _Memory:
     def __del__(self) -> None:
         if self.owner is not None:
             return
-        with contextlib.suppress(AttributeError, TypeError):  # when the interpreter ends
-            with cuda.Device(self.device):
-                _call("cuMemFree_v2", ctypes.c_size_t(self.ptr))
+        with contextlib.suppress(AttributeError, TypeError), cuda.Device(self.device):  # when the interpreter ends
+            _call("cuMemFree_v2", ctypes.c_size_t(self.ptr))
 
 
 class _Device:
-    def __init__(self, id: int) -> None:
-        self.id = id
+    def __init__(self, number: int) -> None:
+        self.id = number
 
     def __enter__(self) -> _Device:
         _call("cuCtxPushCurrent_v2", ctypes.c_void_p(self.id + 1))
@@ -78,7 +76,7 @@ cuda = SimpleNamespace(Device=_Device, Stream=_Stream, get_current_stream=lambda
 _current_streams = [_Stream(0)]
 
 
-class ndarray:
+class ndarray:  # noqa: N801, CuPy's name
     """In C order, or a view of one with its axes reversed."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, memory: _Memory, c_contiguous: bool = True) -> None:
@@ -97,7 +95,7 @@ class ndarray:
         return self.dtype.itemsize
 
     @property
-    def T(self) -> ndarray:
+    def T(self) -> ndarray:  # noqa: N802
         return ndarray(self.shape[::-1], self.dtype, self._memory, not self.flags.c_contiguous or len(self.shape) < 2)
 
     def get(self) -> np.ndarray:
@@ -144,5 +142,3 @@ def asarray(x: Any) -> ndarray:
 
 def ascontiguousarray(x: ndarray) -> ndarray:
     return x if x.flags.c_contiguous else x.copy()
-
-
