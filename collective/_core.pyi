@@ -143,6 +143,7 @@ class Bucket:
         postscale: float,
         counts: Sequence[int],
         notes: int,
+        device: int = -1,
     ) -> None: ...
     @property
     def total(self) -> int: ...

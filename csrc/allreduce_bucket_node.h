@@ -33,9 +33,10 @@ namespace collective {
 // A bucket's storage and counters, at the same place of every rank's part of shared memory.
 class NodeBucket {
  public:
-  // What it takes of each part.
+  // What it takes of each part: whole pages, which may be locked for a device.
+  static constexpr size_t kPageBytes = 4096;
   static constexpr size_t nbytes(DType wire, size_t count) {
-    return 2 * kLineBytes + round_up(count * size_of(wire), kLineBytes);
+    return round_up(2 * kLineBytes + round_up(count * size_of(wire), kLineBytes), kPageBytes);
   }
   // count: elements of `wire`. offset: of whole lines. The memory must outlive it, and serve nothing else there.
   NodeBucket(const SharedMemory& memory, size_t offset, DType wire, size_t count);

@@ -196,14 +196,14 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Bucket>(m, "Bucket")
       .def(py::init([](std::shared_ptr<Engine> engine, size_t group, std::string name, const Ticket& opened,
                        size_t number, DType dtype, DType wire, ReduceOp op, double prescale, double postscale,
-                       std::vector<size_t> counts, size_t notes) {
+                       std::vector<size_t> counts, size_t notes, int device) {
              return Bucket(std::move(engine), group, std::move(name), opened.channel + static_cast<uint32_t>(number),
                            AllreduceSpec{dtype, wire, op, prescale, postscale}, std::move(counts), notes,
-                           opened.buckets.empty() ? nullptr : opened.buckets.at(number));
+                           opened.buckets.empty() ? nullptr : opened.buckets.at(number), device);
            }),
            py::arg("engine"), py::arg("group"), py::arg("name"), py::arg("opened"), py::arg("number"), py::arg("dtype"),
            py::arg("wire"), py::arg("op"), py::arg("prescale"), py::arg("postscale"), py::arg("counts"),
-           py::arg("notes"))
+           py::arg("notes"), py::arg("device") = -1)
       .def(
           "start",
           [](Bucket& bucket, const std::vector<uintptr_t>& tensors, const std::vector<size_t>& notes, int device,

@@ -30,7 +30,8 @@ void write_one(DType dtype, std::byte* target) {
 }  // namespace
 
 Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, uint32_t channel,
-               const AllreduceSpec& spec, std::vector<size_t> counts, size_t notes, std::shared_ptr<NodeBucket> shared)
+               const AllreduceSpec& spec, std::vector<size_t> counts, size_t notes, std::shared_ptr<NodeBucket> shared,
+               int device)
     : engine_(std::move(engine)),
       group_(group),
       name_(std::move(name)),
@@ -44,12 +45,21 @@ Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, u
   offsets_.push_back(0);
   for (const size_t count : counts_) offsets_.push_back(offsets_.back() + count);
   storage_->flags = Buffer(flag_count() * size_of(spec.dtype));
-  if (shared == nullptr)
-    storage_->own = Buffer(total() * size_of(spec.wire));
-  else if (shared->count() != total() || shared->wire() != spec.wire)
+  if (shared != nullptr && (shared->count() != total() || shared->wire() != spec.wire))
     throw Error(ErrorCode::kInternal, "a channel's memory does not fit its bucket");
+  const size_t nbytes = total() * size_of(spec.wire);
+  const bool direct = device >= 0 && spec.wire == spec.dtype;
   storage_->shared = std::move(shared);
-  storage_->bucket = storage_->shared ? storage_->shared->storage() : storage_->own.data();
+  if (storage_->shared) {
+    storage_->bucket = storage_->shared->storage();
+    if (direct) storage_->lock = PageLock::try_lock(Device::get(device), storage_->bucket, nbytes);
+  } else if (direct) {
+    storage_->pinned = Device::get(device).pinned(nbytes);
+    storage_->bucket = storage_->pinned.data();
+  } else {
+    storage_->own = Buffer(nbytes);
+    storage_->bucket = storage_->own.data();
+  }
 }
 
 std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, const std::vector<size_t>& notes,
@@ -72,10 +82,14 @@ std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, c
   ChannelSubmission run{channel_, std::move(slots), storage_->bucket, storage_};
   if (mark != nullptr) {
     Device& device = mark->device();
-    run.memory.push_back(device.pinned(offsets_.back() * size_of(spec_.dtype)));
+    std::byte* base = storage_->bucket;
+    if (!storage_->direct()) {
+      run.memory.push_back(device.pinned(offsets_.back() * size_of(spec_.dtype)));
+      base = run.memory[0].data();
+    }
     for (size_t i = 0; i < counts_.size(); ++i) {
       if (tensors[i] == nullptr) continue;
-      std::byte* const host = run.memory[0].data() + offsets_[i] * size_of(spec_.dtype);
+      std::byte* const host = base + offsets_[i] * size_of(spec_.dtype);
       run.loads.push_back({&device, const_cast<void*>(tensors[i]), host, counts_[i] * size_of(spec_.dtype)});
       run.slots[i].in = host;
     }
@@ -97,11 +111,13 @@ bool Bucket::flag(size_t i) const {
 void Bucket::fetch(const std::vector<void*>& targets, std::shared_ptr<DeviceMark> mark) const {
   if (mark == nullptr) return fetch_to_host(targets);
   Device& device = mark->device();
-  PinnedMemory memory = device.pinned(offsets_.back() * size_of(spec_.dtype));
+  PinnedMemory memory;
+  if (!storage_->direct()) memory = device.pinned(offsets_.back() * size_of(spec_.dtype));
+  std::byte* const base = storage_->direct() ? storage_->bucket : memory.data();
   std::vector<void*> hosts(targets.size());
   for (size_t i = 0; i < counts_.size(); ++i)
-    if (targets.at(i) != nullptr) hosts[i] = memory.data() + offsets_[i] * size_of(spec_.dtype);
-  fetch_to_host(hosts);
+    if (targets.at(i) != nullptr) hosts[i] = base + offsets_[i] * size_of(spec_.dtype);
+  if (!storage_->direct()) fetch_to_host(hosts);
   device.stores().wait(*mark);
   for (size_t i = 0; i < counts_.size(); ++i)
     if (targets[i] != nullptr) device.stores().copy(targets[i], hosts[i], counts_[i] * size_of(spec_.dtype));

@@ -19,15 +19,15 @@ namespace collective {
 class Bucket {
  public:
   // counts: elements by tensor. notes: how many. spec.op is Sum or Average: flags must add up. shared: the channel's
-  // memory, when the ranks of a node share it; else null.
+  // memory, when the ranks of a node share it; else null. device: of the tensors; -1 for the host.
   Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, uint32_t channel, const AllreduceSpec& spec,
-         std::vector<size_t> counts, size_t notes, std::shared_ptr<NodeBucket> shared);
+         std::vector<size_t> counts, size_t notes, std::shared_ptr<NodeBucket> shared, int device = -1);
 
   // Elements in all, flags included: what the ranks agree on.
   size_t total() const { return offsets_.back() + flag_count(); }
 
   // Starts a run. tensors: by position, null where this rank has none; they stay valid until the ticket is finished.
-  // notes: the indices of those set here. mark: of tensors on a device. The previous run must have finished.
+  // notes: the indices of those set here. mark: of tensors on the device. The previous run must have finished.
   std::shared_ptr<Ticket> start(const std::vector<const void*>& tensors, const std::vector<size_t>& notes,
                                 std::shared_ptr<DeviceMark> mark = nullptr);
 
@@ -39,7 +39,7 @@ class Bucket {
   // After the run: whether any rank had tensor i; whether any rank set note i; the results.
   bool present(size_t i) const { return flag(i); }
   bool noted(size_t i) const { return flag(counts_.size() + i); }
-  // targets: by tensor, null where the result is not wanted. mark: of targets on a device; waits until they are stored.
+  // targets: by tensor, null where the result is not wanted. mark: of targets on the device; waits until they are stored.
   void fetch(const std::vector<void*>& targets, std::shared_ptr<DeviceMark> mark = nullptr) const;
 
  private:
@@ -52,6 +52,10 @@ class Bucket {
     Buffer own;    // the bucket, unless it is shared
     std::shared_ptr<NodeBucket> shared;
     std::byte* bucket;  // in the wire's type: tensors, then flags
+    PinnedMemory pinned;  // instead of `own`, of a bucket for a device
+    std::unique_ptr<PageLock> lock;  // of `shared`, likewise
+    // The device copies to and from the bucket itself.
+    bool direct() const { return lock != nullptr || pinned.data() != nullptr; }
   };
   std::shared_ptr<Engine> engine_;
   size_t group_;

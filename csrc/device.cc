@@ -21,6 +21,8 @@ namespace collective {
   X(cuCtxPushCurrent, "cuCtxPushCurrent_v2", (void* context))                                    \
   X(cuCtxPopCurrent, "cuCtxPopCurrent_v2", (void** context))                                     \
   X(cuMemHostAlloc, "cuMemHostAlloc", (void** data, size_t nbytes, unsigned flags))              \
+  X(cuMemHostRegister, "cuMemHostRegister_v2", (void* data, size_t nbytes, unsigned flags)) \
+  X(cuMemHostUnregister, "cuMemHostUnregister", (void* data))                           \
   X(cuMemcpyAsync, "cuMemcpyAsync", (uintptr_t to, uintptr_t from, size_t nbytes, void* stream)) \
   X(cuStreamCreate, "cuStreamCreate", (void** stream, unsigned flags))                           \
   X(cuStreamWaitEvent, "cuStreamWaitEvent", (void* stream, void* event, unsigned flags))         \
@@ -207,6 +209,21 @@ PinnedMemory::~PinnedMemory() {
   if (data_ == nullptr) return;
   const std::lock_guard lock(device_->mutex_);
   device_->blocks_.push_back({data_, nbytes_});
+}
+
+std::unique_ptr<PageLock> PageLock::try_lock(Device& device, std::byte* data, size_t nbytes) {
+  const Device::Current current(device);
+  if (nbytes == 0 || device.driver_->cuMemHostRegister(data, nbytes, kPortable) != 0) return nullptr;
+  return std::unique_ptr<PageLock>(new PageLock(device, data));
+}
+
+PageLock::~PageLock() {
+  try {
+    const Device::Current current(*device_);
+    device_->driver_->cuMemHostUnregister(data_);
+  } catch (const Error&) {
+    return;  // the driver has ended, and its locks with it
+  }
 }
 
 DeviceStream::DeviceStream(Device& device) : device_(&device) {

@@ -59,6 +59,22 @@ class PinnedMemory {
   size_t nbytes_ = 0;
 };
 
+// The host's memory that somebody else has reserved, page-locked as long as this lives; no two of them may have a page
+// in common.
+class PageLock {
+ public:
+  // Where the system forbids it, or has no more to lock: nothing, and copies take another way.
+  static std::unique_ptr<PageLock> try_lock(Device& device, std::byte* data, size_t nbytes);
+  PageLock(const PageLock&) = delete;
+  PageLock& operator=(const PageLock&) = delete;
+  ~PageLock();
+
+ private:
+  PageLock(Device& device, std::byte* data) : device_(&device), data_(data) {}
+  Device* device_;
+  std::byte* data_;
+};
+
 // A stream of the engine's own.
 class DeviceStream {
  public:
@@ -101,6 +117,7 @@ class Device {
  private:
   friend class DeviceMark;
   friend class DeviceStream;
+  friend class PageLock;
   friend class PinnedMemory;
   class Current;
 

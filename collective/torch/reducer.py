@@ -189,6 +189,7 @@ class GradientReducer:
         ticket = _run(engine, group, name, _core.Descriptor(*opening))
         plan = []
         for number, members in enumerate(dealt):
+            device, _ = arrays.place_of_tensor(members[0].parameter)
             core = _core.Bucket(
                 engine=engine,
                 group=group,
@@ -202,11 +203,11 @@ class GradientReducer:
                 postscale=self._postscale,
                 counts=counts[number],
                 notes=noted[number],
+                device=device,
             )
             bucket = Bucket(members, core)
             plan.append(bucket)
-            on_host = arrays.place_of_tensor(members[0].parameter)[0] < 0
-            viewable = on_host and self._as_view is not False and wires[number] == dtypes[number]
+            viewable = device < 0 and self._as_view is not False and wires[number] == dtypes[number]
             for i, slot in enumerate(members):
                 slot.bucket = bucket
                 if viewable and counts[number][i] > 0:

@@ -250,6 +250,23 @@ int cuMemHostAlloc(void** data, size_t nbytes, unsigned) {
       std::make_shared<Bytes>(static_cast<std::byte*>(*data), nbytes, false);
   return kSuccess;
 }
+int cuMemHostRegister_v2(void* data, size_t nbytes, unsigned) {
+  STAND_IN_BEGIN(true);
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + nbytes + kPage - 1) / kPage * kPage;
+  const std::lock_guard lock(world().mutex);
+  for (const auto& [at, bytes] : world().blocks)
+    if (at < end && at + bytes->nbytes > begin) return 712;  // CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
+  world().blocks[begin] = std::make_shared<Bytes>(reinterpret_cast<std::byte*>(begin), end - begin, false);
+  return kSuccess;
+}
+int cuMemHostUnregister(void* data) {
+  STAND_IN_BEGIN(true);
+  const std::lock_guard lock(world().mutex);
+  return world().blocks.erase(reinterpret_cast<uintptr_t>(data) / 4096 * 4096) == 1 ? kSuccess : kInvalidValue;
+}
+
 int cuStreamCreate(void** stream, unsigned) {
   STAND_IN_BEGIN(true);
   unsigned seed = 0;

@@ -212,7 +212,7 @@ def test_buckets(world: World, wire: str) -> None:
     opened = engine.submit(group, name, opening, 0, 0, (), False, True)
     while not engine.wait(opened, 0.1):
         pass
-    bucket = _core.Bucket(engine, group, name, opened, 0, dtype, to, _core.ReduceOp.Sum, 1.0, 1.0, counts, 2)
+    bucket = _core.Bucket(engine, group, name, opened, 0, dtype, to, _core.ReduceOp.Sum, 1.0, 1.0, counts, 2, 0)
     for step in range(5):
         stream = cupy.cuda.Stream()
         with stream:
