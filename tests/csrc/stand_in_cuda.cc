@@ -119,6 +119,7 @@ struct World {
   std::map<std::string, int> calls;
   bool failed = false;
   bool host_is_device = false;
+  int page_locks = 0;
   unsigned streams = 0;
 };
 
@@ -259,12 +260,15 @@ int cuMemHostRegister_v2(void* data, size_t nbytes, unsigned) {
   for (const auto& [at, bytes] : world().blocks)
     if (at < end && at + bytes->nbytes > begin) return 712;  // CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
   world().blocks[begin] = std::make_shared<Bytes>(reinterpret_cast<std::byte*>(begin), end - begin, false);
+  ++world().page_locks;
   return kSuccess;
 }
 int cuMemHostUnregister(void* data) {
   STAND_IN_BEGIN(true);
   const std::lock_guard lock(world().mutex);
-  return world().blocks.erase(reinterpret_cast<uintptr_t>(data) / 4096 * 4096) == 1 ? kSuccess : kInvalidValue;
+  if (world().blocks.erase(reinterpret_cast<uintptr_t>(data) / 4096 * 4096) == 0) return kInvalidValue;
+  --world().page_locks;
+  return kSuccess;
 }
 
 int cuStreamCreate(void** stream, unsigned) {
@@ -326,6 +330,8 @@ int cuStreamWaitEvent(void* stream, void* event, unsigned) {
 
 // ---- for tests: what kernels of a user would do ----
 
+// How many pieces of the host's memory cuMemHostRegister has locked.
+int standInPageLocks() { return world().page_locks; }
 // From now on all memory of the host counts as a device's.
 void standInTakeHost(int yes) { world().host_is_device = yes != 0; }
 // Queues a write of these bytes, which are kept.
