@@ -51,8 +51,8 @@ class Bucket {
     Buffer flags;  // of this rank, in the tensors' type
     Buffer own;    // the bucket, unless it is shared
     std::shared_ptr<NodeBucket> shared;
-    std::byte* bucket;  // in the wire's type: tensors, then flags
-    PinnedMemory pinned;  // instead of `own`, of a bucket for a device
+    std::byte* bucket;               // in the wire's type: tensors, then flags
+    PinnedMemory pinned;             // instead of `own`, of a bucket for a device
     std::unique_ptr<PageLock> lock;  // of `shared`, likewise
     // The device copies to and from the bucket itself.
     bool direct() const { return lock != nullptr || pinned.data() != nullptr; }

@@ -21,8 +21,8 @@ namespace collective {
   X(cuCtxPushCurrent, "cuCtxPushCurrent_v2", (void* context))                                    \
   X(cuCtxPopCurrent, "cuCtxPopCurrent_v2", (void** context))                                     \
   X(cuMemHostAlloc, "cuMemHostAlloc", (void** data, size_t nbytes, unsigned flags))              \
-  X(cuMemHostRegister, "cuMemHostRegister_v2", (void* data, size_t nbytes, unsigned flags)) \
-  X(cuMemHostUnregister, "cuMemHostUnregister", (void* data))                           \
+  X(cuMemHostRegister, "cuMemHostRegister_v2", (void* data, size_t nbytes, unsigned flags))      \
+  X(cuMemHostUnregister, "cuMemHostUnregister", (void* data))                                    \
   X(cuMemcpyAsync, "cuMemcpyAsync", (uintptr_t to, uintptr_t from, size_t nbytes, void* stream)) \
   X(cuStreamCreate, "cuStreamCreate", (void** stream, unsigned flags))                           \
   X(cuStreamWaitEvent, "cuStreamWaitEvent", (void* stream, void* event, unsigned flags))         \

@@ -38,14 +38,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import _core, arrays, ops, runtime
+from .. import arrays, ops, runtime
 from ..errors import CollectiveError, GradientChangedError, InvalidArgumentError, UnsupportedTypeError
 from ..handles import Handle
 from ..process_sets import ProcessSet
-from ..submission import Op, reduce_op, wire_dtype
-from .buckets import Bucket, Groups, Named, Notes, Slot, c_strides, deal, dense_strides
+from ..submission import Op
+from .buckets import Bucket, Groups, Named, Notes, Slot, dense_strides
 from .compression import Compressor
 from .ops import sparse_allreduce_async
+from .plan import Layout, open_plan, view_of
 
 __all__ = ["GradientReducer"]
 
@@ -88,13 +89,9 @@ class GradientReducer:
         self.synchronized = False  # synchronize() was called after the last step: alike on all ranks
         self._fresh = False  # a gradient has come to this rank since
         self._parameters = parameters
-        self._compression = compression
-        self._op = op
-        self._prescale = prescale
-        self._postscale = postscale
+        self._layout = Layout(compression, op, prescale, postscale, process_set, groups, as_view is not False)
         self._sparse_as_dense = sparse_as_dense
         self._process_set = process_set
-        self._groups = groups
         self._as_view = as_view
         self._joins = process_set.joins
         self._generation = 0  # of the plan, since then
@@ -160,73 +157,11 @@ class GradientReducer:
 
     def _open(self) -> None:
         """Agree on the plan with the other ranks; raises MismatchError that names the first difference."""
-        group = self._process_set.group
-        if group is None:
-            raise InvalidArgumentError(f"{self.label}: rank {runtime.rank()} is not in {self._process_set}")
-        engine = runtime.current().engine
         self._generation += 1  # also where this fails, so that all ranks count alike
         version = f"{self._joins}.{self._generation}"
-        name = f"{self.label}.plan{version}"
-        slots = self._agreed_order(engine, group, f"{self.label}.order{version}")
-        dealt = deal(slots, self._groups, runtime.current().config.fusion_threshold)
-        number_of = {slot: number for number, members in enumerate(dealt) for slot in members}
-        notes = Notes(len(dealt), len(slots))
-        noted = [0] * (len(dealt) - 1) + [notes.count]
-        dtypes = [arrays.view(torch.empty(0, dtype=members[0].dtype)).dtype for members in dealt]
-        wires = [wire_dtype(self._compression.wire, dtype) for dtype in dtypes]
-        counts = [[slot.shape.numel() for slot in members] for members in dealt]
-        # Dtype, wire and elements of each bucket, flags included.
-        extents = [
-            n
-            for dtype, wire, count, more in zip(dtypes, wires, counts, noted, strict=False)
-            for n in (int(dtype.value), int(wire.value), sum(count) + len(count) + more)
-        ]
-        op = reduce_op(self._op)
-        dtype = _core.DType.float32
-        wire = wire_dtype(self._compression.wire, dtype)
-        layout = "".join(f"{_described(slot)} in bucket {number_of[slot]}\n" for slot in self._slots.values())
-        opening = (_core.Kind.channel, extents, dtype, wire, op, self._prescale, self._postscale, 0, "cpu", layout)
-        ticket = _run(engine, group, name, _core.Descriptor(*opening))
-        plan = []
-        for number, members in enumerate(dealt):
-            device, _ = arrays.place_of_tensor(members[0].parameter)
-            core = _core.Bucket(
-                engine=engine,
-                group=group,
-                name=f"{name}.bucket{number}",
-                opened=ticket,
-                number=number,
-                dtype=dtypes[number],
-                wire=wires[number],
-                op=op,
-                prescale=self._prescale,
-                postscale=self._postscale,
-                counts=counts[number],
-                notes=noted[number],
-                device=device,
-            )
-            bucket = Bucket(members, core)
-            plan.append(bucket)
-            viewable = device < 0 and self._as_view is not False and wires[number] == dtypes[number]
-            for i, slot in enumerate(members):
-                slot.bucket = bucket
-                if viewable and counts[number][i] > 0:
-                    slot.view = _view(core.place(i), slot)
-                    slot.place = slot.view.data_ptr()
-        self._plan, self._notes = plan, notes
-        self._opened = True
-
-    def _agreed_order(self, engine: _core.Engine, group: int, name: str) -> list[Slot]:
-        """All slots in the order in which their gradients came, in the mean over ranks; the last if they did not."""
-        slots = list(self._slots.values())
-        positions = np.full(len(slots), len(slots), dtype=np.int64)
         arrived = [self._slots[p] for p in self._arrivals if p in self._slots]
-        positions[[slot.number for slot in arrived]] = range(len(arrived))
-        dtype = _core.DType.int64
-        layout = "".join(f"{_described(slot)}\n" for slot in slots)
-        total = (_core.Kind.allreduce, positions.shape, dtype, dtype, _core.ReduceOp.Sum, 1.0, 1.0, 0, "cpu", layout)
-        _run(engine, group, name, _core.Descriptor(*total), positions)
-        return [slots[number] for number in np.argsort(positions, kind="stable")]
+        self._plan, self._notes = open_plan(self.label, version, list(self._slots.values()), arrived, self._layout)
+        self._opened = True
 
     # ---- a round ----
 
@@ -436,7 +371,7 @@ class GradientReducer:
                 continue
             if slot.view is not None and (target is None or _owns_storage(target)):
                 if not slot.holds(slot.view):
-                    slot.view = _view(bucket.core.place(number), slot)
+                    slot.view = view_of(bucket.core.place(number), slot)
                 p.grad = slot.view
                 slot.retired = target
                 targets.append(0)
@@ -468,6 +403,7 @@ class GradientReducer:
     def _reduce_sparse(self) -> None:
         """Gather the gradients that are sparse on any rank."""
         sums = []
+        layout = self._layout
         for slot in self._slots.values():
             if not self._is_sparse_somewhere(slot):
                 continue
@@ -483,11 +419,11 @@ class GradientReducer:
             elif not grad.is_sparse:
                 grad = grad.to_sparse(1)
             name = f"{self.label}.sparse.{slot.name}"
-            scaled = grad * self._prescale if self._prescale != 1.0 else grad
-            sums.append((p, sparse_allreduce_async(scaled, name, self._op, self._process_set)))
+            scaled = grad * layout.prescale if layout.prescale != 1.0 else grad
+            sums.append((p, sparse_allreduce_async(scaled, name, layout.op, layout.process_set)))
         for p, finish in sums:
             total = finish()
-            p.grad = total * self._postscale if self._postscale != 1.0 else total
+            p.grad = total * layout.postscale if layout.postscale != 1.0 else total
 
     def _begin_round(self) -> None:
         for bucket in self._plan:
@@ -504,28 +440,6 @@ class GradientReducer:
 def _remove(hooks: list[Any]) -> None:
     for hook in hooks:
         hook.remove()
-
-
-def _run(
-    engine: _core.Engine, group: int, name: str, what: _core.Descriptor, data: np.ndarray | None = None
-) -> _core.Ticket:
-    """Run an operation, in place on `data`, and wait for it."""
-    address = 0 if data is None else data.ctypes.data
-    ticket = engine.submit(group, name, what, address, address, (), False, True)
-    Handle(engine, ticket, data, lambda _: None).wait()
-    return ticket
-
-
-def _described(slot: Slot) -> str:
-    strides = "" if slot.strides == c_strides(slot.parameter) else f" strides {slot.strides}"
-    device = "" if slot.device.type == "cpu" else f" on {slot.device.type}"
-    return f"{slot.name} {str(slot.dtype).removeprefix('torch.')} {tuple(slot.shape)}{strides}{device}"
-
-
-def _view(place: np.ndarray, slot: Slot) -> torch.Tensor:
-    """A tensor over its place in the bucket; of a storage of its own, so that saving one gradient saves no others."""
-    storage = torch.from_numpy(place).untyped_storage()
-    return torch.empty(0, dtype=slot.dtype).set_(storage, 0, slot.shape, slot.strides)
 
 
 def _owns_storage(grad: torch.Tensor) -> bool:
