@@ -179,8 +179,11 @@ def from_bytes(data: np.ndarray, shape: tuple[int, ...], like: View) -> Any:
             return torch.empty(shape, dtype=like.array.dtype, device=like.array.device)
         return torch.from_numpy(data).view(like.array.dtype).reshape(shape).to(like.array.device)
     if _is_cupy(like.array):
+        cupy = sys.modules["cupy"]
         with like.array.device:
-            return sys.modules["cupy"].asarray(data.view(like.array.dtype).reshape(shape))
+            result = cupy.asarray(data.view(like.array.dtype).reshape(shape))
+            cupy.cuda.get_current_stream(like.ordinal).synchronize()  # so that other streams may use it
+            return result
     return data.view(like.array.dtype).reshape(shape)
 
 

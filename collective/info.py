@@ -20,18 +20,28 @@ __all__ = ["main"]
 def main() -> None:
     """Print it, on rank 0; collective."""
     runtime.init()
-    names, why_none = _core.devices()
+    devices, why_none = _core.devices()
+    names = [name for name, _ in devices]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local = runtime.local_rank()
-    own = (socket.gethostname(), local, cores, f"{local % len(names)} ({names[local % len(names)]})" if names else "-")
-    ranks = allgather_object(own)
+    host = socket.gethostname()
+    number = local % len(names) if names else -1
+    device = f"{number} ({names[number]})" if names else "-"
+    ranks = allgather_object((host, local, cores, device))
+    places = allgather_object((host, devices[number][1]) if names else None)
     shares = runtime.current().engine.shares_memory()
     if runtime.rank() == 0:
-        print("\n".join(_lines(ranks, shares, names, why_none)), flush=True)
+        print("\n".join(_lines(ranks, places, shares, names, why_none)), flush=True)
     runtime.shutdown()
 
 
-def _lines(ranks: list[tuple[str, int, int, str]], shares: bool, names: list[str], why_none: str) -> list[str]:
+def _lines(
+    ranks: list[tuple[str, int, int, str]],
+    places: list[tuple[str, str] | None],
+    shares: bool,
+    names: list[str],
+    why_none: str,
+) -> list[str]:
     running = _core.running_mpi().strip("\0\n ").splitlines()[0].split(",")[0]
     lines = [
         f"collective {__version__}, Python {platform.python_version()}, "
@@ -45,10 +55,9 @@ def _lines(ranks: list[tuple[str, int, int, str]], shares: bool, names: list[str
         lines.append(
             "          arrays on devices travel by way of page-locked host memory, whether the MPI is CUDA-aware or not"
         )
-    sharing = [rank for rank, (_, local, _, _) in enumerate(ranks) if names and local >= len(names)]
+    sharing = [rank for rank, place in enumerate(places) if place is not None and places.count(place) > 1]
     if sharing:
-        which = ", ".join(map(str, sharing))
-        lines.append(f"          fewer than ranks on a node: ranks {which} share one with others")
+        lines.append(f"          fewer than ranks: ranks {', '.join(map(str, sharing))} share with others")
     lines += ["", "rank  host                  local rank  cores  device"]
     for rank, (host, local, cores, device) in enumerate(ranks):
         lines.append(f"{rank:<4}  {host:<20}  {local:<10}  {cores:<5}  {device}")

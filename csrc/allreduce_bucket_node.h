@@ -33,8 +33,8 @@ namespace collective {
 // A bucket's storage and counters, at the same place of every rank's part of shared memory.
 class NodeBucket {
  public:
-  // What it takes of each part: whole pages, which may be locked for a device.
-  static constexpr size_t kPageBytes = 4096;
+  // What it takes of each part: whole pages of the largest kind there is, which may be locked for a device.
+  static constexpr size_t kPageBytes = size_t{64} << 10;
   static constexpr size_t nbytes(DType wire, size_t count) {
     return round_up(2 * kLineBytes + round_up(count * size_of(wire), kLineBytes), kPageBytes);
   }

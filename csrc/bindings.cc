@@ -41,7 +41,11 @@ Descriptor describe(Kind kind, std::vector<int64_t> shape, DType dtype, DType wi
 
 // What is queued on the stream of an array's device; null for the host's arrays.
 std::shared_ptr<DeviceMark> mark_of(int device, uintptr_t stream) {
-  return device < 0 ? nullptr : Device::get(device).mark(stream);
+  if (device < 0) return nullptr;
+  // The driver may wait, for a queue that is full or a callback into Python.
+  std::optional<py::gil_scoped_release> nogil;
+  if (PyGILState_Check() != 0) nogil.emplace();
+  return Device::get(device).mark(stream);
 }
 
 std::shared_ptr<Ticket> submit(Engine& engine, size_t group, const std::string& name, Descriptor descriptor,
@@ -203,12 +207,13 @@ PYBIND11_MODULE(_core, m) {
            }),
            py::arg("engine"), py::arg("group"), py::arg("name"), py::arg("opened"), py::arg("number"), py::arg("dtype"),
            py::arg("wire"), py::arg("op"), py::arg("prescale"), py::arg("postscale"), py::arg("counts"),
-           py::arg("notes"), py::arg("device") = -1)
+           py::arg("notes"), py::arg("device") = -1, py::call_guard<py::gil_scoped_release>())
       .def(
           "start",
           [](Bucket& bucket, const std::vector<uintptr_t>& tensors, const std::vector<size_t>& notes, int device,
              uintptr_t stream) { return bucket.start(pointers<const void>(tensors), notes, mark_of(device, stream)); },
-          py::arg("tensors"), py::arg("notes"), py::arg("device") = -1, py::arg("stream") = 0)
+          py::arg("tensors"), py::arg("notes"), py::arg("device") = -1, py::arg("stream") = 0,
+          py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("total", &Bucket::total)
       .def("place", &place_of, py::arg("tensor"))
       .def("present", &Bucket::present)
@@ -220,12 +225,12 @@ PYBIND11_MODULE(_core, m) {
           },
           py::arg("targets"), py::arg("device") = -1, py::arg("stream") = 0, py::call_guard<py::gil_scoped_release>());
 
-  // (The names of the devices, why there are none.)
+  // (The names of the devices and their places in the machine, why there are none.)
   m.def("devices", [] {
     std::string why;
-    std::vector<std::string> names;
-    for (int i = 0, count = Device::count(why); i < count; ++i) names.push_back(Device::get(i).name());
-    return std::pair(names, why);
+    std::vector<std::pair<std::string, std::string>> found;
+    for (int i = 0, count = Device::count(why); i < count; ++i) found.push_back(Device::look_up(i));
+    return std::pair(found, why);
   });
   m.attr("PAIR_TAGS") = kPairTags;
   // ndarray.ctypes.data takes ten times as long.

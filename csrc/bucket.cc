@@ -52,7 +52,9 @@ Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, u
   storage_->shared = std::move(shared);
   if (storage_->shared) {
     storage_->bucket = storage_->shared->storage();
-    if (direct) storage_->lock = PageLock::try_lock(Device::get(device), storage_->bucket, nbytes);
+    if (direct)
+      storage_->lock =
+          PageLock::try_lock(Device::get(device), storage_->bucket, NodeBucket::nbytes(spec.wire, total()));
   } else if (direct) {
     storage_->pinned = Device::get(device).pinned(nbytes);
     storage_->bucket = storage_->pinned.data();
@@ -118,11 +120,13 @@ void Bucket::fetch(const std::vector<void*>& targets, std::shared_ptr<DeviceMark
   for (size_t i = 0; i < counts_.size(); ++i)
     if (targets.at(i) != nullptr) hosts[i] = base + offsets_[i] * size_of(spec_.dtype);
   if (!storage_->direct()) fetch_to_host(hosts);
-  device.stores().wait(*mark);
+  const auto wait_for = [](const DeviceMark& mark) {
+    while (!mark.reached()) std::this_thread::sleep_for(std::chrono::microseconds(10));
+  };
+  wait_for(*mark);
   for (size_t i = 0; i < counts_.size(); ++i)
     if (targets[i] != nullptr) device.stores().copy(targets[i], hosts[i], counts_[i] * size_of(spec_.dtype));
-  const auto stored = device.stores().mark();
-  while (!stored->reached()) std::this_thread::sleep_for(std::chrono::microseconds(10));
+  wait_for(*device.stores().mark());
 }
 
 void Bucket::fetch_to_host(const std::vector<void*>& targets) const {

@@ -1,6 +1,7 @@
 #include "device.h"
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -17,15 +18,18 @@ namespace collective {
   X(cuDeviceGetCount, "cuDeviceGetCount", (int* count))                                          \
   X(cuDeviceGet, "cuDeviceGet", (int* device, int ordinal))                                      \
   X(cuDeviceGetName, "cuDeviceGetName", (char* name, int length, int device))                    \
+  X(cuDeviceGetPCIBusId, "cuDeviceGetPCIBusId", (char* id, int length, int device))              \
   X(cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain", (void** context, int device))          \
   X(cuCtxPushCurrent, "cuCtxPushCurrent_v2", (void* context))                                    \
   X(cuCtxPopCurrent, "cuCtxPopCurrent_v2", (void** context))                                     \
+  X(cuThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode", (int* mode))         \
+  X(cuStreamIsCapturing, "cuStreamIsCapturing", (void* stream, int* status))                     \
+  X(cuMemFreeHost, "cuMemFreeHost", (void* data))                                                \
   X(cuMemHostAlloc, "cuMemHostAlloc", (void** data, size_t nbytes, unsigned flags))              \
   X(cuMemHostRegister, "cuMemHostRegister_v2", (void* data, size_t nbytes, unsigned flags))      \
   X(cuMemHostUnregister, "cuMemHostUnregister", (void* data))                                    \
   X(cuMemcpyAsync, "cuMemcpyAsync", (uintptr_t to, uintptr_t from, size_t nbytes, void* stream)) \
   X(cuStreamCreate, "cuStreamCreate", (void** stream, unsigned flags))                           \
-  X(cuStreamWaitEvent, "cuStreamWaitEvent", (void* stream, void* event, unsigned flags))         \
   X(cuEventCreate, "cuEventCreate", (void** event, unsigned flags))                              \
   X(cuEventRecord, "cuEventRecord", (void* event, void* stream))                                 \
   X(cuEventQuery, "cuEventQuery", (void* event))
@@ -40,11 +44,11 @@ struct CudaDriver {
 
 namespace {
 
-constexpr int kNotReady = 600;            // CUDA_ERROR_NOT_READY
-constexpr unsigned kNonBlocking = 1;      // CU_STREAM_NON_BLOCKING: no implicit order with the legacy default stream
-constexpr unsigned kDisableTiming = 2;    // CU_EVENT_DISABLE_TIMING
-constexpr unsigned kPortable = 1;         // CU_MEMHOSTALLOC_PORTABLE: page-locked for all devices
-constexpr size_t kLeastBlock = 64 << 10;  // bytes
+constexpr int kNotReady = 600;          // CUDA_ERROR_NOT_READY
+constexpr unsigned kNonBlocking = 1;    // CU_STREAM_NON_BLOCKING: no implicit order with the legacy default stream
+constexpr unsigned kDisableTiming = 2;  // CU_EVENT_DISABLE_TIMING
+constexpr unsigned kPortable = 1;       // CU_MEMHOSTALLOC_PORTABLE: page-locked for all devices
+constexpr size_t kLeastBlock = 64 << 10, kLargeBlock = 1 << 20;  // bytes
 
 std::string error_text(const CudaDriver& driver, int error) {
   const char *name = nullptr, *text = nullptr;
@@ -84,22 +88,37 @@ const CudaDriver& the_driver() {
 
 }  // namespace
 
-// The device's context in this thread, as long as it lives; the thread's own comes back after.
+// The device's context in this thread, as long as it lives; the thread's own comes back after. Meanwhile calls are
+// allowed that would else fail, and spoil the capture, while some thread of the user captures a graph.
 class Device::Current {
  public:
   explicit Current(const Device& device) : driver_(device.driver_) {
     device.check(driver_->cuCtxPushCurrent(device.context_), "cuCtxPushCurrent");
+    driver_->cuThreadExchangeStreamCaptureMode(&capture_mode_);
   }
   Current(const Current&) = delete;
   Current& operator=(const Current&) = delete;
   ~Current() {
+    driver_->cuThreadExchangeStreamCaptureMode(&capture_mode_);
     void* context = nullptr;
     driver_->cuCtxPopCurrent(&context);
   }
 
  private:
   const CudaDriver* driver_;
+  int capture_mode_ = 2;  // CU_STREAM_CAPTURE_MODE_RELAXED; then the thread's own
 };
+
+std::pair<std::string, std::string> Device::look_up(int number) {
+  const CudaDriver& driver = the_driver();
+  int handle = 0;
+  char name[128] = {}, place[64] = {};
+  if (!driver.missing.empty() || driver.cuDeviceGet(&handle, number) != 0 ||
+      driver.cuDeviceGetName(name, sizeof name - 1, handle) != 0 ||
+      driver.cuDeviceGetPCIBusId(place, sizeof place - 1, handle) != 0)
+    throw Error(ErrorCode::kInvalid, "CUDA device " + std::to_string(number) + " cannot be looked at");
+  return {name, place};
+}
 
 int Device::count(std::string& why) {
   const CudaDriver& driver = the_driver();
@@ -125,9 +144,6 @@ Device& Device::get(int number) {
 Device::Device(const CudaDriver& driver, int number) : driver_(&driver), number_(number) {
   int handle = 0;
   check(driver.cuDeviceGet(&handle, number), "cuDeviceGet");
-  char name[128] = {};
-  check(driver.cuDeviceGetName(name, sizeof name - 1, handle), "cuDeviceGetName");
-  name_ = name;
   check(driver.cuDevicePrimaryCtxRetain(&context_, handle), "cuDevicePrimaryCtxRetain");
   loads_ = std::make_unique<DeviceStream>(*this);
   stores_ = std::make_unique<DeviceStream>(*this);
@@ -160,25 +176,48 @@ std::shared_ptr<DeviceMark> Device::record(void* stream) {
   return mark;
 }
 
-std::shared_ptr<DeviceMark> Device::mark(uintptr_t stream) { return record(reinterpret_cast<void*>(stream)); }
+std::shared_ptr<DeviceMark> Device::mark(uintptr_t stream) {
+  {
+    const Current current(*this);
+    int status = 0;
+    if (driver_->cuStreamIsCapturing(reinterpret_cast<void*>(stream), &status) != 0 || status != 0)
+      throw Error(ErrorCode::kInvalid, "the stream is being captured into a CUDA graph, which cannot hold collectives");
+  }
+  return record(reinterpret_cast<void*>(stream));
+}
 
 PinnedMemory Device::pinned(size_t nbytes) {
   if (nbytes == 0) return {};
-  // Powers of two: page-locking takes a millisecond a block, so that what one operation has used should fit the next.
-  nbytes = std::bit_ceil(std::max(nbytes, kLeastBlock));
+  // Locking pages takes longer than copying them, so what one operation has used should fit the next: small blocks are
+  // powers of two, large ones may be taken for what is half as large.
+  nbytes = nbytes < kLargeBlock ? std::bit_ceil(std::max(nbytes, kLeastBlock))
+                                : (nbytes + kLargeBlock - 1) / kLargeBlock * kLargeBlock;
   {
     const std::lock_guard lock(mutex_);
-    const auto found =
-        std::find_if(blocks_.begin(), blocks_.end(), [&](const Block& block) { return block.nbytes == nbytes; });
-    if (found != blocks_.end()) {
-      const Block block = *found;
-      blocks_.erase(found);
+    auto best = blocks_.end();
+    for (auto block = blocks_.begin(); block != blocks_.end(); ++block)
+      if (block->nbytes >= nbytes && block->nbytes / 2 <= nbytes &&
+          (best == blocks_.end() || block->nbytes < best->nbytes))
+        best = block;
+    if (best != blocks_.end()) {
+      const Block block = *best;
+      blocks_.erase(best);
       return {*this, block.data, block.nbytes};
     }
   }
   const Current current(*this);
   void* data = nullptr;
-  check(driver_->cuMemHostAlloc(&data, nbytes, kPortable), "cuMemHostAlloc");
+  int result = driver_->cuMemHostAlloc(&data, nbytes, kPortable);
+  if (result != 0) {  // no more to be had: idle blocks of other sizes go back
+    std::vector<Block> idle;
+    {
+      const std::lock_guard lock(mutex_);
+      idle.swap(blocks_);
+    }
+    for (const Block& block : idle) driver_->cuMemFreeHost(block.data);
+    result = driver_->cuMemHostAlloc(&data, nbytes, kPortable);
+  }
+  check(result, ("cuMemHostAlloc of " + std::to_string(nbytes) + " bytes").c_str());
   return {*this, static_cast<std::byte*>(data), nbytes};
 }
 
@@ -217,7 +256,10 @@ std::unique_ptr<PageLock> PageLock::try_lock(Device& device, std::byte* data, si
   return std::unique_ptr<PageLock>(new PageLock(device, data));
 }
 
+PageLock::PageLock(Device& device, std::byte* data) : device_(&device), data_(data), pid_(getpid()) {}
+
 PageLock::~PageLock() {
+  if (getpid() != pid_) return;
   try {
     const Device::Current current(*device_);
     device_->driver_->cuMemHostUnregister(data_);
@@ -229,11 +271,6 @@ PageLock::~PageLock() {
 DeviceStream::DeviceStream(Device& device) : device_(&device) {
   const Device::Current current(device);
   device.check(device.driver_->cuStreamCreate(&stream_, kNonBlocking), "cuStreamCreate");
-}
-
-void DeviceStream::wait(const DeviceMark& mark) {
-  const Device::Current current(*device_);
-  device_->check(device_->driver_->cuStreamWaitEvent(stream_, mark.event(), 0), "cuStreamWaitEvent");
 }
 
 void DeviceStream::copy(void* to, const void* from, size_t nbytes) {

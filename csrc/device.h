@@ -1,9 +1,9 @@
 // CUDA devices, by way of their driver (libcuda), which is loaded when the first array of a device comes: to build and
 // to import, nothing of CUDA is needed.
 //
-// The engine wants four things of a device: marks in a user's stream, which tell when what was queued there is over;
-// streams of its own that wait for marks and copy; and host memory that is page-locked, so that copies run by
-// themselves. Nothing here waits for the device, and nothing synchronises it as a whole.
+// The engine wants three things of a device: marks in a user's stream, which tell when what was queued there is over;
+// streams of its own that copy; and host memory that is page-locked, so that copies run by themselves. Nothing here
+// waits for the device, but for what the driver does of its own accord when it locks memory.
 //
 // Errors of the driver come as kInternal with its own words, among them those of the user's kernels: a device that has
 // failed fails every call after.
@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "types.h"
@@ -59,8 +60,7 @@ class PinnedMemory {
   size_t nbytes_ = 0;
 };
 
-// The host's memory that somebody else has reserved, page-locked as long as this lives; no two of them may have a page
-// in common.
+// The host's memory that somebody else has reserved, whole pages of it, page-locked as long as this lives.
 class PageLock {
  public:
   // Where the system forbids it, or has no more to lock: nothing, and copies take another way.
@@ -70,17 +70,16 @@ class PageLock {
   ~PageLock();
 
  private:
-  PageLock(Device& device, std::byte* data) : device_(&device), data_(data) {}
+  PageLock(Device& device, std::byte* data);
   Device* device_;
   std::byte* data_;
+  int pid_;  // a forked child has no driver
 };
 
 // A stream of the engine's own.
 class DeviceStream {
  public:
   explicit DeviceStream(Device& device);
-  // What is queued after this starts when `mark` is reached.
-  void wait(const DeviceMark& mark);
   // Between page-locked host memory and the device, either way.
   void copy(void* to, const void* from, size_t nbytes);
   std::shared_ptr<DeviceMark> mark();
@@ -97,15 +96,16 @@ class Device {
   static Device& get(int number);
   // How many there are; 0, and why, where there is no driver or no device.
   static int count(std::string& why);
+  // What is known of one without using it: its name, and where it is in the machine.
+  static std::pair<std::string, std::string> look_up(int number);
 
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
   int number() const { return number_; }
-  const std::string& name() const { return name_; }
 
   // What is queued on a user's stream by now; `stream` as CUDA's array interface has it: a CUstream, or 0 or 1 for the
-  // legacy default stream, 2 for that of the thread. From any thread.
+  // legacy default stream, 2 for that of the thread. From any thread. Throws kInvalid while the stream is captured.
   std::shared_ptr<DeviceMark> mark(uintptr_t stream);
   // From any thread.
   PinnedMemory pinned(size_t nbytes);
@@ -128,7 +128,6 @@ class Device {
 
   const CudaDriver* driver_;
   int number_;
-  std::string name_;
   void* context_ = nullptr;  // the primary one, which frameworks use
   std::unique_ptr<DeviceStream> loads_, stores_;
 

@@ -68,6 +68,32 @@ struct Group::Plan {
 };
 
 void Group::submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
+  if (submission.mark != nullptr && !submission.mark->reached())
+    not_ready_.push_back({std::move(ticket), std::move(submission), Clock::now()});
+  else
+    submit_ready(std::move(ticket), std::move(submission));
+}
+
+bool Group::submit_what_is_ready() {
+  bool moved = false;
+  for (size_t i = 0; i < not_ready_.size();) {
+    if (!not_ready_[i].submission.mark->reached()) {
+      ++i;
+      continue;
+    }
+    Pending ready = std::move(not_ready_[i]);
+    not_ready_.erase(not_ready_.begin() + static_cast<std::ptrdiff_t>(i));
+    submit_ready(std::move(ready.ticket), std::move(ready.submission));
+    moved = true;
+  }
+  if (join_ != nullptr && !join_told_ && not_ready_.empty()) {
+    join_told_ = true;
+    agreement_.join();
+  }
+  return moved;
+}
+
+void Group::submit_ready(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
   const std::string name = ticket->name;
   agreement_.submit(name, submission.descriptor, submission.rows, submission.recurring);
   pending_.emplace(name, Pending{std::move(ticket), std::move(submission), Clock::now()});
@@ -108,7 +134,7 @@ void Group::start(std::shared_ptr<Ticket> ticket, ChannelSubmission submission) 
     parts[0].loads = std::move(submission.loads);
     parts[0].operation = std::move(running.operation);
     running.operation =
-        std::make_unique<Staged>(std::vector{submission.mark}, std::move(submission.memory), std::move(parts));
+        std::make_unique<Staged>(submission.mark, std::move(submission.memory), std::move(parts), running.keep);
   }
   for (const int peer : joined_) inquiry_.demand(peer, number, running.run);
   running_.push_back(std::move(running));
@@ -144,15 +170,21 @@ void Group::submit(std::shared_ptr<Ticket> ticket, JoinSubmission) {
   }
   join_ = std::move(ticket);
   has_joined_ = true;
-  agreement_.join();
+  join_told_ = false;
 }
 
 bool Group::progress() {
+  if (leaving_) {
+    for (const Pending& waiting : not_ready_)
+      finish_(*waiting.ticket, ErrorCode::kShutdown, "'" + waiting.ticket->name + "': the runtime was shut down");
+    not_ready_.clear();
+  }
   if (leaving_ && !left_ && running_.empty()) {
     left_ = true;
     agreement_.leave(started_runs());
   }
-  bool moved = agreement_.progress(decisions_);
+  bool moved = submit_what_is_ready();
+  moved |= agreement_.progress(decisions_);
   for (Decision& decision : decisions_) {
     switch (decision.kind) {
       case Decision::Kind::kExecute: held_back_.push_back(std::move(decision)); break;
@@ -450,6 +482,8 @@ void Group::release() {
 }
 
 void Group::fail_all(ErrorCode code, const std::string& text) {
+  for (const Pending& waiting : not_ready_) finish_(*waiting.ticket, code, text);
+  not_ready_.clear();
   for (auto& [name, pending] : pending_) finish_(*pending.ticket, code, text);
   for (Running& running : running_) drop(std::move(running), code, text);
   if (join_ != nullptr) finish_(*join_, code, text);
@@ -466,6 +500,9 @@ std::string Group::describe() const {
   const auto age = [&](Clock::time_point since) {
     return std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(now - since).count()) + " ms";
   };
+  for (const Pending& waiting : not_ready_)
+    text += "  submitted " + age(waiting.since) + " ago, waits for what its user has queued on device " +
+            std::to_string(waiting.submission.mark->device().number()) + ": '" + waiting.ticket->name + "'\n";
   for (const auto& [name, pending] : pending_)
     text += "  submitted " + age(pending.since) + " ago, not agreed: " + name_of(pending.submission.descriptor.kind) +
             " '" + name + "'\n";

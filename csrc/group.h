@@ -39,7 +39,7 @@ class Group {
   // Something is in flight here, so progress() should be called soon and again.
   bool busy() const {
     return !pending_.empty() || !running_.empty() || !held_back_.empty() || join_ != nullptr || leaving_ ||
-           !agreement_.sent();
+           !not_ready_.empty() || !agreement_.sent();
   }
 
   // Orderly end: what runs may finish, what is not agreed fails, on the other ranks too; nothing may be submitted
@@ -95,6 +95,8 @@ class Group {
   struct Opening;
 
   void share_memory();
+  bool submit_what_is_ready();
+  void submit_ready(std::shared_ptr<Ticket> ticket, NamedSubmission submission);
 
   void execute(const Decision& decision);
   bool is_let_go(uint64_t plan) const;
@@ -125,6 +127,9 @@ class Group {
   BufferPool pool_;
   std::unique_ptr<Lane> lane_;  // in the memory
 
+  // Submitted here, of arrays on a device that its user's work has not reached: the others learn of it when it has, so
+  // that nothing that is agreed waits for anybody's device.
+  std::vector<Pending> not_ready_;
   std::unordered_map<std::string, Pending> pending_;  // submitted here, not yet agreed
   std::vector<Running> running_;
   std::vector<Decision> decisions_;  // kept for its capacity
@@ -136,6 +141,7 @@ class Group {
   std::vector<Inquiry::Demand> demands_;                         // of channels that are not open here yet
   std::vector<std::pair<int, std::vector<uint32_t>>> departed_;  // ranks that left, and the runs they had started
   std::shared_ptr<Ticket> join_;                                 // of this rank
+  bool join_told_ = false;
   bool has_joined_ = false;  // some time; a demand of that time may come after all others have joined as well
   std::unordered_map<int, std::shared_ptr<bool>> pair_over_;  // the last operation by pair tag and peer
   uint64_t executions_ = 0;                                   // agreed operations, alike on all ranks

@@ -5,9 +5,9 @@
 
 namespace collective {
 
-Staged::Staged(std::vector<std::shared_ptr<DeviceMark>> marks, std::vector<PinnedMemory> memory,
-               std::vector<Part> parts)
-    : marks_(std::move(marks)), memory_(std::move(memory)), parts_(std::move(parts)) {}
+Staged::Staged(std::shared_ptr<DeviceMark> mark, std::vector<PinnedMemory> memory, std::vector<Part> parts,
+               std::shared_ptr<void> keep)
+    : mark_(std::move(mark)), keep_(std::move(keep)), memory_(std::move(memory)), parts_(std::move(parts)) {}
 
 Staged::~Staged() {
   // Given up: what is queued will still be copied, to and from this memory, and MPI may still receive into it.
@@ -20,8 +20,9 @@ Staged::~Staged() {
       }
     });
   };
-  if (operation_ != nullptr || under_way(loaded_) || under_way(stored_))
-    for (PinnedMemory& memory : memory_) memory.leak();
+  if (operation_ == nullptr && !under_way(loaded_) && !under_way(stored_)) return;
+  for (PinnedMemory& memory : memory_) memory.leak();
+  if (keep_ != nullptr) new std::shared_ptr<void>(keep_);
 }
 
 Staged::Marks Staged::queue(const std::vector<Copy>& copies, bool loads) {
@@ -44,10 +45,7 @@ bool Staged::reached(const Marks& marks) {
 
 Step Staged::step() {
   if (loaded_.empty() && !parts_.empty()) {
-    for (const auto& mark : marks_) {
-      mark->device().loads().wait(*mark);
-      mark->device().stores().wait(*mark);
-    }
+    if (mark_ != nullptr && !mark_->reached()) return Step::kIdle;
     for (const Part& part : parts_) loaded_.push_back(queue(part.loads, true));
     return Step::kMoved;
   }
@@ -62,6 +60,7 @@ Step Staged::step() {
   if (step != Step::kDone) return moved ? Step::kMoved : step;
   if (operation_ != nullptr && operation_->failure()) {
     failure_ = operation_->failure();
+    operation_.reset();
     return Step::kDone;
   }
   operation_.reset();

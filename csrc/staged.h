@@ -6,10 +6,13 @@
 //     part 1          load | operation | store        loads and stores each in a stream of the engine's own,
 //     part 2                 load | operation | store      operations on the host, one at a time
 //
-// Loads begin when the device has reached the marks: all that the caller had queued before it submitted. The operation
-// is over when the last byte is stored, so whoever has waited may use the arrays on any stream.
+// It begins when the device has reached a mark: all that the caller had queued before it submitted. (What is agreed by
+// name is submitted to the others only then, so it needs none.) It is over when the last byte is stored, so whoever has
+// waited may use the arrays on any stream. Marks are looked at, where the engine's streams might wait for them: then
+// operations would queue up behind the slowest of their users.
 //
-// limits:  page-locked host memory as large as the arrays, which their device keeps for the next
+// limits:  page-locked host memory as large as the arrays of all that is agreed and not over; its device keeps it for
+//          the next
 #pragma once
 
 #include <functional>
@@ -38,11 +41,13 @@ class Staged final : public Operation {
     std::function<std::unique_ptr<Operation>()> make{};
   };
 
-  Staged(std::vector<std::shared_ptr<DeviceMark>> marks, std::vector<PinnedMemory> memory, std::vector<Part> parts);
+  // The parts are in `memory`, or in what `keep` keeps. mark: null where it has been reached.
+  Staged(std::shared_ptr<DeviceMark> mark, std::vector<PinnedMemory> memory, std::vector<Part> parts,
+         std::shared_ptr<void> keep = nullptr);
   ~Staged() override;
   Step step() override;
   std::string describe() const override;
-  bool under_way() const override { return operation_ != nullptr && operation_->under_way(); }
+  bool under_way() const override { return done_ > 0 || (operation_ != nullptr && operation_->under_way()); }
   const std::optional<Error>& failure() const override { return failure_; }
 
  private:
@@ -51,7 +56,8 @@ class Staged final : public Operation {
   static Marks queue(const std::vector<Copy>& copies, bool loads);
   static bool reached(const Marks& marks);
 
-  Marks marks_;
+  std::shared_ptr<DeviceMark> mark_;
+  std::shared_ptr<void> keep_;
   std::vector<PinnedMemory> memory_;
   std::vector<Part> parts_;
   std::vector<Marks> loaded_, stored_;  // by part

@@ -54,7 +54,6 @@ bool is_staged(const std::vector<Task>& bucket) { return bucket[0].descriptor->d
 
 std::unique_ptr<Operation> make_staged(const Place& place, const std::function<int()>& next_tag,
                                        const std::vector<Task>& bucket) {
-  std::vector<std::shared_ptr<DeviceMark>> marks;
   std::vector<PinnedMemory> memory;
   std::vector<Staged::Part> parts(part_count(bucket));
   std::vector<std::vector<HostTask>> tasks(parts.size());
@@ -67,7 +66,6 @@ std::unique_ptr<Operation> make_staged(const Place& place, const std::function<i
     Device* device = nullptr;
     if (task.mark != nullptr) {
       device = &task.mark->device();
-      marks.push_back(task.mark);
       memory.push_back(device->pinned(std::max(in, out) * element));
       // In one place: what is reduced is not needed any more.
       host_in = memory.back().data();
@@ -113,7 +111,7 @@ std::unique_ptr<Operation> make_staged(const Place& place, const std::function<i
     else
       parts[i].make = make;
   }
-  return std::make_unique<Staged>(std::move(marks), std::move(memory), std::move(parts));
+  return std::make_unique<Staged>(nullptr, std::move(memory), std::move(parts));
 }
 
 std::unique_ptr<Operation> make_staged(const PairSubmission& pair,
@@ -126,7 +124,7 @@ std::unique_ptr<Operation> make_staged(const PairSubmission& pair,
   const Staged::Copy copy{&device, pair.data, memory.back().data(), nbytes};
   (pair.sends ? parts[0].loads : parts[0].stores).push_back(copy);
   parts[0].operation = make(memory.back().data());
-  return std::make_unique<Staged>(std::vector{pair.mark}, std::move(memory), std::move(parts));
+  return std::make_unique<Staged>(pair.mark, std::move(memory), std::move(parts));
 }
 
 }  // namespace collective

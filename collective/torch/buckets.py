@@ -60,6 +60,7 @@ class Bucket:
     core: _core.Bucket
     waiting: int = 0  # slots that are not ready
     run: Handle[None] | None = None  # of this round
+    streams: set[torch.cuda.Stream] = field(default_factory=set)  # on which gradients on a device have come
     # What the run was given: gradient, its version and its address, by slot.
     given: list[tuple[torch.Tensor | None, int, int]] = field(default_factory=list)
 

@@ -181,6 +181,8 @@ class GradientReducer:
         bucket = slot.bucket
         if bucket is None:
             return  # nothing runs before the plan is agreed: backward must not wait for other ranks
+        if slot.device.type == "cuda":
+            bucket.streams.add(torch.cuda.current_stream(slot.device))
         bucket.waiting -= 1
         if bucket.waiting > 0 or bucket is self._plan[-1]:
             return
@@ -226,6 +228,9 @@ class GradientReducer:
                 )
             keep.append(grad)
             pointers.append(grad.data_ptr())
+        for stream in bucket.streams:  # the engine looks at the current one alone
+            torch.cuda.current_stream(stream.device).wait_stream(stream)
+        bucket.streams.clear()
         ticket = bucket.core.start(pointers, notes, *arrays.place_of_tensor(bucket.slots[0].parameter))
         bucket.given = given
         bucket.run = Handle(runtime.current().engine, ticket, keep, lambda _: None)

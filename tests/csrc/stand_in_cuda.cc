@@ -1,8 +1,8 @@
 // A stand-in for the CUDA driver, for machines without a GPU: libcuda.so.1 with the functions that csrc/device.cc loads.
 //
-// It is as unforgiving as it can be. Device memory cannot be read or written at its address, only through copies; every
+// It forgives little. Device memory cannot be read or written at its address, only through copies; every
 // stream is a thread that takes its time, so that what does not wait for its events sees old data; copies take
-// page-locked host memory only; calls without a current context fail. What it cannot show: speed, kernels, and whatever
+// page-locked host memory only; calls without a current context, or with an event or stream of another, fail. What it cannot show: speed, kernels, and whatever
 // the real driver does otherwise.
 //
 //   STAND_IN_CUDA_DEVICES=2           how many there are
@@ -34,6 +34,7 @@ enum Result {
   kInvalidValue = 1,
   kInvalidDevice = 101,
   kInvalidContext = 201,
+  kInvalidHandle = 400,
   kNotReady = 600,
   kIllegalAddress = 700
 };
@@ -59,6 +60,7 @@ struct Recording {
 };
 
 struct Event {
+  int device;
   std::mutex mutex;
   std::shared_ptr<Recording> last;  // null: never recorded
 };
@@ -68,8 +70,9 @@ struct Stream {
   std::condition_variable changed;
   std::deque<std::function<void()>> queue;
   std::mt19937 random;
+  int device;
 
-  explicit Stream(unsigned seed) : random(seed) {
+  Stream(unsigned seed, int device) : random(seed), device(device) {
     std::thread([this] { run(); }).detach();  // for ever, as the process's others
   }
   void put(std::function<void()> work) {
@@ -115,11 +118,12 @@ struct Reach {
 struct World {
   std::mutex mutex;
   std::map<uintptr_t, std::shared_ptr<Bytes>> blocks;
-  std::map<uintptr_t, std::unique_ptr<Stream>> default_streams;
+  std::map<std::pair<int, uintptr_t>, std::unique_ptr<Stream>> default_streams;  // by device and handle
   std::map<std::string, int> calls;
   bool failed = false;
   bool host_is_device = false;
   int page_locks = 0;
+  void* captured = nullptr;  // a stream
   unsigned streams = 0;
 };
 
@@ -171,8 +175,8 @@ Stream& stream_of(void* handle) {
   if (number > 2) return *static_cast<Stream*>(handle);
   World& w = world();
   const std::lock_guard lock(w.mutex);
-  auto& stream = w.default_streams[number < 2 ? 0 : 2];
-  if (stream == nullptr) stream = std::make_unique<Stream>(++w.streams);
+  auto& stream = w.default_streams[{contexts.back(), number < 2 ? 0 : 2}];
+  if (stream == nullptr) stream = std::make_unique<Stream>(++w.streams, contexts.back());
   return *stream;
 }
 
@@ -204,6 +208,20 @@ int cuDeviceGet(int* device, int ordinal) {
 }
 int cuDeviceGetName(char* name, int length, int device) {
   std::snprintf(name, static_cast<size_t>(length), "stand-in %d", device);
+  return kSuccess;
+}
+int cuDeviceGetPCIBusId(char* id, int length, int device) {
+  std::snprintf(id, static_cast<size_t>(length), "0000:%02x:00.0", device);
+  return kSuccess;
+}
+int cuThreadExchangeStreamCaptureMode(int* mode) {
+  thread_local int own = 0;
+  std::swap(own, *mode);
+  return kSuccess;
+}
+int cuStreamIsCapturing(void* stream, int* status) {
+  STAND_IN_BEGIN(true);
+  *status = stream != nullptr && stream == world().captured ? 1 : 0;
   return kSuccess;
 }
 int cuDevicePrimaryCtxRetain(void** context, int device) {
@@ -251,6 +269,15 @@ int cuMemHostAlloc(void** data, size_t nbytes, unsigned) {
       std::make_shared<Bytes>(static_cast<std::byte*>(*data), nbytes, false);
   return kSuccess;
 }
+int cuMemFreeHost(void* data) {
+  STAND_IN_BEGIN(true);
+  const std::lock_guard lock(world().mutex);
+  const auto found = world().blocks.find(reinterpret_cast<uintptr_t>(data));
+  if (found == world().blocks.end()) return kInvalidValue;
+  found->second->freed = true;  // and stays, for copies that should not be there any more
+  world().blocks.erase(found);
+  return kSuccess;
+}
 int cuMemHostRegister_v2(void* data, size_t nbytes, unsigned) {
   STAND_IN_BEGIN(true);
   constexpr uintptr_t kPage = 4096;
@@ -278,13 +305,14 @@ int cuStreamCreate(void** stream, unsigned) {
     const std::lock_guard lock(world().mutex);
     seed = ++world().streams;
   }
-  *stream = new Stream(seed);
+  *stream = new Stream(seed, contexts.back());
   return kSuccess;
 }
 int cuMemcpyAsync(uintptr_t to, uintptr_t from, size_t nbytes, void* stream) {
   STAND_IN_BEGIN(true);
   const Reach target = reach(to, nbytes), source = reach(from, nbytes);
   if (!target || !source) return kInvalidValue;
+  if (stream_of(stream).device != contexts.back()) return kInvalidHandle;
   stream_of(stream).put([=] {
     if (target.freed() || source.freed()) {
       std::fputs("stand-in for CUDA: a copy to or from memory that was freed\n", stderr);
@@ -296,11 +324,12 @@ int cuMemcpyAsync(uintptr_t to, uintptr_t from, size_t nbytes, void* stream) {
 }
 int cuEventCreate(void** event, unsigned) {
   STAND_IN_BEGIN(true);
-  *event = new Event;
+  *event = new Event{contexts.back(), {}, {}};
   return kSuccess;
 }
 int cuEventRecord(void* event, void* stream) {
   STAND_IN_BEGIN(true);
+  if (static_cast<Event*>(event)->device != stream_of(stream).device) return kInvalidHandle;
   auto recording = std::make_shared<Recording>();
   {
     auto* const e = static_cast<Event*>(event);
@@ -316,22 +345,12 @@ int cuEventQuery(void* event) {
   const std::lock_guard lock(e->mutex);
   return e->last == nullptr || e->last->is_over() ? kSuccess : kNotReady;
 }
-int cuStreamWaitEvent(void* stream, void* event, unsigned) {
-  STAND_IN_BEGIN(true);
-  std::shared_ptr<Recording> recording;
-  {
-    auto* const e = static_cast<Event*>(event);
-    const std::lock_guard lock(e->mutex);
-    recording = e->last;
-  }
-  if (recording != nullptr) stream_of(stream).put([recording] { recording->wait(); });
-  return kSuccess;
-}
-
 // ---- for tests: what kernels of a user would do ----
 
 // How many pieces of the host's memory cuMemHostRegister has locked.
 int standInPageLocks() { return world().page_locks; }
+// This stream is being captured; null: none.
+void standInCapture(void* stream) { world().captured = stream; }
 // From now on all memory of the host counts as a device's.
 void standInTakeHost(int yes) { world().host_is_device = yes != 0; }
 // Queues a write of these bytes, which are kept.
@@ -343,6 +362,12 @@ int standInWrite(uintptr_t to, const void* from, size_t nbytes, void* stream) {
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
     if (!bytes.empty()) std::memcpy(target.data, bytes.data(), bytes.size());
   });
+  return kSuccess;
+}
+int standInWait(void* stream) {
+  const auto recording = std::make_shared<Recording>();
+  stream_of(stream).put([recording] { recording->finish(); });
+  recording->wait();
   return kSuccess;
 }
 // Waits for the stream, then reads.

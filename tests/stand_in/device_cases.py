@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.ranks(1, 2, 3, 4), pytest.mark.usefixtures("transport"
 
 SIZES = [0, 1, 1000, 100_003, 3_000_001]  # elements: the last in several parts
 DEVICES = len(_core.devices()[0])
+stand_in = ctypes.CDLL("libcuda.so.1")
+IS_REAL = not hasattr(stand_in, "standInWrite")
 
 
 def put(values: Any, device: int = 0) -> Any:
@@ -121,6 +123,48 @@ def test_work_that_is_queued_comes_first(world: World) -> None:
             same(y, fill(10, "float64", 0, step))
 
 
+def test_results_are_there_for_every_stream(world: World) -> None:
+    """Also those that their framework makes of bytes on the host."""
+    own, other = cupy.cuda.Stream(), cupy.cuda.Stream()
+    each = [fill(5000, "float32", rank) for rank in range(world.size)]
+    for _ in range(5):
+        with own:
+            x = put(each[world.rank])
+            gathered = collective.allgather(x)
+            total = collective.allreduce(x, Sum)
+        with other:
+            same(gathered, np.concatenate(each))
+            same(total, np.sum(each, axis=0))
+
+
+def test_a_stream_that_is_slow_holds_up_its_own_work_only(world: World) -> None:
+    slow, quick = cupy.cuda.Stream(), cupy.cuda.Stream()
+    with slow:
+        x = put(np.zeros(10, "float32"))
+        for step in range(100):  # the stand-in takes 0.2 s for them
+            x.set(fill(10, "float32", world.rank, step))
+        late = collective.allreduce_async(x, Sum, name="late")
+    with quick:
+        for step in range(3):
+            wanted = np.sum([fill(9, "int64", rank, step) for rank in range(world.size)], axis=0)
+            same(collective.allreduce(put(fill(9, "int64", world.rank, step)), Sum), wanted)
+        assert IS_REAL or not late.poll()
+    same(late.wait(), np.sum([fill(10, "float32", rank, 99) for rank in range(world.size)], axis=0))
+
+
+@pytest.mark.skipif(IS_REAL, reason="needs the stand-in")
+def test_a_stream_that_is_captured(world: World) -> None:
+    stream = cupy.cuda.Stream()
+    x = put(np.ones(3))
+    stand_in.standInCapture(ctypes.c_void_p(stream.ptr))
+    try:
+        with stream, pytest.raises(collective.InvalidArgumentError, match="captured into a CUDA graph"):
+            collective.allreduce(x, Sum, name="captured")
+    finally:
+        stand_in.standInCapture(None)
+    same(collective.allreduce(x, Sum, name="captured"), np.full(3, float(world.size)))
+
+
 def test_many_at_once_on_several_devices_and_the_host(world: World) -> None:
     handles = []
     order = list(range(60))
@@ -214,8 +258,8 @@ def test_buckets(world: World, wire: str, request: pytest.FixtureRequest) -> Non
         pass
     bucket = _core.Bucket(engine, group, name, opened, 0, dtype, to, _core.ReduceOp.Sum, 1.0, 1.0, counts, 2, 0)
     in_memory = "memory" in request.node.name and world.size > 1 and wire == "float32"
-    if not torch.cuda.is_available():
-        assert ctypes.CDLL("libcuda.so.1").standInPageLocks() == int(in_memory)
+    if not IS_REAL:
+        assert stand_in.standInPageLocks() == int(in_memory)
     for step in range(5):
         stream = cupy.cuda.Stream()
         with stream:
@@ -235,32 +279,35 @@ def test_buckets(world: World, wire: str, request: pytest.FixtureRequest) -> Non
             ranks = [0] if i == 2 else range(world.size)
             same(results[i], np.sum([fill(n, "float32", rank, step + i) for rank in ranks], axis=0))
     del bucket
-    if not torch.cuda.is_available():
-        assert ctypes.CDLL("libcuda.so.1").standInPageLocks() == 0
+    if not IS_REAL:
+        assert stand_in.standInPageLocks() == 0
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there are real CUDA tensors")
 @pytest.mark.parametrize("compression", [hvd.Compression.none, hvd.Compression.fp16])
 def test_an_optimizer(world: World, monkeypatch: pytest.MonkeyPatch, compression: type) -> None:
-    """Gradients of the host that are taken for a device's, since there are no others without one."""
-    driver = ctypes.CDLL("libcuda.so.1")
-    driver.standInTakeHost(1)
-    monkeypatch.setattr(arrays, "place_of_tensor", lambda x: (0, cupy.cuda.get_current_stream().ptr))
+    """On stand-ins, gradients of the host are taken for a device's, since there are no others."""
+    if IS_REAL and not torch.cuda.is_available():
+        pytest.skip("torch has no CUDA")
+    if not IS_REAL:
+        stand_in.standInTakeHost(1)
+        monkeypatch.setattr(arrays, "place_of_tensor", lambda x: (0, cupy.cuda.get_current_stream().ptr))
+    device = torch.device("cuda:0" if IS_REAL else "cpu")
     try:
         model = torch.nn.Sequential(*(torch.nn.Linear(9, 9) for _ in range(6)))
+        model.to(device)
         for p in model.parameters():
             torch.nn.init.ones_(p)
         optimizer = hvd.DistributedOptimizer(
             torch.optim.SGD(model.parameters(), lr=0.0), model.named_parameters(), compression=compression, groups=4
         )
-        own = torch.nn.Sequential(*(torch.nn.Linear(9, 9) for _ in range(6)))
+        own = torch.nn.Sequential(*(torch.nn.Linear(9, 9) for _ in range(6))).to(device)
         own.load_state_dict(model.state_dict())
         for step in range(6):
             optimizer.zero_grad(set_to_none=step % 2 == 0)
             own.zero_grad()
-            (model(torch.full((1, 9), (world.rank + step) / 1024)).sum() / 4096).backward()
+            (model(torch.full((1, 9), (world.rank + step) / 1024, device=device)).sum() / 4096).backward()
             for rank in range(world.size):
-                (own(torch.full((1, 9), (rank + step) / 1024)).sum() / 4096 / world.size).backward()
+                (own(torch.full((1, 9), (rank + step) / 1024, device=device)).sum() / 4096 / world.size).backward()
             if step == 4:
                 torch.nn.utils.clip_grad_value_(model.parameters(), 0.0)  # after buckets have started
                 own.zero_grad(set_to_none=False)
@@ -269,4 +316,5 @@ def test_an_optimizer(world: World, monkeypatch: pytest.MonkeyPatch, compression
                 tolerance = 1e-5 if compression is hvd.Compression.none else 2e-3
                 torch.testing.assert_close(p.grad, q.grad, rtol=tolerance, atol=1e-6)
     finally:
-        driver.standInTakeHost(0)
+        if not IS_REAL:
+            stand_in.standInTakeHost(0)

@@ -55,13 +55,18 @@ class _Device:
 
 class _Stream:
     def __init__(self, ptr: int | None = None) -> None:
+        self.device = _current_devices[-1]
         if ptr is None:
             handle = ctypes.c_void_p()
-            with cuda.Device(_current_devices[-1]):
+            with cuda.Device(self.device):
                 _call("cuStreamCreate", ctypes.byref(handle), 0)
             ptr = handle.value
         assert ptr is not None
         self.ptr = ptr
+
+    def synchronize(self) -> None:
+        with cuda.Device(self.device):
+            _call("standInWait", ctypes.c_void_p(self.ptr))
 
     def __enter__(self) -> _Stream:
         _current_streams.append(self)
@@ -72,8 +77,19 @@ class _Stream:
 
 
 _current_devices = [0]
-cuda = SimpleNamespace(Device=_Device, Stream=_Stream, get_current_stream=lambda device=None: _current_streams[-1])
-_current_streams = [_Stream(0)]
+_current_streams: list[_Stream] = []
+
+
+def _get_current_stream(device: int | None = None) -> _Stream:
+    device = _current_devices[-1] if device is None else device
+    if _current_streams and _current_streams[-1].device == device:
+        return _current_streams[-1]
+    default = _Stream(0)
+    default.device = device
+    return default
+
+
+cuda = SimpleNamespace(Device=_Device, Stream=_Stream, get_current_stream=_get_current_stream)
 
 
 class ndarray:  # noqa: N801, CuPy's name
@@ -103,14 +119,16 @@ class ndarray:  # noqa: N801, CuPy's name
         shape = self.shape if self.flags.c_contiguous else self.shape[::-1]
         result = np.empty(shape, self.dtype)
         pointer, size = ctypes.c_size_t(self.data.ptr), ctypes.c_size_t(self.nbytes)
-        _call("standInRead", ctypes.c_void_p(result.ctypes.data), pointer, size, _stream())
+        with self.device:
+            _call("standInRead", ctypes.c_void_p(result.ctypes.data), pointer, size, _stream())
         return result if self.flags.c_contiguous else result.T
 
     def set(self, values: np.ndarray) -> None:
         """Queues a write on the current stream."""
         values = np.ascontiguousarray(values, self.dtype)
         pointer, size = ctypes.c_size_t(self.data.ptr), ctypes.c_size_t(self.nbytes)
-        _call("standInWrite", pointer, ctypes.c_void_p(values.ctypes.data), size, _stream())
+        with self.device:
+            _call("standInWrite", pointer, ctypes.c_void_p(values.ctypes.data), size, _stream())
 
     def copy(self, order: str = "C") -> ndarray:
         with self.device:
@@ -118,7 +136,7 @@ class ndarray:  # noqa: N801, CuPy's name
 
 
 def _stream() -> ctypes.c_void_p:
-    return ctypes.c_void_p(_current_streams[-1].ptr)
+    return ctypes.c_void_p(_get_current_stream().ptr)
 
 
 def empty(shape: tuple[int, ...], dtype: Any = np.float64) -> ndarray:
