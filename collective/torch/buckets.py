@@ -58,6 +58,7 @@ class Slot:
 class Bucket:
     slots: list[Slot]
     core: _core.Bucket
+    dtype: torch.dtype  # of what the engine is given and gives: on a device what is compressed is cast there
     waiting: int = 0  # slots that are not ready
     run: Handle[None] | None = None  # of this round
     streams: set[torch.cuda.Stream] = field(default_factory=set)  # on which gradients on a device have come

@@ -57,8 +57,11 @@ def open_plan(
     number_of = {slot: number for number, members in enumerate(dealt) for slot in members}
     notes = Notes(len(dealt), len(slots))
     noted = [0] * (len(dealt) - 1) + [notes.count]
+    devices = [arrays.place_of_tensor(members[0].parameter)[0] for members in dealt]
     dtypes = [arrays.view(torch.empty(0, dtype=members[0].dtype)).dtype for members in dealt]
     wires = [wire_dtype(layout.compression.wire, dtype) for dtype in dtypes]
+    # From a device, what is compressed comes so.
+    dtypes = [dtype if at < 0 else wire for dtype, wire, at in zip(dtypes, wires, devices, strict=True)]
     counts = [[slot.shape.numel() for slot in members] for members in dealt]
     # Dtype, wire and elements of each bucket, flags included.
     extents = [
@@ -75,7 +78,6 @@ def open_plan(
     ticket = _run(engine, group, name, _core.Descriptor(*opening))
     buckets = []
     for number, members in enumerate(dealt):
-        device, _ = arrays.place_of_tensor(members[0].parameter)
         core = _core.Bucket(
             engine=engine,
             group=group,
@@ -89,11 +91,11 @@ def open_plan(
             postscale=layout.postscale,
             counts=counts[number],
             notes=noted[number],
-            device=device,
+            device=devices[number],
         )
-        bucket = Bucket(members, core)
+        bucket = Bucket(members, core, members[0].dtype if devices[number] < 0 else getattr(torch, wires[number].name))
         buckets.append(bucket)
-        viewable = device < 0 and layout.may_view and wires[number] == dtypes[number]
+        viewable = devices[number] < 0 and layout.may_view and wires[number] == dtypes[number]
         for i, slot in enumerate(members):
             slot.bucket = bucket
             if viewable and counts[number][i] > 0:

@@ -209,6 +209,9 @@ class GradientReducer:
         return grad
 
     def _start(self, bucket: Bucket, notes: list[int]) -> None:
+        for stream in bucket.streams:  # the engine looks at the current one alone
+            torch.cuda.current_stream(stream.device).wait_stream(stream)
+        bucket.streams.clear()
         pointers = []
         keep = []
         given: list[tuple[torch.Tensor | None, int, int]] = []
@@ -222,15 +225,12 @@ class GradientReducer:
                 pointers.append(0)
                 continue
             given.append((grad, grad._version, grad.data_ptr()))
-            if grad.stride() != slot.strides:
-                grad = torch.empty_strided(grad.shape, slot.strides, dtype=grad.dtype, device=grad.device).copy_(
+            if grad.stride() != slot.strides or grad.dtype != bucket.dtype:
+                grad = torch.empty_strided(grad.shape, slot.strides, dtype=bucket.dtype, device=grad.device).copy_(
                     grad.detach()
                 )
             keep.append(grad)
             pointers.append(grad.data_ptr())
-        for stream in bucket.streams:  # the engine looks at the current one alone
-            torch.cuda.current_stream(stream.device).wait_stream(stream)
-        bucket.streams.clear()
         ticket = bucket.core.start(pointers, notes, *arrays.place_of_tensor(bucket.slots[0].parameter))
         bucket.given = given
         bucket.run = Handle(runtime.current().engine, ticket, keep, lambda _: None)
@@ -381,17 +381,12 @@ class GradientReducer:
                 slot.retired = target
                 targets.append(0)
                 continue
-            if target is None:
+            if target is None or 0 in target.stride():  # several elements at one address
                 target = p.grad = torch.empty_strided(slot.shape, slot.strides, dtype=slot.dtype, device=slot.device)
-            if target.stride() != slot.strides:
-                grad, target = (
-                    target,
-                    torch.empty_strided(slot.shape, slot.strides, dtype=slot.dtype, device=slot.device),
-                )
-                if 0 in grad.stride():  # several elements at one address
-                    p.grad = target
-                else:
-                    copies.append((grad, target))
+            if target.stride() != slot.strides or target.dtype != bucket.dtype:
+                grad = target
+                target = torch.empty_strided(slot.shape, slot.strides, dtype=bucket.dtype, device=slot.device)
+                copies.append((grad, target))
             targets.append(target.data_ptr())
         if any(targets):
             bucket.core.fetch(targets, *arrays.place_of_tensor(bucket.slots[0].parameter))
