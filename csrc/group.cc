@@ -40,7 +40,8 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
       inquiry_(control_),
       limits_(limits),
       timeline_(&timeline),
-      finish_(std::move(finish)) {
+      finish_(std::move(finish)),
+      channels_(data_, pool_, kFirstChannelTag, kMostChannels) {
   // One rank's setting is enough to switch it off.
   if (size() > 1 && on_all_ranks(comm, limits.shared_memory) && find_topology(comm).local_size == size())
     share_memory();
@@ -60,12 +61,6 @@ void Group::share_memory() {
   if (!told.exchange(true) && rank() == 0)
     log_warning("the ranks of this node use MPI messages, which is slower: they cannot share memory: " + why);
 }
-
-struct Group::Plan {
-  SharedMemory memory;
-  std::deque<NodeBucket> buckets;   // by channel
-  std::weak_ptr<void> script = {};  // expires when this rank's script has let all its buckets go
-};
 
 void Group::submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
   if (submission.mark != nullptr && !submission.mark->reached())
@@ -100,43 +95,31 @@ void Group::submit_ready(std::shared_ptr<Ticket> ticket, NamedSubmission submiss
 }
 
 void Group::submit(std::shared_ptr<Ticket> ticket, ChannelSubmission submission) {
-  start(std::move(ticket), std::move(submission));
+  const uint32_t channel = submission.channel;
+  if (const int peer = left_before(channel); peer >= 0)
+    finish_(*ticket, ErrorCode::kShutdown, "bucket '" + ticket->name + "': " + left_text(peer));
+  else
+    start(std::move(ticket), channel, channels_.start(std::move(submission)));
 }
 
-void Group::start(std::shared_ptr<Ticket> ticket, ChannelSubmission submission) {
-  const uint32_t number = submission.channel;
-  Channel& channel = channels_.at(number);
+// A rank that has left without the channel's next run; -1: none.
+int Group::left_before(uint32_t channel) const {
+  for (const auto& [peer, started] : departed_)
+    if (channel >= started.size() || started[channel] <= channels_.started()[channel]) return peer;
+  return -1;
+}
+
+void Group::start(std::shared_ptr<Ticket> ticket, uint32_t channel, Channels::Run run) {
   Running running;
   running.what = "bucket '" + ticket->name + "'";
   running.phase = "bucket";
   running.since = Clock::now();
-  running.channel = number;
-  running.run = ++channel.started;
-  for (const auto& [peer, started] : departed_)
-    if (number >= started.size() || started[number] < running.run) {
-      finish_(*ticket, ErrorCode::kShutdown, running.what + ": " + left_text(peer));
-      return;
-    }
-  running.keep = std::move(submission.keep);
+  running.channel = channel;
+  running.run = channels_.started()[channel];
+  running.keep = std::move(run.keep);
   running.tickets.push_back(std::move(ticket));
-  if (channel.on_node) {
-    const auto plan = plans_.find(channel.plan);
-    if (plan == plans_.end()) throw Error(ErrorCode::kInternal, running.what + ": all ranks had let its memory go");
-    running.operation = std::make_unique<AllreduceBucketNode>(plan->second->buckets[channel.number], channel.spec,
-                                                              std::move(submission.slots));
-    if (running.keep == nullptr) running.keep = plan->second;
-  } else {
-    running.operation = std::make_unique<Allreduce>(data_, pool_, kFirstChannelTag + static_cast<int>(number),
-                                                    channel.spec, std::move(submission.slots), submission.storage);
-  }
-  if (submission.mark != nullptr) {
-    std::vector<Staged::Part> parts(1);
-    parts[0].loads = std::move(submission.loads);
-    parts[0].operation = std::move(running.operation);
-    running.operation =
-        std::make_unique<Staged>(submission.mark, std::move(submission.memory), std::move(parts), running.keep);
-  }
-  for (const int peer : joined_) inquiry_.demand(peer, number, running.run);
+  running.operation = std::move(run.operation);
+  for (const int peer : joined_) inquiry_.demand(peer, channel, running.run);
   running_.push_back(std::move(running));
 }
 
@@ -181,7 +164,7 @@ bool Group::progress() {
   }
   if (leaving_ && !left_ && running_.empty()) {
     left_ = true;
-    agreement_.leave(started_runs());
+    agreement_.leave(channels_.started());
   }
   bool moved = submit_what_is_ready();
   moved |= agreement_.progress(decisions_);
@@ -248,7 +231,7 @@ void Group::execute(const Decision& decision) {
   running.agreed = true;
   running.number = executions_;
   if (d.kind == Kind::kChannel)
-    running.operation = open_channels(decision.channel, d, held->front().ticket);
+    running.operation = channels_.open(decision.channel, d, held->front().ticket, lane_ != nullptr);
   else if (is_staged(bucket))
     running.operation = make_staged({data_, pool_, 0, lane_.get()}, [this] { return next_tag(); }, bucket);
   else
@@ -259,96 +242,6 @@ void Group::execute(const Decision& decision) {
     return;
   }
   for (const auto& ticket : running.tickets) finish_(*ticket, ErrorCode::kNone, {});
-}
-
-bool Group::is_let_go(uint64_t number) const {
-  const auto found = plans_.find(number);
-  if (found == plans_.end()) return true;
-  return found->second != nullptr && found->second->script.expired() &&
-         std::none_of(running_.begin(), running_.end(), [&](const Running& running) {
-           return running.channel >= 0 && channels_[static_cast<size_t>(running.channel)].plan == number;
-         });
-}
-
-// Memory for the buckets of one plan, a place for each in every rank's part.
-struct Group::Opening final : Operation {
-  Opening(Group* group, uint32_t first, size_t count, size_t nbytes, std::shared_ptr<Ticket> ticket)
-      : group(group),
-        first(first),
-        count(count),
-        number(group->opened_++),
-        ticket(std::move(ticket)),
-        creation(group->data_, kFirstChannelTag + static_cast<int>(first), nbytes, let_go()) {
-    group->plans_[number] = nullptr;  // not let go before it is there
-  }
-
-  // Bit i: of the plan that was opened i + 1 before.
-  uint64_t let_go() const {
-    uint64_t bits = 0;
-    for (uint64_t i = 0; i < 64; ++i)
-      if (i < number && group->is_let_go(number - 1 - i)) bits |= uint64_t{1} << i;
-    return bits;
-  }
-
-  Step step() override {
-    const Step step = creation.step();
-    if (step != Step::kDone) return step;
-    for (uint64_t i = 0; i < 64; ++i)
-      if ((creation.common_notes() >> i & 1) != 0) group->plans_.erase(number - 1 - i);
-    for (size_t i = 0; i < count; ++i) group->channels_[first + i].open = true;
-    auto memory = creation.take();
-    if (!memory) {
-      group->plans_.erase(number);
-      if (group->rank() == 0)
-        log_warning("gradients travel in MPI messages, which is slower: no shared memory: " + creation.why());
-      return Step::kDone;
-    }
-    const auto plan = std::make_shared<Plan>(Plan{std::move(*memory), {}});
-    // A count of its own, apart from that of the group's.
-    const auto script = std::make_shared<std::shared_ptr<Plan>>(plan);
-    plan->script = script;
-    size_t offset = 0;
-    for (size_t i = 0; i < count; ++i) {
-      Channel& channel = group->channels_[first + i];
-      plan->buckets.emplace_back(plan->memory, offset, channel.spec.wire, channel.count);
-      offset += NodeBucket::nbytes(channel.spec.wire, channel.count);
-      ticket->buckets.emplace_back(script, &plan->buckets.back());
-      channel.plan = number;
-      channel.number = i;
-      channel.on_node = true;
-    }
-    group->plans_[number] = plan;
-    return Step::kDone;
-  }
-  std::string describe() const override { return creation.describe(); }
-
-  Group* group;
-  uint32_t first;
-  size_t count;
-  uint64_t number;  // of the plan
-  std::shared_ptr<Ticket> ticket;
-  SharedMemoryCreation creation;
-};
-
-std::unique_ptr<Operation> Group::open_channels(uint32_t first, const Descriptor& d, std::shared_ptr<Ticket> ticket) {
-  const size_t count = d.shape.size() / 3;
-  if (first + count > kMostChannels)
-    throw Error(ErrorCode::kInternal, "more than " + std::to_string(kMostChannels) + " buckets were opened");
-  channels_.resize(first + count);
-  ticket->channel = first;
-  size_t nbytes = 0;
-  for (size_t i = 0; i < count; ++i) {
-    Channel& channel = channels_[first + i];
-    channel.spec = {static_cast<DType>(d.shape[3 * i]), static_cast<DType>(d.shape[3 * i + 1]), d.op, d.prescale,
-                    d.postscale};
-    channel.count = static_cast<size_t>(d.shape[3 * i + 2]);
-    nbytes += NodeBucket::nbytes(channel.spec.wire, channel.count);
-  }
-  if (lane_ == nullptr || count == 0) {
-    for (size_t i = 0; i < count; ++i) channels_[first + i].open = true;
-    return nullptr;
-  }
-  return std::make_unique<Opening>(this, first, count, nbytes, std::move(ticket));
 }
 
 void Group::peer_joined(int peer) {
@@ -372,21 +265,14 @@ void Group::serve_demands() {
   demands_.insert(demands_.end(), arrived.begin(), arrived.end());
   std::erase_if(demands_, [this](const Inquiry::Demand& demand) {
     // A demand may come before this rank knows the channel, or while its memory is being made.
-    if (demand.channel >= channels_.size() || !channels_[demand.channel].open) return false;
-    while (channels_[demand.channel].started < demand.run) {
+    if (!channels_.is_open(demand.channel)) return false;
+    while (channels_.started()[demand.channel] < demand.run && left_before(demand.channel) < 0) {
       auto ticket = std::make_shared<Ticket>();
       ticket->name = "of another rank, after join()";
-      start(std::move(ticket),
-            {demand.channel, {{nullptr, nullptr, channels_[demand.channel].count}}, nullptr, nullptr});
+      start(std::move(ticket), demand.channel, channels_.start_neutral(demand.channel));
     }
     return true;
   });
-}
-
-std::vector<uint32_t> Group::started_runs() const {
-  std::vector<uint32_t> runs;
-  for (const Channel& channel : channels_) runs.push_back(channel.started);
-  return runs;
 }
 
 bool Group::step_running() {
@@ -411,7 +297,7 @@ bool Group::step_running() {
 
 void Group::check_stalls(Clock::time_point now) {
   next_check_ = now + kCheckEvery;
-  inquiry_.progress(started_runs());
+  inquiry_.progress(channels_.started());
   for (const auto& [name, pending] : pending_)
     if (now - pending.since > limits_.timeout + kCoordinatorGrace)
       throw Error(ErrorCode::kTimeout, std::string(name_of(pending.submission.descriptor.kind)) + " '" + name +

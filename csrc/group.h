@@ -11,6 +11,7 @@
 #include "agreement.h"
 #include "allreduce_node.h"
 #include "buffer.h"
+#include "channels.h"
 #include "comm.h"
 #include "inquiry.h"
 #include "operation.h"
@@ -78,32 +79,13 @@ class Group {
     Clock::time_point asked{};  // when the others were asked about it
     bool warned = false;
   };
-  struct Channel {
-    AllreduceSpec spec;
-    size_t count;  // elements
-    uint32_t started = 0;
-    uint64_t plan = 0;     // that it was opened with
-    size_t number = 0;     // in that
-    bool on_node = false;  // the plan has memory
-    bool open = false;     // its memory is decided on, so that it may run
-  };
-  // The memory of channels that were opened together. It is needed until all ranks' scripts are done with it: where
-  // one has joined, its engine goes on for the others. So ranks tell each other, whenever they open new channels, which
-  // of the last 64 plans their scripts have let go, and release what all have.
-  struct Plan;
-  // Channels whose memory is being made; their operation runs meanwhile.
-  struct Opening;
-
   void share_memory();
   bool submit_what_is_ready();
   void submit_ready(std::shared_ptr<Ticket> ticket, NamedSubmission submission);
 
   void execute(const Decision& decision);
-  bool is_let_go(uint64_t plan) const;
-  // The operation that makes their memory; null when they have none in common.
-  std::unique_ptr<Operation> open_channels(uint32_t first, const Descriptor& descriptor,
-                                           std::shared_ptr<Ticket> ticket);
-  void start(std::shared_ptr<Ticket> ticket, ChannelSubmission submission);
+  int left_before(uint32_t channel) const;
+  void start(std::shared_ptr<Ticket> ticket, uint32_t channel, Channels::Run run);
   bool tag_is_free() const;
   // Gives an operation up: first the transfers, then the memory that they work on.
   void drop(Running running, ErrorCode code, const std::string& text);
@@ -111,7 +93,6 @@ class Group {
   void peer_joined(int rank);
   void all_joined(int last);
   void serve_demands();
-  std::vector<uint32_t> started_runs() const;
   bool step_running();
   void check_stalls(Clock::time_point now);
   void peer_left(const Decision& decision);
@@ -134,9 +115,7 @@ class Group {
   std::vector<Running> running_;
   std::vector<Decision> decisions_;  // kept for its capacity
   std::deque<Decision> held_back_;   // agreed, but their tag is still in use here
-  std::vector<Channel> channels_;
-  std::unordered_map<uint64_t, std::shared_ptr<Plan>> plans_;    // by number
-  uint64_t opened_ = 0;                                          // plans with memory, alike on all ranks
+  Channels channels_;
   std::vector<int> joined_;                                      // the other ranks that have joined
   std::vector<Inquiry::Demand> demands_;                         // of channels that are not open here yet
   std::vector<std::pair<int, std::vector<uint32_t>>> departed_;  // ranks that left, and the runs they had started
