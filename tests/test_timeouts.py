@@ -210,7 +210,7 @@ try:
         hvd.remove_process_set(some)
 except collective.CollectiveTimeoutError as error:
     print(f"rank {hvd.rank()}: {error}", flush=True)
-time.sleep((6, 1, 3)[hvd.rank()])  # mpirun ends the job with the first of them
+time.sleep((10, 1, 10)[hvd.rank()])  # mpirun ends the job with the first of them
 os._exit(0)
 """
     done = run_ranks(3, ["-c", script], 60, env={"COLLECTIVE_TIMEOUT": "2"})

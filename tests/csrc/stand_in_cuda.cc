@@ -124,6 +124,7 @@ struct World {
   bool host_is_device = false;
   int page_locks = 0;
   void* captured = nullptr;  // a stream
+  std::vector<std::shared_ptr<Recording>> gates;
   unsigned streams = 0;
 };
 
@@ -353,6 +354,20 @@ int standInPageLocks() { return world().page_locks; }
 void standInCapture(void* stream) { world().captured = stream; }
 // From now on all memory of the host counts as a device's.
 void standInTakeHost(int yes) { world().host_is_device = yes != 0; }
+// Everything queued on the stream after this waits for the next standInRelease().
+void standInHold(void* stream) {
+  const auto gate = std::make_shared<Recording>();
+  {
+    const std::lock_guard lock(world().mutex);
+    world().gates.push_back(gate);
+  }
+  stream_of(stream).put([gate] { gate->wait(); });
+}
+void standInRelease() {
+  const std::lock_guard lock(world().mutex);
+  for (const auto& gate : world().gates) gate->finish();
+  world().gates.clear();
+}
 // Queues a write of these bytes, which are kept.
 int standInWrite(uintptr_t to, const void* from, size_t nbytes, void* stream) {
   const Reach target = reach(to, nbytes);
