@@ -14,7 +14,7 @@ from importlib import metadata
 from . import __version__, _core, runtime
 from .objects import allgather_object
 
-__all__ = ["main"]
+__all__ = ["cores", "main", "mpi_name", "version_of"]
 
 
 def main() -> None:
@@ -22,12 +22,11 @@ def main() -> None:
     runtime.init()
     devices, why_none = _core.devices()
     names = [name for name, _ in devices]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local = runtime.local_rank()
     host = socket.gethostname()
     number = local % len(names) if names else -1
     device = f"{number} ({names[number]})" if names else "-"
-    ranks = allgather_object((host, local, cores, device))
+    ranks = allgather_object((host, local, cores(), device))
     places = allgather_object((host, devices[number][1]) if names else None)
     shares = runtime.current().engine.shares_memory()
     if runtime.rank() == 0:
@@ -42,11 +41,10 @@ def _lines(
     names: list[str],
     why_none: str,
 ) -> list[str]:
-    running = _core.running_mpi().strip("\0\n ").splitlines()[0].split(",")[0]
     lines = [
         f"collective {__version__}, Python {platform.python_version()}, "
-        + ", ".join(f"{name} {_version(name)}" for name in ("numpy", "torch", "mpi4py", "cupy")),
-        f"MPI       {running}, from {_core.running_mpi_path()}; built for {_core.built_for_mpi()}",
+        + ", ".join(f"{name} {version_of(name) or 'none'}" for name in ("numpy", "torch", "mpi4py", "cupy")),
+        f"MPI       {mpi_name()}, from {_core.running_mpi_path()}; built for {_core.built_for_mpi()}",
         f"CPU       kernels for {_core.simd_name()}",
         f"memory    {_memory(len(ranks), len({host for host, *_ in ranks}), shares)}",
         f"devices   {_devices(names, why_none)}",
@@ -59,9 +57,9 @@ def _lines(
     if sharing:
         lines.append(f"          fewer than ranks: ranks {', '.join(map(str, sharing))} share with others")
     lines += ["", "rank  host                  local rank  cores  device"]
-    for rank, (host, local, cores, device) in enumerate(ranks):
-        lines.append(f"{rank:<4}  {host:<20}  {local:<10}  {cores:<5}  {device}")
-    if len(ranks) == 1 and len(names) == 0 and "OMPI_COMM_WORLD_SIZE" not in os.environ:
+    for rank, (host, local, count, device) in enumerate(ranks):
+        lines.append(f"{rank:<4}  {host:<20}  {local:<10}  {count:<5}  {device}")
+    if len(ranks) == 1:
         lines += ["", "One rank. More: mpirun -np 2 python -m collective.info"]
     return lines
 
@@ -82,13 +80,24 @@ def _devices(names: list[str], why_none: str) -> str:
     return ", ".join(f"{number} {name}" for number, name in enumerate(names))
 
 
-def _version(name: str) -> str:
+def mpi_name() -> str:
+    """The MPI that runs, and its version."""
+    return _core.running_mpi().strip("\0\n ").splitlines()[0].split(",")[0]
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def version_of(name: str) -> str | None:
+    """The version of a package, None where it is not installed; CuPy goes by several names."""
     for distribution in (name, f"{name}-cuda13x", f"{name}-cuda12x"):
         try:
             return metadata.version(distribution)
         except metadata.PackageNotFoundError:
             continue
-    return "none"
+    return None
 
 
 if __name__ == "__main__":

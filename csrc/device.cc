@@ -4,8 +4,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <utility>
+
+#include "log.h"
 
 namespace collective {
 
@@ -45,6 +48,7 @@ struct CudaDriver {
 namespace {
 
 constexpr int kNotReady = 600;          // CUDA_ERROR_NOT_READY
+constexpr int kCaptureImplicit = 906;   // CUDA_ERROR_STREAM_CAPTURE_IMPLICIT: of the default stream, by another one
 constexpr unsigned kNonBlocking = 1;    // CU_STREAM_NON_BLOCKING: no implicit order with the legacy default stream
 constexpr unsigned kDisableTiming = 2;  // CU_EVENT_DISABLE_TIMING
 constexpr unsigned kPortable = 1;       // CU_MEMHOSTALLOC_PORTABLE: page-locked for all devices
@@ -180,7 +184,9 @@ std::shared_ptr<DeviceMark> Device::mark(uintptr_t stream) {
   {
     const Current current(*this);
     int status = 0;
-    if (driver_->cuStreamIsCapturing(reinterpret_cast<void*>(stream), &status) != 0 || status != 0)
+    const int result = driver_->cuStreamIsCapturing(reinterpret_cast<void*>(stream), &status);
+    if (result != kCaptureImplicit) check(result, "cuStreamIsCapturing");
+    if (result == kCaptureImplicit || status != 0)
       throw Error(ErrorCode::kInvalid, "the stream is being captured into a CUDA graph, which cannot hold collectives");
   }
   return record(reinterpret_cast<void*>(stream));
@@ -252,7 +258,15 @@ PinnedMemory::~PinnedMemory() {
 
 std::unique_ptr<PageLock> PageLock::try_lock(Device& device, std::byte* data, size_t nbytes) {
   const Device::Current current(device);
-  if (nbytes == 0 || device.driver_->cuMemHostRegister(data, nbytes, kPortable) != 0) return nullptr;
+  if (const int error = device.driver_->cuMemHostRegister(data, nbytes, kPortable); error != 0) {
+    static std::atomic<bool> told{false};
+    if (!told.exchange(true))
+      log_warning(
+          "gradients are copied once more on their way to and from the device: shared memory cannot be "
+          "page-locked: " +
+          error_text(*device.driver_, error));
+    return nullptr;
+  }
   return std::unique_ptr<PageLock>(new PageLock(device, data));
 }
 

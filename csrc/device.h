@@ -63,7 +63,7 @@ class PinnedMemory {
 // The host's memory that somebody else has reserved, whole pages of it, page-locked as long as this lives.
 class PageLock {
  public:
-  // Where the system forbids it, or has no more to lock: nothing, and copies take another way.
+  // Where the system forbids it, or has no more to lock: nothing, with one warning, and copies take another way.
   static std::unique_ptr<PageLock> try_lock(Device& device, std::byte* data, size_t nbytes);
   PageLock(const PageLock&) = delete;
   PageLock& operator=(const PageLock&) = delete;

@@ -69,6 +69,11 @@ void Group::submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
     submit_ready(std::move(ticket), std::move(submission));
 }
 
+std::string Group::Pending::waits_text() const {
+  return std::string(name_of(submission.descriptor.kind)) + " '" + ticket->name +
+         "': waits for what its user has queued on device " + std::to_string(submission.mark->device().number());
+}
+
 bool Group::submit_what_is_ready() {
   bool moved = false;
   for (size_t i = 0; i < not_ready_.size();) {
@@ -298,6 +303,19 @@ bool Group::step_running() {
 void Group::check_stalls(Clock::time_point now) {
   next_check_ = now + kCheckEvery;
   inquiry_.progress(channels_.started());
+  std::erase_if(not_ready_, [&](Pending& waiting) {
+    const auto waited = now - waiting.since;
+    if (waited >= limits_.timeout) {
+      finish_(*waiting.ticket, ErrorCode::kTimeout,
+              waiting.waits_text() + ". It did not get there within " + seconds_text(limits_.timeout));
+      return true;
+    }
+    if (!waiting.warned && waited >= limits_.stall_warning) {
+      waiting.warned = true;
+      log_warning("stalled: " + waiting.waits_text());
+    }
+    return false;
+  });
   for (const auto& [name, pending] : pending_)
     if (now - pending.since > limits_.timeout + kCoordinatorGrace)
       throw Error(ErrorCode::kTimeout, std::string(name_of(pending.submission.descriptor.kind)) + " '" + name +
@@ -387,8 +405,7 @@ std::string Group::describe() const {
     return std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(now - since).count()) + " ms";
   };
   for (const Pending& waiting : not_ready_)
-    text += "  submitted " + age(waiting.since) + " ago, waits for what its user has queued on device " +
-            std::to_string(waiting.submission.mark->device().number()) + ": '" + waiting.ticket->name + "'\n";
+    text += "  submitted " + age(waiting.since) + " ago: " + waiting.waits_text() + "\n";
   for (const auto& [name, pending] : pending_)
     text += "  submitted " + age(pending.since) + " ago, not agreed: " + name_of(pending.submission.descriptor.kind) +
             " '" + name + "'\n";

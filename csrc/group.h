@@ -62,6 +62,9 @@ class Group {
     std::shared_ptr<Ticket> ticket;
     NamedSubmission submission;
     Clock::time_point since;
+    bool warned = false;
+    // What it waits for while it is not ready.
+    std::string waits_text() const;
   };
   struct Running {
     // In this order: an operation that is given up must go before the memory that it works on.

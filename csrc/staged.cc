@@ -20,7 +20,7 @@ Staged::~Staged() {
       }
     });
   };
-  if (operation_ == nullptr && !under_way(loaded_) && !under_way(stored_)) return;
+  if (!queueing_ && operation_ == nullptr && !under_way(loaded_) && !under_way(stored_)) return;
   for (PinnedMemory& memory : memory_) memory.leak();
   if (keep_ != nullptr) new std::shared_ptr<void>(keep_);
 }
@@ -46,7 +46,9 @@ bool Staged::reached(const Marks& marks) {
 Step Staged::step() {
   if (loaded_.empty() && !parts_.empty()) {
     if (mark_ != nullptr && !mark_->reached()) return Step::kIdle;
+    queueing_ = true;
     for (const Part& part : parts_) loaded_.push_back(queue(part.loads, true));
+    queueing_ = false;
     return Step::kMoved;
   }
   bool moved = false;
@@ -64,7 +66,9 @@ Step Staged::step() {
     return Step::kDone;
   }
   operation_.reset();
+  queueing_ = true;
   stored_.push_back(queue(part.stores, false));
+  queueing_ = false;
   ++done_;
   return Step::kMoved;
 }

@@ -62,8 +62,9 @@ class Staged final : public Operation {
   std::vector<Part> parts_;
   std::vector<Marks> loaded_, stored_;  // by part
   std::unique_ptr<Operation> operation_;
-  size_t done_ = 0;  // parts whose operation is over
-  size_t over_ = 0;  // parts that are stored
+  size_t done_ = 0;        // parts whose operation is over
+  size_t over_ = 0;        // parts that are stored
+  bool queueing_ = false;  // or stopped there by an error
   std::optional<Error> failure_;
 };
 

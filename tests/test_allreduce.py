@@ -8,6 +8,7 @@ import torch
 
 import collective
 from collective import Average, Max, Min, Op, Product, Sum
+from data import fill
 from matrix import (
     COMPLEX,
     FLOATS,
@@ -203,3 +204,14 @@ def test_numbers(world: World) -> None:
         assert result == total, type(number)
     assert bool(collective.allreduce(world.rank == 0, Max))
     assert collective.allreduce(1, 1) == world.size  # operators are Horovod's numbers, too
+
+
+@pytest.mark.ranks(2)
+def test_arrays_that_come_by_dlpack(world: World) -> None:
+    class Foreign:
+        def __init__(self, x: np.ndarray) -> None:
+            self.__dlpack__, self.__dlpack_device__ = x.__dlpack__, x.__dlpack_device__
+
+    x = fill(500, "float32", world.rank)
+    total = np.sum([fill(500, "float32", rank) for rank in range(world.size)], axis=0)
+    np.testing.assert_array_equal(collective.allreduce(Foreign(x), collective.Sum), total)

@@ -6,11 +6,10 @@ import os
 import platform
 import time
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, _core, runtime
+from .. import __version__, _core, info, runtime
 from .buffers import cache_bytes
 from .job import Job
 
@@ -22,9 +21,9 @@ def describe(job: Job) -> dict[str, Any]:
     return {
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": info.cores(),
         "last_level_cache": cache_bytes(),
-        "mpi": _core.running_mpi().strip("\0\n ").splitlines()[0].split(",")[0],
+        "mpi": info.mpi_name(),
         "ranks": job.size,
         "ranks_per_node": job.local_size,
         "simd": _core.simd_name(),
@@ -32,7 +31,7 @@ def describe(job: Job) -> dict[str, Any]:
         "versions": {
             "collective": __version__,
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("numpy", "torch", "mpi4py")},
+            **{name: info.version_of(name) for name in ("numpy", "torch", "mpi4py")},
         },
     }
 
@@ -71,10 +70,3 @@ def _processor() -> str:
             if key.strip() in ("model name", "Model"):
                 return value.strip()
     return platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

@@ -156,6 +156,27 @@ def test_a_stream_that_is_slow_holds_up_its_own_work_only(world: World) -> None:
 
 
 @pytest.mark.skipif(IS_REAL, reason="needs the stand-in")
+def test_a_stream_that_never_gets_there(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    collective.shutdown()
+    monkeypatch.setenv("COLLECTIVE_TIMEOUT", "2")
+    monkeypatch.setenv("COLLECTIVE_STALL_WARNING", "1")
+    collective.init()
+    stream = cupy.cuda.Stream()
+    x = put(np.ones(3))
+    stand_in.standInHold(ctypes.c_void_p(stream.ptr))
+    with stream, pytest.raises(collective.CollectiveTimeoutError, match=r"'held': waits for .* queued on device 0"):
+        collective.allreduce(x, Sum, name="held")
+    assert "stalled: allreduce 'held': waits for what its user has queued on device 0" in capfd.readouterr().err
+    stand_in.standInRelease()
+    same(collective.allreduce(x, Sum, name="held"), np.full(3, float(world.size)))
+    collective.shutdown()
+    monkeypatch.undo()
+    collective.init()
+
+
+@pytest.mark.skipif(IS_REAL, reason="needs the stand-in")
 def test_a_stream_that_is_captured(world: World) -> None:
     stream = cupy.cuda.Stream()
     x = put(np.ones(3))
