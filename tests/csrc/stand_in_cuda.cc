@@ -6,8 +6,10 @@
 // the real driver does otherwise.
 //
 //   STAND_IN_CUDA_DEVICES=2           how many there are
+//   STAND_IN_CUDA_OPEN=1              device memory can be read and written at its address: as for a CUDA-aware MPI
 //   STAND_IN_CUDA_FAIL=cuMemcpyAsync:3   the third call of this function fails, and so does every call after
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -185,6 +187,10 @@ Stream& stream_of(void* handle) {
 
 extern "C" {
 
+int standInWrite(uintptr_t to, const void* from, size_t nbytes, void* stream);
+int standInWait(void* stream);
+int standInRead(void* to, uintptr_t from, size_t nbytes, void* stream);
+
 int cuInit(unsigned) { return device_count() > 0 ? kSuccess : 100; }
 int cuGetErrorName(int error, const char** name) {
   *name = error == kIllegalAddress ? "CUDA_ERROR_ILLEGAL_ADDRESS" : "CUDA_ERROR";
@@ -242,8 +248,13 @@ int cuCtxPopCurrent_v2(void** context) {
 
 int cuMemAlloc_v2(uintptr_t* address, size_t nbytes) {
   STAND_IN_BEGIN(true);
-  void* const closed = mmap(nullptr, nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  void* const alias = mmap(nullptr, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const bool open = std::getenv("STAND_IN_CUDA_OPEN") != nullptr;  // then the same pages are at both
+  const int file = open ? memfd_create("device", MFD_CLOEXEC) : -1;
+  const int flags = open ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS;
+  if (open && ftruncate(file, static_cast<off_t>(nbytes)) != 0) return kInvalidValue;
+  void* const closed = mmap(nullptr, nbytes, open ? PROT_READ | PROT_WRITE : PROT_NONE, flags, file, 0);
+  void* const alias = mmap(nullptr, nbytes, PROT_READ | PROT_WRITE, flags, file, 0);
+  if (open) close(file);
   if (nbytes == 0 || closed == MAP_FAILED || alias == MAP_FAILED) return kInvalidValue;
   std::memset(alias, 0xA5, nbytes);
   *address = reinterpret_cast<uintptr_t>(closed);
@@ -322,6 +333,16 @@ int cuMemcpyAsync(uintptr_t to, uintptr_t from, size_t nbytes, void* stream) {
     std::memcpy(target.data, source.data, nbytes);
   });
   return kSuccess;
+}
+// The synchronous copies take any memory of the host, and their time.
+int cuMemcpyHtoD_v2(uintptr_t to, const void* from, size_t nbytes) {
+  STAND_IN_BEGIN(true);
+  const int error = standInWrite(to, from, nbytes, nullptr);
+  return error != kSuccess ? error : standInWait(nullptr);
+}
+int cuMemcpyDtoH_v2(void* to, uintptr_t from, size_t nbytes) {
+  STAND_IN_BEGIN(true);
+  return standInRead(to, from, nbytes, nullptr);
 }
 int cuEventCreate(void** event, unsigned) {
   STAND_IN_BEGIN(true);
