@@ -11,6 +11,8 @@ HOROVOD_FUSION_THRESHOLD |
 | COLLECTIVE_SHARED_MEMORY | 1 | 0 or 1 | 0: ranks of one node use MPI messages instead of shared memory | |
 | COLLECTIVE_THREAD_AFFINITY | none | cores | the core of the engine's thread, by local rank: "7,15" | \
 HOROVOD_THREAD_AFFINITY |
+| COLLECTIVE_CUDA_AWARE | found out | 0 or 1 | whether the MPI can send device memory; unset: two processes try it \
+where that matters, see `cuda_aware` | |
 | COLLECTIVE_TIMELINE | none | file | record a timeline from init() on, see `start_timeline` | HOROVOD_TIMELINE, \
 unless DYNAMIC |
 
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass
 
 from environs import Env, EnvError
@@ -29,7 +32,7 @@ from marshmallow import ValidationError, validate
 
 from .errors import InvalidArgumentError
 
-__all__ = ["Config", "launched_size"]
+__all__ = ["Config", "environment_outside_the_job", "launched_size", "visible_devices"]
 
 _PREFIX = "COLLECTIVE_"
 _POSITIVE = validate.Range(min=0, min_inclusive=False)
@@ -49,6 +52,7 @@ class Config:
     shared_memory: bool
     thread_affinity: tuple[int, ...]
     timeline: str
+    cuda_aware: bool | None  # None: find out
 
     @classmethod
     def from_environment(cls) -> Config:
@@ -66,6 +70,7 @@ class Config:
                     env.list(_given("THREAD_AFFINITY", "THREAD_AFFINITY"), [], subcast=int, validate=_cores)
                 ),
                 timeline=_timeline(env),
+                cuda_aware=env.bool(_PREFIX + "CUDA_AWARE", None),
             )
         except EnvError as error:
             raise InvalidArgumentError(str(error)) from None
@@ -115,3 +120,24 @@ def launched_size() -> tuple[str, int]:
         if value.isdigit():
             return name, int(value)
     return "", 1
+
+
+def visible_devices() -> str | None:
+    """CUDA_VISIBLE_DEVICES: the devices that the launcher or the user has left to this process; None: all."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+# Set by launchers (Open MPI and PRRTE, PMIx, Hydra, Slurm) and batch systems, whose nodes mpirun would else go to.
+_OF_THE_JOB = re.compile(
+    r"OMPI_(?!MCA_|ALLOW_RUN_AS_ROOT)"
+    r"|OMPI_MCA_(orte|ess|plm|ras|rmaps|pmix|PREFIXES|num_procs|initial_wdir|cpu_type|mpi_oversubscribe|shmem_RUNTIME)"
+    r"|ORTE_|PRTE_(?!MCA_)|PMIX_(?!MCA_|INSTALL_PREFIX)|PMI2?_|MPI_LOCAL|HYDI_|HYDRA_|SLURM|FLUX_|PALS_|PBS_|LSB_|PE_HOSTFILE"
+)
+
+
+def environment_outside_the_job() -> dict[str, str]:
+    """Our environment without what makes this process a rank of its job, for another mpirun.
+
+    What chooses the MPI's transports stays: OMPI_MCA_*, UCX_*, FI_*, MPIR_CVAR_*.
+    """
+    return {name: value for name, value in os.environ.items() if not _OF_THE_JOB.match(name)}

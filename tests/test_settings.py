@@ -10,7 +10,7 @@ import pytest
 
 import collective
 from collective import Sum
-from collective.config import Config
+from collective.config import Config, environment_outside_the_job
 from mpi_plugin import World
 from mpirun import environment
 
@@ -42,6 +42,9 @@ def test_defaults(clean: pytest.MonkeyPatch) -> None:
         ({"HOROVOD_STALL_CHECK_DISABLE": "1", "COLLECTIVE_STALL_WARNING": "5"}, "stall_warning", 5.0),
         ({"COLLECTIVE_FUSION_THRESHOLD": "0"}, "fusion_threshold", 0),
         ({"HOROVOD_FUSION_THRESHOLD": "1048576"}, "fusion_threshold", 1 << 20),
+        ({}, "cuda_aware", None),
+        ({"COLLECTIVE_CUDA_AWARE": "0"}, "cuda_aware", False),
+        ({"COLLECTIVE_CUDA_AWARE": "1"}, "cuda_aware", True),
         ({"HOROVOD_CYCLE_TIME": "3", "HOROVOD_CACHE_CAPACITY": "no number"}, "timeout", 300.0),
     ],
 )
@@ -58,6 +61,7 @@ def test_wrong_values_are_told_by_name(clean: pytest.MonkeyPatch) -> None:
         "COLLECTIVE_STALL_WARNING": ["1s", "-0.5"],
         "COLLECTIVE_FUSION_THRESHOLD": ["64MB", "1.5", "-1"],
         "COLLECTIVE_SHARED_MEMORY": ["2", "never"],
+        "COLLECTIVE_CUDA_AWARE": ["2", "maybe", ""],
         "COLLECTIVE_TIME_OUT": ["30"],  # unknown, since misspelt
     }
     for name, texts in wrong.items():
@@ -67,6 +71,17 @@ def test_wrong_values_are_told_by_name(clean: pytest.MonkeyPatch) -> None:
                 with pytest.raises(collective.InvalidArgumentError, match=name):
                     collective.init()
     assert "mpi4py.MPI" not in sys.modules or not sys.modules["mpi4py.MPI"].Is_initialized()
+
+
+def test_the_environment_for_another_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this job's launcher, with the user's choice of transports."""
+    stays = ["OMPI_MCA_pml", "OMPI_ALLOW_RUN_AS_ROOT", "PRTE_MCA_prte_if_include", "UCX_TLS", "CUDA_VISIBLE_DEVICES"]
+    goes = ["OMPI_COMM_WORLD_RANK", "OMPI_MCA_orte_hnp_uri", "OMPI_MCA_num_procs", "PRTE_LAUNCHED", "PMIX_RANK"]
+    goes += ["PMI_FD", "PMI2_RANK", "MPI_LOCALRANKID", "HYDI_CONTROL_FD", "SLURM_JOB_ID", "SLURMD_NODENAME"]
+    for name in stays + goes:
+        monkeypatch.setenv(name, "1")
+    left = environment_outside_the_job()
+    assert [name for name in stays + goes if name in left] == stays
 
 
 @pytest.mark.ranks(2, 3)
