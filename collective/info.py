@@ -11,7 +11,8 @@ import platform
 import socket
 from importlib import metadata
 
-from . import __version__, _core, runtime
+from . import __version__, _core, cuda_aware, runtime, ucx
+from .config import visible_devices
 from .objects import allgather_object
 
 __all__ = ["cores", "main", "mpi_name", "version_of"]
@@ -28,26 +29,29 @@ def main() -> None:
     device = f"{number} ({names[number]})" if names else "-"
     ranks = allgather_object((host, local, cores(), device))
     places = allgather_object((host, devices[number][1]) if names else None)
+    visible = allgather_object(visible_devices())
     shares = runtime.current().engine.shares_memory()
     if runtime.rank() == 0:
-        print("\n".join(_lines(ranks, places, shares, names, why_none)), flush=True)
-    runtime.shutdown()
+        print("\n".join(_lines(ranks, places, visible, shares, names, why_none)), flush=True)
+    runtime.shutdown()  # where the others wait as long as rank 0 tries what the MPI can do
 
 
 def _lines(
     ranks: list[tuple[str, int, int, str]],
     places: list[tuple[str, str] | None],
+    visible: list[str | None],
     shares: bool,
     names: list[str],
     why_none: str,
 ) -> list[str]:
+    hosts = len({host for host, *_ in ranks})
     lines = [
         f"collective {__version__}, Python {platform.python_version()}, "
         + ", ".join(f"{name} {version_of(name) or 'none'}" for name in ("numpy", "torch", "mpi4py", "cupy")),
         f"MPI       {mpi_name()}, from {_core.running_mpi_path()}; built for {_core.built_for_mpi()}",
         f"CPU       kernels for {_core.simd_name()}",
-        f"memory    {_memory(len(ranks), len({host for host, *_ in ranks}), shares)}",
-        f"devices   {_devices(names, why_none)}",
+        f"memory    {_memory(len(ranks), hosts, shares)}",
+        f"devices   {'' if len(set(visible)) == 1 else 'of rank 0: '}{_devices(names, why_none)}",
     ]
     if names:
         lines.append(
@@ -56,9 +60,19 @@ def _lines(
     sharing = [rank for rank, place in enumerate(places) if place is not None and places.count(place) > 1]
     if sharing:
         lines.append(f"          fewer than ranks: ranks {', '.join(map(str, sharing))} share with others")
-    lines += ["", "rank  host                  local rank  cores  device"]
-    for rank, (host, local, count, device) in enumerate(ranks):
-        lines.append(f"{rank:<4}  {host:<20}  {local:<10}  {count:<5}  {device}")
+    if names:
+        answer = cuda_aware.find_out(several_nodes=hosts > 1)
+        lines.append(f"CUDA-aware  {answer.how}")
+        wheel = ucx.directory()
+        if not answer.aware and wheel is not None and not ucx.is_loaded(wheel):
+            lines.append(
+                f"          {wheel} has a UCX with CUDA; before mpirun: " + 'eval "$(python -m collective.ucx)"'
+            )
+    visibles = [f"CUDA_VISIBLE_DEVICES={value}  " if value is not None else "" for value in visible]
+    width = max(map(len, visibles))
+    lines += ["", f"rank  host                  local rank  cores  {'':<{width}}device"]
+    for rank, ((host, local, count, device), shown) in enumerate(zip(ranks, visibles, strict=True)):
+        lines.append(f"{rank:<4}  {host:<20}  {local:<10}  {count:<5}  {shown:<{width}}{device}")
     if len(ranks) == 1:
         lines += ["", "One rank. More: mpirun -np 2 python -m collective.info"]
     return lines
