@@ -23,13 +23,14 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from environs import Env, EnvError
 from marshmallow import ValidationError, validate
 
 from .errors import InvalidArgumentError
 
-__all__ = ["Config", "launched_size"]
+__all__ = ["Config", "cache_directory", "launched_size"]
 
 _PREFIX = "COLLECTIVE_"
 _POSITIVE = validate.Range(min=0, min_inclusive=False)
@@ -115,3 +116,10 @@ def launched_size() -> tuple[str, int]:
         if value.isdigit():
             return name, int(value)
     return "", 1
+
+
+def cache_directory() -> Path:
+    """Where compiled kernels are kept, as the XDG Base Directory Specification has it; it may not exist."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    base = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
+    return Path(base) / "collective"
