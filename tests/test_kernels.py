@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -65,10 +65,9 @@ def test_the_stand_in_compiles_for_the_host(monkeypatch: pytest.MonkeyPatch, tmp
     assert library.reduce_float32_sum
     assert library.convert_float32_bfloat16
     assert library.collective_run
-    monkeypatch.setattr(kernels, "_OPTIONS", ("--something-else",))
     monkeypatch.setattr(nvrtc, "_FLAGS", ["-no-such-flag"])
-    with pytest.raises(KernelsUnavailableError, match=r"NVRTC_ERROR_COMPILATION[^$]*-no-such-flag"):
-        image((8, 0))
+    with pytest.raises(KernelsUnavailableError, match=r"(?s)NVRTC_ERROR_COMPILATION.*-no-such-flag"):
+        image((9, 0))
 
 
 # ---- the cache, and what is told ----
@@ -135,7 +134,7 @@ def test_what_is_compiled_is_kept_for_the_device_and_the_compiler(nvrtc: Nvrtc, 
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: b"", lambda content: content + b"x"])
-def test_a_damaged_file_is_replaced(nvrtc: Nvrtc, cache: Path, damage: object) -> None:
+def test_a_damaged_file_is_replaced(nvrtc: Nvrtc, cache: Path, damage: Callable[[bytes], bytes]) -> None:
     image((8, 0))
     (path,) = cache.iterdir()
     path.write_bytes(damage(path.read_bytes()))

@@ -61,17 +61,6 @@ struct Traits<bool> : Computed<bool> {};
 template <class T>
 struct Traits<Complex<T>> : Computed<Complex<T>> {};
 
-template <bool kFirst, class First, class Second>
-struct Choice {
-  using Type = First;
-};
-template <class First, class Second>
-struct Choice<false, First, Second> {
-  using Type = Second;
-};
-template <bool kFirst, class First, class Second>
-using Either = typename Choice<kFirst, First, Second>::Type;
-
 template <class T>
 using Compute = typename Traits<T>::Compute;
 
@@ -227,9 +216,9 @@ __device__ inline u64 until_aligned(const T* p) {
 
 __device__ constexpr int least(int a, int b) { return a < b ? a : b; }
 
-// Packs in a turn: 64 bytes, unless they take too many registers.
-template <class T, int N>
-constexpr int kTurn = least(64 / (N * sizeof(T)), least(32 / N, 8));
+// Packs of N elements of kSize bytes in a turn: 64 bytes of them, unless they take too many registers.
+template <int kSize, int N>
+constexpr int kTurn = least(64 / (N * kSize), least(32 / N, 8));
 
 // ---- conversion ----
 
@@ -284,8 +273,8 @@ __device__ inline void convert_packs(const From* from, To* to, u64 packs, double
 // kParts: elements of From and To in one of the array's: 2 in a complex number. kPacked: as packs, where they align.
 template <class How, class From, class To, int kParts, bool kPacked>
 __device__ inline void convert_pieces(const Launch& launch) {
-  using Wider = Either<(sizeof(To) > sizeof(From)), To, From>;
-  constexpr int N = 16 / sizeof(Wider), kNarrow = kPacked ? kTurn<Wider, 1> : 2;
+  constexpr int kSize = sizeof(To) > sizeof(From) ? sizeof(To) : sizeof(From), N = 16 / kSize;
+  constexpr int kSingles = kPacked ? kTurn<kSize, 1> : 2;
 #pragma unroll 1
   for (u64 p = blockIdx.x; p < launch.piece_count; p += gridDim.x) {
     const Piece piece = launch.pieces[p];
@@ -303,11 +292,11 @@ __device__ inline void convert_pieces(const Launch& launch) {
     const u64 ahead = until_aligned<To, N>(to);
     const bool together = kPacked && ahead <= count && aligned<From, N>(from + ahead) && aligned<To, N>(to + ahead);
     const u64 head = together ? ahead : count, packs = (count - head) / N, tail = head + packs * N;
-    if constexpr (kPacked) convert_packs<How, N, kTurn<Wider, N>>(from + head, to + head, packs, launch.scale);
+    if constexpr (kPacked) convert_packs<How, N, kTurn<kSize, N>>(from + head, to + head, packs, launch.scale);
 #pragma unroll 1
     for (int end = 0; end < 2; end++) {
       const u64 begin = end ? tail : 0;
-      convert_packs<How, 1, kNarrow>(from + begin, to + begin, end ? count - tail : head, launch.scale);
+      convert_packs<How, 1, kSingles>(from + begin, to + begin, end ? count - tail : head, launch.scale);
     }
   }
 }
@@ -357,7 +346,7 @@ template <class Op, class Finish, int N, int kPacks, class T>
 __device__ inline void reduce_turn(const Launch& launch, u64 begin, u64 i) {
   Compute<T> value[kPacks][N];
   load<kPacks, T, N>(value, launch.sources[0], begin, i);
-#pragma unroll 1
+#pragma unroll(kPacks == 1 ? 4 : 1)  // the last packs, and all of what is short: there the sources overlap
   for (int k = 1; k < launch.source_count; k++) {
     Compute<T> next[kPacks][N];
     load<kPacks, T, N>(next, launch.sources[k], begin, i);
@@ -396,7 +385,8 @@ __device__ inline void reduce_packs(const Launch& launch, u64 begin, u64 packs) 
 
 template <class Op, class Finish, bool kPacked, class T>
 __device__ inline void reduce_range(const Launch& launch, u64 count) {
-  constexpr int N = sizeof(T) < 16 ? 16 / sizeof(T) : 1, kNarrow = kPacked ? kTurn<T, 1> : 2;
+  constexpr int kSize = sizeof(T), N = 16 / kSize;
+  constexpr int kSingles = kPacked ? kTurn<kSize, 1> : 2;
   const u64 ahead = until_aligned<T, N>(static_cast<const T*>(launch.targets[0]));
   bool together = kPacked && ahead <= count;
 #pragma unroll 1
@@ -406,10 +396,10 @@ __device__ inline void reduce_range(const Launch& launch, u64 count) {
   for (int k = 0; k < launch.target_count; k++)
     together = together && aligned<T, N>(static_cast<const T*>(launch.targets[k]) + ahead);
   const u64 head = together ? ahead : count, packs = (count - head) / N, tail = head + packs * N;
-  if constexpr (kPacked) reduce_packs<Op, Finish, N, kTurn<T, N>, T>(launch, head, packs);
+  if constexpr (kPacked) reduce_packs<Op, Finish, N, kTurn<kSize, N>, T>(launch, head, packs);
 #pragma unroll 1
   for (int end = 0; end < 2; end++)
-    reduce_packs<Op, Finish, 1, kNarrow, T>(launch, end ? tail : 0, end ? count - tail : head);
+    reduce_packs<Op, Finish, 1, kSingles, T>(launch, end ? tail : 0, end ? count - tail : head);
 }
 
 template <class T, class Op, int kParts = 1>

@@ -36,7 +36,7 @@ struct Launch {
   unsigned long long count;
   long long divisor;  // of integers, before the scale; 1 for all others
   int source_count;   // from 1 on
-  int target_count;
+  int target_count;   // from 1 on
   const void* sources[kMostRanks];
   void* targets[kMostRanks];  // may be sources, but no two the same; no other overlap
 };
