@@ -1,9 +1,9 @@
 """The kernels for arrays on devices, compiled for the device that is there.
 
-`kernels.cu` ships as source: NVRTC compiles it, in six seconds, and the result is kept in the user's cache. NVRTC is
-CuPy's or, without CuPy, that of `cuda.bindings`, which torch's wheels for CUDA bring. ROCm would be a third class
-beside these two, with hipRTC: the source has what it needs (no CUDA header; float16 without PTX where the compiler has
-no __CUDA_ARCH__).
+`kernels.cu` ships as source: NVRTC compiles it, in six to nine seconds, and the result is kept in the user's cache.
+NVRTC is CuPy's or, where CuPy lacks it, that of `cuda.bindings`, which torch's wheels for CUDA bring. ROCm would be a
+third class beside these two, with hipRTC: the source has what it needs (no CUDA header; float16 without PTX where the
+compiler has no __CUDA_ARCH__).
 """
 
 from __future__ import annotations
