@@ -26,13 +26,14 @@ import math
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from environs import Env, EnvError
 from marshmallow import ValidationError, validate
 
 from .errors import InvalidArgumentError
 
-__all__ = ["Config", "environment_outside_the_job", "launched_size", "visible_devices"]
+__all__ = ["Config", "cache_directory", "environment_outside_the_job", "launched_size", "visible_devices"]
 
 _PREFIX = "COLLECTIVE_"
 _POSITIVE = validate.Range(min=0, min_inclusive=False)
@@ -141,3 +142,10 @@ def environment_outside_the_job() -> dict[str, str]:
     What chooses the MPI's transports stays: OMPI_MCA_*, UCX_*, FI_*, MPIR_CVAR_*.
     """
     return {name: value for name, value in os.environ.items() if not _OF_THE_JOB.match(name)}
+
+
+def cache_directory() -> Path:
+    """Where compiled kernels are kept, as the XDG Base Directory Specification has it; it may not exist."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    base = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
+    return Path(base) / "collective"

@@ -55,6 +55,12 @@ def test_reduce_kernels_give_the_reference_bits_in_every_instruction_set() -> No
     assert "checks passed" in result.stdout
 
 
+def test_kernels_for_devices_give_the_bits_of_the_host() -> None:
+    result = subprocess.run([build("test_kernels")], capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "checks passed" in result.stdout
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("name", ["test_mail", "test_node"])
 def test_ranks_of_a_node_in_shared_memory(name: str, size: int) -> None:

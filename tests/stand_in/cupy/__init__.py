@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from . import nvrtc
+
 __version__ = "0"
 
 _driver = ctypes.CDLL("libcuda.so.1")
@@ -89,7 +91,7 @@ def _get_current_stream(device: int | None = None) -> _Stream:
     return default
 
 
-cuda = SimpleNamespace(Device=_Device, Stream=_Stream, get_current_stream=_get_current_stream)
+cuda = SimpleNamespace(Device=_Device, Stream=_Stream, get_current_stream=_get_current_stream, nvrtc=nvrtc)
 
 
 class ndarray:  # noqa: N801, CuPy's name
