@@ -50,6 +50,7 @@ class _Runtime:
             shared_memory=config.shared_memory,
             cores=config.thread_affinity,
         )
+        self.prepared_devices: set[int] = set()  # see devices.py
         self.topology = self.engine.topology
         self.comm = comm
         self._unnamed: dict[tuple[str, int], int] = {}  # operations without a name so far, by kind and group

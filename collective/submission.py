@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import arrays, runtime
+from . import arrays, devices, runtime
 from ._core import Descriptor, DType, Kind, ReduceOp, Ticket
 from .arrays import View
 from .errors import InvalidArgumentError, UnsupportedTypeError
@@ -178,6 +178,8 @@ class Call:
     def submit(self, what: Descriptor, source: View | None, target: View | None, splits: Sequence[int] = ()) -> Ticket:
         """Hand the operation to the engine."""
         at = source or target
+        if at:
+            devices.prepare(at.ordinal)
         return self.state.engine.submit(
             self.group,
             self.full_name,

@@ -133,6 +133,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("text", [](const Ticket& t) { return t.text; })
       .def_property_readonly("channel", [](const Ticket& t) { return t.channel; })
       .def_property_readonly("rows", [](const Ticket& t) { return t.rows; })
+      .def_property_readonly("on_device", [](const Ticket& t) { return !t.on_device.empty(); })
       .def("take_output", &take_output, py::arg("nbytes"));
 
   py::class_<Topology>(m, "Topology")
@@ -203,7 +204,8 @@ PYBIND11_MODULE(_core, m) {
                        std::vector<size_t> counts, size_t notes, int device) {
              return Bucket(std::move(engine), group, std::move(name), opened.channel + static_cast<uint32_t>(number),
                            AllreduceSpec{dtype, wire, op, prescale, postscale}, std::move(counts), notes,
-                           opened.buckets.empty() ? nullptr : opened.buckets.at(number), device);
+                           opened.buckets.empty() ? nullptr : opened.buckets.at(number),
+                           opened.on_device.empty() ? nullptr : opened.on_device.at(number), device);
            }),
            py::arg("engine"), py::arg("group"), py::arg("name"), py::arg("opened"), py::arg("number"), py::arg("dtype"),
            py::arg("wire"), py::arg("op"), py::arg("prescale"), py::arg("postscale"), py::arg("counts"),
@@ -214,14 +216,16 @@ PYBIND11_MODULE(_core, m) {
              uintptr_t stream) { return bucket.start(pointers<const void>(tensors), notes, mark_of(device, stream)); },
           py::arg("tensors"), py::arg("notes"), py::arg("device") = -1, py::arg("stream") = 0,
           py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("total", &Bucket::total)
       .def("place", &place_of, py::arg("tensor"))
       .def("present", &Bucket::present)
       .def("noted", &Bucket::noted)
       .def(
           "fetch",
-          [](const Bucket& bucket, const std::vector<uintptr_t>& targets, int device, uintptr_t stream) {
-            bucket.fetch(pointers<void>(targets), mark_of(device, stream));
+          [](Bucket& bucket, const std::vector<uintptr_t>& targets, int device, uintptr_t stream) {
+            if (device < 0)
+              bucket.fetch(pointers<void>(targets));
+            else
+              bucket.fetch(pointers<void>(targets), Device::get(device), stream);
           },
           py::arg("targets"), py::arg("device") = -1, py::arg("stream") = 0, py::call_guard<py::gil_scoped_release>());
 
@@ -232,6 +236,11 @@ PYBIND11_MODULE(_core, m) {
     for (int i = 0, count = Device::count(why); i < count; ++i) found.push_back(Device::look_up(i));
     return std::pair(found, why);
   });
+  m.def("compute_capability", [](int device) { return Device::get(device).compute_capability(); });
+  m.def("load_kernels", [](int device, const py::bytes& image) { Device::get(device).load_kernels(image); });
+  m.def("do_without_kernels", [](int device, const std::string& why) { Device::get(device).do_without_kernels(why); });
+  m.def("set_messages",
+        [](int device, const std::string& why_not) { Device::get(device).set_messages({true, why_not}); });
   m.attr("PAIR_TAGS") = kPairTags;
   // ndarray.ctypes.data takes ten times as long.
   m.def("address_of", [](const py::array& array) { return reinterpret_cast<uintptr_t>(array.data()); });

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <thread>
 
+#include "device_kernels.h"
+
 namespace collective {
 namespace {
 
@@ -31,7 +33,7 @@ void write_one(DType dtype, std::byte* target) {
 
 Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, uint32_t channel,
                const AllreduceSpec& spec, std::vector<size_t> counts, size_t notes, std::shared_ptr<NodeBucket> shared,
-               int device)
+               std::shared_ptr<std::byte> on_device, int device)
     : engine_(std::move(engine)),
       group_(group),
       name_(std::move(name)),
@@ -45,16 +47,17 @@ Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, u
   offsets_.push_back(0);
   for (const size_t count : counts_) offsets_.push_back(offsets_.back() + count);
   storage_->flags = Buffer(flag_count() * size_of(spec.dtype));
-  if (shared != nullptr && (shared->count() != total() || shared->wire() != spec.wire))
+  const size_t count = (on_device == nullptr ? offsets_.back() : 0) + flag_count();
+  if (shared != nullptr && (shared->count() != count || shared->wire() != spec.wire))
     throw Error(ErrorCode::kInternal, "a channel's memory does not fit its bucket");
-  const size_t nbytes = total() * size_of(spec.wire);
-  const bool direct = device >= 0 && spec.wire == spec.dtype;
+  const size_t nbytes = count * size_of(spec.wire);
+  const bool direct = device >= 0 && spec.wire == spec.dtype && on_device == nullptr;
   storage_->shared = std::move(shared);
+  storage_->on_device = std::move(on_device);
   if (storage_->shared) {
     storage_->bucket = storage_->shared->storage();
     if (direct)
-      storage_->lock =
-          PageLock::try_lock(Device::get(device), storage_->bucket, NodeBucket::nbytes(spec.wire, total()));
+      storage_->lock = PageLock::try_lock(Device::get(device), storage_->bucket, NodeBucket::nbytes(spec.wire, count));
   } else if (direct) {
     storage_->pinned = Device::get(device).pinned(nbytes);
     storage_->bucket = storage_->pinned.data();
@@ -62,6 +65,20 @@ Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, u
     storage_->own = Buffer(nbytes);
     storage_->bucket = storage_->own.data();
   }
+}
+
+Bucket::Storage::~Storage() {
+  try {
+    if (fetched == nullptr || fetched->reached()) return;
+  } catch (const Error&) {
+    return;  // the device has failed and copies nothing any more
+  }
+  // The device has yet to read from these.
+  pieces.leak();
+  pinned.leak();
+  static_cast<void>(lock.release());
+  new std::shared_ptr<NodeBucket>(shared);
+  new std::shared_ptr<std::byte>(on_device);
 }
 
 std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, const std::vector<size_t>& notes,
@@ -81,8 +98,10 @@ std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, c
   for (const size_t note : notes)
     if (note < notes_) write_one(spec_.dtype, flags + (counts_.size() + note) * size_of(spec_.dtype));
   slots.push_back({flags, nullptr, flag_count()});
-  ChannelSubmission run{channel_, std::move(slots), storage_->bucket, storage_};
-  if (mark != nullptr) {
+  ChannelSubmission run{channel_, spec_.dtype, std::move(slots), storage_->bucket, storage_};
+  if (mark != nullptr) run.marks.push_back(mark);
+  if (storage_->fetched != nullptr) run.marks.push_back(storage_->fetched);
+  if (mark != nullptr && storage_->on_device == nullptr) {
     Device& device = mark->device();
     std::byte* base = storage_->bucket;
     if (!storage_->direct()) {
@@ -95,7 +114,6 @@ std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, c
       run.loads.push_back({&device, const_cast<void*>(tensors[i]), host, counts_[i] * size_of(spec_.dtype)});
       run.slots[i].in = host;
     }
-    run.mark = std::move(mark);
   }
   return engine_->submit(group_, name_, std::move(run), false);
 }
@@ -106,33 +124,42 @@ std::shared_ptr<std::byte> Bucket::place(size_t i) const {
 
 bool Bucket::flag(size_t i) const {
   const size_t element = size_of(spec_.wire);
-  const std::byte* flag = storage_->bucket + (offsets_.back() + i) * element;
+  const size_t first = storage_->on_device == nullptr ? offsets_.back() : 0;
+  const std::byte* flag = storage_->bucket + (first + i) * element;
   return std::any_of(flag, flag + element, [](std::byte b) { return b != std::byte{0}; });
 }
 
-void Bucket::fetch(const std::vector<void*>& targets, std::shared_ptr<DeviceMark> mark) const {
-  if (mark == nullptr) return fetch_to_host(targets);
-  Device& device = mark->device();
-  PinnedMemory memory;
-  if (!storage_->direct()) memory = device.pinned(offsets_.back() * size_of(spec_.dtype));
-  std::byte* const base = storage_->direct() ? storage_->bucket : memory.data();
-  std::vector<void*> hosts(targets.size());
-  for (size_t i = 0; i < counts_.size(); ++i)
-    if (targets.at(i) != nullptr) hosts[i] = base + offsets_[i] * size_of(spec_.dtype);
-  if (!storage_->direct()) fetch_to_host(hosts);
-  const auto wait_for = [](const DeviceMark& mark) {
-    while (!mark.reached()) std::this_thread::sleep_for(std::chrono::microseconds(10));
-  };
-  wait_for(*mark);
-  for (size_t i = 0; i < counts_.size(); ++i)
-    if (targets[i] != nullptr) device.stores().copy(targets[i], hosts[i], counts_[i] * size_of(spec_.dtype));
-  wait_for(*device.stores().mark());
-}
-
-void Bucket::fetch_to_host(const std::vector<void*>& targets) const {
+void Bucket::fetch(const std::vector<void*>& targets) const {
   for (size_t i = 0; i < counts_.size(); ++i)
     if (targets.at(i) != nullptr)
       convert(spec_.dtype, targets[i], spec_.wire, storage_->bucket + offsets_[i] * size_of(spec_.wire), counts_[i]);
+}
+
+void Bucket::fetch(const std::vector<void*>& targets, Device& device, uintptr_t stream) {
+  Storage& storage = *storage_;
+  // The one before has long been over, and its memory is used again.
+  while (storage.fetched != nullptr && !storage.fetched->reached())
+    std::this_thread::sleep_for(std::chrono::microseconds(10));
+  DeviceStream& results = device.results();
+  results.wait(*device.mark(stream));
+  if (storage.on_device != nullptr) {
+    std::vector<Piece> pieces;
+    for (size_t i = 0; i < counts_.size(); ++i)
+      if (targets.at(i) != nullptr)
+        pieces.push_back({storage.on_device.get() + offsets_[i] * size_of(spec_.wire), targets[i], counts_[i]});
+    storage.pieces = queue_convert(device, results, spec_.dtype, spec_.wire, pieces, 1.0, spec_.op);
+  } else {
+    if (!storage.direct()) storage.pieces = device.pinned(offsets_.back() * size_of(spec_.dtype));
+    std::byte* const base = storage.direct() ? storage.bucket : storage.pieces.data();
+    std::vector<void*> hosts(targets.size());
+    for (size_t i = 0; i < counts_.size(); ++i)
+      if (targets.at(i) != nullptr) hosts[i] = base + offsets_[i] * size_of(spec_.dtype);
+    if (!storage.direct()) fetch(hosts);
+    for (size_t i = 0; i < counts_.size(); ++i)
+      if (targets[i] != nullptr) results.copy(targets[i], hosts[i], counts_[i] * size_of(spec_.dtype));
+  }
+  storage.fetched = results.mark();
+  device.hold(stream, *storage.fetched);
 }
 
 }  // namespace collective

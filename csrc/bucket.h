@@ -19,12 +19,11 @@ namespace collective {
 class Bucket {
  public:
   // counts: elements by tensor. notes: how many. spec.op is Sum or Average: flags must add up. shared: the channel's
-  // memory, when the ranks of a node share it; else null. device: of the tensors; -1 for the host.
+  // memory, when the ranks of a node share it; else null. on_device: its memory on the device, where it is there; then
+  // `shared` holds the flags alone. device: of the tensors; -1 for the host.
   Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, uint32_t channel, const AllreduceSpec& spec,
-         std::vector<size_t> counts, size_t notes, std::shared_ptr<NodeBucket> shared, int device = -1);
-
-  // Elements in all, flags included: what the ranks agree on.
-  size_t total() const { return offsets_.back() + flag_count(); }
+         std::vector<size_t> counts, size_t notes, std::shared_ptr<NodeBucket> shared,
+         std::shared_ptr<std::byte> on_device, int device = -1);
 
   // Starts a run. tensors: by position, null where this rank has none; they stay valid until the ticket is finished.
   // notes: the indices of those set here. mark: of tensors on the device. The previous run must have finished.
@@ -39,21 +38,28 @@ class Bucket {
   // After the run: whether any rank had tensor i; whether any rank set note i; the results.
   bool present(size_t i) const { return flag(i); }
   bool noted(size_t i) const { return flag(counts_.size() + i); }
-  // targets: by tensor, null where the result is not wanted. mark: of targets on the device; waits until they are stored.
-  void fetch(const std::vector<void*>& targets, std::shared_ptr<DeviceMark> mark = nullptr) const;
+  // targets: by tensor, null where the result is not wanted.
+  void fetch(const std::vector<void*>& targets) const;
+  // The same to targets on the device, after what is queued on this stream of theirs; what is queued there later finds
+  // the results.
+  void fetch(const std::vector<void*>& targets, Device& device, uintptr_t stream);
 
  private:
   bool flag(size_t i) const;
-  void fetch_to_host(const std::vector<void*>& targets) const;
   size_t flag_count() const { return counts_.size() + notes_; }
 
   struct Storage {
     Buffer flags;  // of this rank, in the tensors' type
     Buffer own;    // the bucket, unless it is shared
     std::shared_ptr<NodeBucket> shared;
-    std::byte* bucket;               // in the wire's type: tensors, then flags
+    std::shared_ptr<std::byte> on_device;
+    std::byte* bucket;  // in the wire's type: tensors (unless they are on_device), then flags
+    // What the last fetch is queued with: a run that follows must wait for it.
+    PinnedMemory pieces;
+    std::shared_ptr<DeviceMark> fetched;
     PinnedMemory pinned;             // instead of `own`, of a bucket for a device
     std::unique_ptr<PageLock> lock;  // of `shared`, likewise
+    ~Storage();
     // The device copies to and from the bucket itself.
     bool direct() const { return lock != nullptr || pinned.data() != nullptr; }
   };

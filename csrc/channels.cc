@@ -1,7 +1,10 @@
 #include "channels.h"
 
+#include <algorithm>
 #include <utility>
 
+#include "allreduce_device.h"
+#include "allreduce_device_ring.h"
 #include "log.h"
 
 namespace collective {
@@ -11,36 +14,60 @@ Channels::Channels(const Comm& comm, BufferPool& pool, int first_tag, size_t mos
 
 class Channels::Opening final : public Operation {
  public:
-  Opening(Channels& channels, uint32_t first, size_t count, size_t nbytes, std::shared_ptr<Ticket> ticket)
-      : channels_(&channels),
-        first_(first),
-        count_(count),
-        number_(channels.opened_++),
-        ticket_(std::move(ticket)),
-        creation_(*channels.comm_, channels.first_tag_ + static_cast<int>(first), nbytes, let_go()) {
+  Opening(Channels& channels, uint32_t first, size_t count, std::shared_ptr<Ticket> ticket, bool on_devices,
+          Device* device)
+      : channels_(&channels), first_(first), count_(count), number_(channels.opened_++), ticket_(std::move(ticket)) {
     channels.plans_[number_] = nullptr;  // not let go before it is there
+    size_t nbytes = 0;
+    for (size_t i = 0; i < count_; ++i) nbytes += device_nbytes(channel(i));
+    if (on_devices) {
+      std::string why_not = device == nullptr ? "its gradients are on several devices, or it has joined" : "";
+      if (device != nullptr && !device->why_no_kernels().empty()) why_not = device->why_no_kernels();
+      on_device_ = std::make_unique<DeviceMemoryCreation>(*channels.comm_, tag(), why_not.empty() ? device : nullptr,
+                                                          why_not, nbytes);
+    } else {
+      share_memory();
+    }
   }
 
   Step step() override {
-    const Step step = creation_.step();
+    if (on_device_ != nullptr) {
+      const Step step = on_device_->step();
+      if (step != Step::kDone) return step;
+      device_memory_ = on_device_->take();
+      if (device_memory_ == nullptr && channels_->comm_->rank() == 0)
+        log_warning("gradients travel by way of the host, which is slower: " + on_device_->why());
+      on_device_ = nullptr;
+      share_memory();
+      return Step::kMoved;
+    }
+    const Step step = creation_->step();
     if (step != Step::kDone) return step;
     for (uint64_t i = 0; i < kTold; ++i)
-      if ((creation_.common_notes() >> i & 1) != 0) channels_->plans_.erase(number_ - 1 - i);
-    for (size_t i = 0; i < count_; ++i) channels_->channels_[first_ + i].open = true;
-    auto memory = creation_.take();
+      if ((creation_->common_notes() >> i & 1) != 0) channels_->plans_.erase(number_ - 1 - i);
+    for (size_t i = 0; i < count_; ++i) channel(i).open = true;
+    auto memory = creation_->take();
     if (!memory) {
       channels_->plans_.erase(number_);
       if (channels_->comm_->rank() == 0)
-        log_warning("gradients travel in MPI messages, which is slower: no shared memory: " + creation_.why());
+        log_warning("gradients travel in MPI messages, which is slower: no shared memory: " + creation_->why());
       return Step::kDone;
     }
-    const auto plan = std::make_shared<Plan>(Plan{std::move(*memory), {}});
-    size_t offset = 0;
+    const auto plan = std::make_shared<Plan>(Plan{std::move(*memory), {}, {}});
+    size_t offset = 0, device_offset = 0;
     for (size_t i = 0; i < count_; ++i) {
-      Channel& channel = channels_->channels_[first_ + i];
-      plan->buckets.emplace_back(plan->memory, offset, channel.spec.wire, channel.count);
-      offset += NodeBucket::nbytes(channel.spec.wire, channel.count);
+      Channel& channel = this->channel(i);
+      plan->buckets.emplace_back(plan->memory, offset, channel.spec.wire, shared_count(channel));
       ticket_->buckets.emplace_back(plan, &plan->buckets.back());
+      if (device_memory_ != nullptr) {
+        const size_t counters_at = offset + NodeBucket::nbytes(channel.spec.wire, shared_count(channel));
+        plan->on_device.emplace_back(device_memory_, device_offset, device_nbytes(channel), 1, plan->memory,
+                                     counters_at);
+        ticket_->on_device.emplace_back(plan, plan->on_device.back().own());
+        device_offset += device_nbytes(channel);
+        channel.on_device = true;
+      }
+      offset += shared_nbytes(channel);
       channel.plan = number_;
       channel.number = i;
       channel.on_node = true;
@@ -48,10 +75,33 @@ class Channels::Opening final : public Operation {
     channels_->plans_[number_] = plan;
     return Step::kDone;
   }
-  std::string describe() const override { return creation_.describe(); }
+  std::string describe() const override {
+    return on_device_ != nullptr ? on_device_->describe() : creation_->describe();
+  }
 
  private:
   static constexpr uint64_t kTold = 64;
+  static constexpr size_t kDeviceLine = 512;  // as the allocators of devices align
+
+  Channel& channel(size_t i) { return channels_->channels_[first_ + i]; }
+  int tag() const { return channels_->first_tag_ + static_cast<int>(first_); }
+  static size_t device_nbytes(const Channel& channel) {
+    return round_up(std::max(channel.count, size_t{1}) * size_of(channel.spec.wire), kDeviceLine);
+  }
+  // Of the node's memory.
+  size_t shared_count(const Channel& channel) const {
+    return (device_memory_ == nullptr ? channel.count : 0) + channel.flags;
+  }
+  size_t shared_nbytes(const Channel& channel) const {
+    return NodeBucket::nbytes(channel.spec.wire, shared_count(channel)) +
+           (device_memory_ == nullptr ? 0 : DeviceStaging::kCounterBytes);
+  }
+
+  void share_memory() {
+    size_t nbytes = 0;
+    for (size_t i = 0; i < count_; ++i) nbytes += shared_nbytes(channel(i));
+    creation_ = std::make_unique<SharedMemoryCreation>(*channels_->comm_, tag(), nbytes, let_go());
+  }
 
   // Bit i: of the plan that was opened i + 1 before. Besides `plans_` those who run it have it, and the script.
   uint64_t let_go() const {
@@ -68,57 +118,168 @@ class Channels::Opening final : public Operation {
   size_t count_;
   uint64_t number_;  // of the plan
   std::shared_ptr<Ticket> ticket_;
-  SharedMemoryCreation creation_;
+  std::unique_ptr<DeviceMemoryCreation> on_device_;
+  std::shared_ptr<DeviceMemory> device_memory_;
+  std::unique_ptr<SharedMemoryCreation> creation_;
+};
+
+// Where messages go from device to device: a bucket there on every rank.
+class Channels::OpeningOnDevices final : public Operation {
+ public:
+  OpeningOnDevices(Channels& channels, uint32_t first, size_t count, std::shared_ptr<Ticket> ticket, Device* device,
+                   Device* sends)
+      : channels_(&channels),
+        first_(first),
+        device_(device),
+        ticket_(std::move(ticket)),
+        reports_(*channels.comm_, channels.first_tag_ + static_cast<int>(first)) {
+    if (device == nullptr || device != sends) {
+      reports_.fail("its gradients are on several devices, or it has joined");
+    } else {
+      try {
+        for (size_t i = 0; i < count; ++i) {
+          const Channel& channel = channels.channels_[first + i];
+          const auto block =
+              std::make_shared<DeviceBlock>(*device, std::max(channel.count, size_t{1}) * size_of(channel.spec.wire));
+          buckets_.emplace_back(block, block->data());
+        }
+      } catch (const Error& error) {
+        reports_.fail(error.what());
+      }
+    }
+    reports_.exchange();
+  }
+
+  Step step() override {
+    if (!reports_.exchanged()) return Step::kIdle;
+    const std::string why = reports_.failure();
+    if (!why.empty()) {
+      if (channels_->comm_->rank() == 0) log_warning("gradients are sent by way of the host: " + why);
+      buckets_.clear();
+    }
+    for (size_t i = 0; i < buckets_.size(); ++i) {
+      Channel& channel = channels_->channels_[first_ + i];
+      channel.on_device = true;
+      channel.device = device_;
+      channel.bucket = buckets_[i];
+    }
+    ticket_->on_device = std::move(buckets_);
+    return Step::kDone;
+  }
+  std::string describe() const override {
+    return "buckets on devices: waits for rank " + std::to_string(reports_.missing()) + " to make its own";
+  }
+
+ private:
+  struct Report {
+    char failure[300];
+  };
+  Channels* channels_;
+  uint32_t first_;
+  Device* device_;
+  std::shared_ptr<Ticket> ticket_;
+  std::vector<std::shared_ptr<std::byte>> buckets_;
+  Reports<Report> reports_;
+};
+
+// A bucket's run on devices: tensors there, then flags on the host, for both may be messages of one tag.
+class Channels::OnDevice final : public Operation {
+ public:
+  OnDevice(std::unique_ptr<Operation> tensors, std::unique_ptr<Operation> flags)
+      : tensors_(std::move(tensors)), flags_(std::move(flags)) {}
+
+  Step step() override {
+    if (tensors_ == nullptr) return flags_->step();
+    const Step step = tensors_->step();
+    if (step != Step::kDone) return step;
+    tensors_ = nullptr;
+    return Step::kMoved;
+  }
+  std::string describe() const override { return tensors_ != nullptr ? tensors_->describe() : flags_->describe(); }
+
+ private:
+  std::unique_ptr<Operation> tensors_, flags_;
 };
 
 std::unique_ptr<Operation> Channels::open(uint32_t first, const Descriptor& d, std::shared_ptr<Ticket> ticket,
-                                          bool shares_memory) {
-  const size_t count = d.shape.size() / 3;
+                                          bool shares_memory, Device* device, Device* sends) {
+  const size_t count = d.shape.size() / 4;
   if (first + count > most_)
     throw Error(ErrorCode::kInternal, "more than " + std::to_string(most_) + " buckets were opened");
   channels_.resize(first + count);
   started_.resize(first + count);
   ticket->channel = first;
-  size_t nbytes = 0;
   for (size_t i = 0; i < count; ++i) {
     Channel& channel = channels_[first + i];
-    channel.spec = {static_cast<DType>(d.shape[3 * i]), static_cast<DType>(d.shape[3 * i + 1]), d.op, d.prescale,
-                    d.postscale};
-    channel.count = static_cast<size_t>(d.shape[3 * i + 2]);
-    nbytes += NodeBucket::nbytes(channel.spec.wire, channel.count);
+    const int64_t* const extents = &d.shape[4 * i];
+    channel.spec = {static_cast<DType>(extents[0]), static_cast<DType>(extents[1]), d.op, d.prescale, d.postscale};
+    channel.count = static_cast<size_t>(extents[2]);
+    channel.flags = static_cast<size_t>(extents[3]);
     channel.open = !shares_memory;
   }
-  if (!shares_memory || count == 0) return nullptr;
-  return std::make_unique<Opening>(*this, first, count, nbytes, std::move(ticket));
+  if (count == 0) return nullptr;
+  if (!shares_memory && d.device != "cpu" && sends != nullptr)
+    return std::make_unique<OpeningOnDevices>(*this, first, count, std::move(ticket), device, sends);
+  if (!shares_memory) return nullptr;
+  return std::make_unique<Opening>(*this, first, count, std::move(ticket), d.device != "cpu", device);
 }
 
 Channels::Run Channels::start(ChannelSubmission submission) {
   const uint32_t number = submission.channel;
   const Channel& channel = channels_.at(number);
   ++started_[number];
+  AllreduceSpec spec = channel.spec;
+  spec.dtype = submission.dtype;
   Run run{nullptr, std::move(submission.keep)};
-  if (channel.on_node) {
-    const auto plan = plans_.find(channel.plan);
-    if (plan == plans_.end())
-      throw Error(ErrorCode::kInternal, "a bucket was started whose memory all ranks had let go");
-    run.operation = std::make_unique<AllreduceBucketNode>(plan->second->buckets[channel.number], channel.spec,
-                                                          std::move(submission.slots));
-    if (run.keep == nullptr) run.keep = plan->second;
-  } else {
-    run.operation = std::make_unique<Allreduce>(*comm_, *pool_, first_tag_ + static_cast<int>(number), channel.spec,
-                                                std::move(submission.slots), submission.storage);
+  const int tag = first_tag_ + static_cast<int>(number);
+  std::vector<Slot> flags;
+  if (channel.on_device) {
+    flags.push_back(submission.slots.back());
+    submission.slots.pop_back();
   }
-  if (submission.mark != nullptr) {
+  if (channel.on_node) {
+    const auto found = plans_.find(channel.plan);
+    if (found == plans_.end())
+      throw Error(ErrorCode::kInternal, "a bucket was started whose memory all ranks had let go");
+    const std::shared_ptr<Plan>& plan = found->second;
+    if (run.keep == nullptr) run.keep = plan;
+    NodeBucket& bucket = plan->buckets[channel.number];
+    if (channel.on_device) {
+      run.operation = std::make_unique<OnDevice>(
+          std::make_unique<AllreduceDevice>(plan->on_device[channel.number], spec, std::move(submission.slots),
+                                            std::move(submission.marks)),
+          std::make_unique<AllreduceBucketNode>(bucket, spec, std::move(flags)));
+      return run;
+    }
+    run.operation = std::make_unique<AllreduceBucketNode>(bucket, spec, std::move(submission.slots));
+  } else if (channel.on_device) {
+    const std::shared_ptr<std::byte> bucket = channel.bucket.lock();  // `keep` has it, too
+    run.operation = std::make_unique<OnDevice>(
+        std::make_unique<AllreduceDeviceRing>(*comm_, *pool_, tag, *channel.device, spec, std::move(submission.slots),
+                                              bucket.get(), std::move(submission.marks)),
+        std::make_unique<Allreduce>(*comm_, *pool_, tag, spec, std::move(flags), submission.storage));
+    return run;
+  } else {
+    run.operation =
+        std::make_unique<Allreduce>(*comm_, *pool_, tag, spec, std::move(submission.slots), submission.storage);
+  }
+  if (!submission.marks.empty()) {
     std::vector<Staged::Part> parts(1);
     parts[0].loads = std::move(submission.loads);
     parts[0].operation = std::move(run.operation);
-    run.operation = std::make_unique<Staged>(submission.mark, std::move(submission.memory), std::move(parts), run.keep);
+    run.operation =
+        std::make_unique<Staged>(std::move(submission.marks), std::move(submission.memory), std::move(parts), run.keep);
   }
   return run;
 }
 
-Channels::Run Channels::start_neutral(uint32_t channel) {
-  return start({channel, {{nullptr, nullptr, channels_.at(channel).count}}, nullptr, nullptr});
+Channels::Run Channels::start_neutral(uint32_t number) {
+  const Channel& channel = channels_.at(number);
+  return start({number,
+                channel.spec.dtype,
+                {{nullptr, nullptr, channel.count}, {nullptr, nullptr, channel.flags}},
+                nullptr,
+                nullptr});
 }
 
 }  // namespace collective

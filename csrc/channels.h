@@ -10,6 +10,7 @@
 #include "allreduce_bucket_node.h"
 #include "buffer.h"
 #include "comm.h"
+#include "device_staging.h"
 #include "operation.h"
 #include "ticket.h"
 
@@ -21,10 +22,11 @@ class Channels {
   Channels(const Comm& comm, BufferPool& pool, int first_tag, size_t most);
 
   // Opens the channels that `descriptor` describes, from number `first` on, as all ranks have agreed; `ticket` gets
-  // their first number and their memory, in so far as the ranks have any in common (shares_memory). Returns the
-  // operation that makes it, or null.
+  // their first number and their memory, in so far as the ranks have any in common (shares_memory); that of their
+  // devices where the descriptor is about these and all ranks can take part: `device` is this rank's, or null; sends:
+  // whose memory it can send, or null. Returns the operation that makes it, or null.
   std::unique_ptr<Operation> open(uint32_t first, const Descriptor& descriptor, std::shared_ptr<Ticket> ticket,
-                                  bool shares_memory);
+                                  bool shares_memory, Device* device, Device* sends);
 
   struct Run {
     std::unique_ptr<Operation> operation;
@@ -43,20 +45,27 @@ class Channels {
  private:
   struct Channel {
     AllreduceSpec spec;
-    size_t count;          // elements
-    uint64_t plan = 0;     // that it was opened with
-    size_t number = 0;     // in that
-    bool on_node = false;  // the plan has memory
-    bool open = false;     // its memory is decided on
+    size_t count, flags;     // elements
+    uint64_t plan = 0;       // that it was opened with
+    size_t number = 0;       // in that
+    bool on_node = false;    // the plan has memory
+    bool on_device = false;  // tensors are on devices
+    // Where messages go from there: this rank's, and its memory, as long as its script holds that.
+    Device* device = nullptr;
+    std::weak_ptr<std::byte> bucket;
+    bool open = false;  // its memory is decided on
   };
   // The memory of channels that were opened together, a place for each in every rank's part. It is needed until all
   // ranks' scripts are done with it: where one has joined, its engine goes on for the others. So ranks tell each other,
   // whenever they open new channels, which of the last 64 plans their scripts have let go, and release what all have.
   struct Plan {
     SharedMemory memory;
-    std::deque<NodeBucket> buckets;  // by channel
+    std::deque<NodeBucket> buckets;  // by channel; where they are on devices, for the flags alone
+    std::deque<DeviceStaging> on_device;
   };
   class Opening;
+  class OpeningOnDevices;
+  class OnDevice;
 
   const Comm* comm_;
   BufferPool* pool_;

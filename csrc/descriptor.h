@@ -36,7 +36,7 @@ struct Descriptor {
   std::string device = "cpu";
   std::string layout;  // of channels: their tensors, a line each
   // Where the first dimension may differ between ranks it is -1 here, and travels beside the descriptor. Of channels:
-  // dtype, wire and element count of each.
+  // dtype, wire, elements of tensors and flags of each.
   std::vector<int64_t> shape;
 
   size_t count() const;

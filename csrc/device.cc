@@ -1,6 +1,5 @@
 #include "device.h"
 
-#include <dlfcn.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,113 +7,36 @@
 #include <bit>
 #include <utility>
 
+#include "../collective/kernels/launch.h"
 #include "log.h"
 
 namespace collective {
-
-// The functions of the driver in use here, declared after its reference manual (CUDA Driver API). A device is an int,
-// every other handle a pointer, and so is an address here.
-#define COLLECTIVE_CUDA_FUNCTIONS(X)                                                             \
-  X(cuInit, "cuInit", (unsigned flags))                                                          \
-  X(cuGetErrorName, "cuGetErrorName", (int error, const char** name))                            \
-  X(cuGetErrorString, "cuGetErrorString", (int error, const char** text))                        \
-  X(cuDeviceGetCount, "cuDeviceGetCount", (int* count))                                          \
-  X(cuDeviceGet, "cuDeviceGet", (int* device, int ordinal))                                      \
-  X(cuDeviceGetName, "cuDeviceGetName", (char* name, int length, int device))                    \
-  X(cuDeviceGetPCIBusId, "cuDeviceGetPCIBusId", (char* id, int length, int device))              \
-  X(cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain", (void** context, int device))          \
-  X(cuCtxPushCurrent, "cuCtxPushCurrent_v2", (void* context))                                    \
-  X(cuCtxPopCurrent, "cuCtxPopCurrent_v2", (void** context))                                     \
-  X(cuThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode", (int* mode))         \
-  X(cuStreamIsCapturing, "cuStreamIsCapturing", (void* stream, int* status))                     \
-  X(cuMemFreeHost, "cuMemFreeHost", (void* data))                                                \
-  X(cuMemHostAlloc, "cuMemHostAlloc", (void** data, size_t nbytes, unsigned flags))              \
-  X(cuMemHostRegister, "cuMemHostRegister_v2", (void* data, size_t nbytes, unsigned flags))      \
-  X(cuMemHostUnregister, "cuMemHostUnregister", (void* data))                                    \
-  X(cuMemcpyAsync, "cuMemcpyAsync", (uintptr_t to, uintptr_t from, size_t nbytes, void* stream)) \
-  X(cuStreamCreate, "cuStreamCreate", (void** stream, unsigned flags))                           \
-  X(cuEventCreate, "cuEventCreate", (void** event, unsigned flags))                              \
-  X(cuEventRecord, "cuEventRecord", (void* event, void* stream))                                 \
-  X(cuEventQuery, "cuEventQuery", (void* event))
-
-struct CudaDriver {
-#define COLLECTIVE_DECLARE(name, symbol, arguments) int(*name) arguments = nullptr;
-  COLLECTIVE_CUDA_FUNCTIONS(COLLECTIVE_DECLARE)
-#undef COLLECTIVE_DECLARE
-  std::string missing;  // why it cannot be used
-  int devices = 0;
-};
-
 namespace {
 
-constexpr int kNotReady = 600;          // CUDA_ERROR_NOT_READY
-constexpr int kCaptureImplicit = 906;   // CUDA_ERROR_STREAM_CAPTURE_IMPLICIT: of the default stream, by another one
-constexpr unsigned kNonBlocking = 1;    // CU_STREAM_NON_BLOCKING: no implicit order with the legacy default stream
-constexpr unsigned kDisableTiming = 2;  // CU_EVENT_DISABLE_TIMING
-constexpr unsigned kPortable = 1;       // CU_MEMHOSTALLOC_PORTABLE: page-locked for all devices
+constexpr int kNotReady = 600;            // CUDA_ERROR_NOT_READY
+constexpr int kCaptureImplicit = 906;     // CUDA_ERROR_STREAM_CAPTURE_IMPLICIT: of the default stream, by another one
+constexpr unsigned kNonBlocking = 1;      // CU_STREAM_NON_BLOCKING: no implicit order with the legacy default stream
+constexpr unsigned kDisableTiming = 2;    // CU_EVENT_DISABLE_TIMING
+constexpr unsigned kPortable = 1;         // CU_MEMHOSTALLOC_PORTABLE: page-locked for all devices
+constexpr unsigned kLazyPeerAccess = 1;   // CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS, the one flag there is
+constexpr int kMultiprocessorCount = 16;  // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 constexpr size_t kLeastBlock = 64 << 10, kLargeBlock = 1 << 20;  // bytes
-
-std::string error_text(const CudaDriver& driver, int error) {
-  const char *name = nullptr, *text = nullptr;
-  driver.cuGetErrorName(error, &name);
-  driver.cuGetErrorString(error, &text);
-  return std::string(name != nullptr ? name : "error") + " (" + std::to_string(error) + ")" +
-         (text != nullptr ? std::string(": ") + text : "");
-}
-
-const CudaDriver* load_driver() {
-  auto* driver = new CudaDriver;  // for the life of the process, see Device::get
-  void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) {
-    const char* why = dlerror();
-    driver->missing = std::string("no CUDA driver: ") + (why != nullptr ? why : "libcuda.so.1");
-    return driver;
-  }
-#define COLLECTIVE_LOAD(name, symbol, arguments)                                   \
-  driver->name = reinterpret_cast<decltype(driver->name)>(dlsym(library, symbol)); \
-  if (driver->name == nullptr) driver->missing = "the CUDA driver has no function " symbol;
-  COLLECTIVE_CUDA_FUNCTIONS(COLLECTIVE_LOAD)
-#undef COLLECTIVE_LOAD
-  if (!driver->missing.empty()) return driver;
-  int error = driver->cuInit(0);
-  if (error == 0) error = driver->cuDeviceGetCount(&driver->devices);
-  if (error != 0)
-    driver->missing = "the CUDA driver does not start: " + error_text(*driver, error);
-  else if (driver->devices == 0)
-    driver->missing = "no CUDA device is visible";
-  return driver;
-}
-
-const CudaDriver& the_driver() {
-  static const CudaDriver* const driver = load_driver();
-  return *driver;
-}
 
 }  // namespace
 
-// The device's context in this thread, as long as it lives; the thread's own comes back after. Meanwhile calls are
-// allowed that would else fail, and spoil the capture, while some thread of the user captures a graph.
-class Device::Current {
- public:
-  explicit Current(const Device& device) : driver_(device.driver_) {
-    device.check(driver_->cuCtxPushCurrent(device.context_), "cuCtxPushCurrent");
-    driver_->cuThreadExchangeStreamCaptureMode(&capture_mode_);
-  }
-  Current(const Current&) = delete;
-  Current& operator=(const Current&) = delete;
-  ~Current() {
-    driver_->cuThreadExchangeStreamCaptureMode(&capture_mode_);
-    void* context = nullptr;
-    driver_->cuCtxPopCurrent(&context);
-  }
+Device::Current::Current(const Device& device) : driver_(device.driver_) {
+  device.check(driver_->cuCtxPushCurrent(device.context_), "cuCtxPushCurrent");
+  driver_->cuThreadExchangeStreamCaptureMode(&capture_mode_);
+}
 
- private:
-  const CudaDriver* driver_;
-  int capture_mode_ = 2;  // CU_STREAM_CAPTURE_MODE_RELAXED; then the thread's own
-};
+Device::Current::~Current() {
+  driver_->cuThreadExchangeStreamCaptureMode(&capture_mode_);
+  void* context = nullptr;
+  driver_->cuCtxPopCurrent(&context);
+}
 
 std::pair<std::string, std::string> Device::look_up(int number) {
-  const CudaDriver& driver = the_driver();
+  const CudaDriver& driver = cuda_driver();
   int handle = 0;
   char name[128] = {}, place[64] = {};
   if (!driver.missing.empty() || driver.cuDeviceGet(&handle, number) != 0 ||
@@ -125,7 +47,7 @@ std::pair<std::string, std::string> Device::look_up(int number) {
 }
 
 int Device::count(std::string& why) {
-  const CudaDriver& driver = the_driver();
+  const CudaDriver& driver = cuda_driver();
   why = driver.missing;
   return why.empty() ? driver.devices : 0;
 }
@@ -133,7 +55,7 @@ int Device::count(std::string& why) {
 Device& Device::get(int number) {
   static std::mutex mutex;
   static auto* const devices = new std::vector<Device*>;
-  const CudaDriver& driver = the_driver();
+  const CudaDriver& driver = cuda_driver();
   if (!driver.missing.empty()) throw Error(ErrorCode::kInvalid, driver.missing);
   if (number < 0 || number >= driver.devices)
     throw Error(ErrorCode::kInvalid, "no CUDA device " + std::to_string(number) + ": there are " +
@@ -149,14 +71,110 @@ Device::Device(const CudaDriver& driver, int number) : driver_(&driver), number_
   int handle = 0;
   check(driver.cuDeviceGet(&handle, number), "cuDeviceGet");
   check(driver.cuDevicePrimaryCtxRetain(&context_, handle), "cuDevicePrimaryCtxRetain");
-  loads_ = std::make_unique<DeviceStream>(*this);
-  stores_ = std::make_unique<DeviceStream>(*this);
+  multiprocessors_ = attribute(kMultiprocessorCount);
+  loads_ = std::make_unique<DeviceStream>(*this, false);
+  stores_ = std::make_unique<DeviceStream>(*this, false);
+  work_ = std::make_unique<DeviceStream>(*this, true);
+  results_ = std::make_unique<DeviceStream>(*this, false);
+}
+
+int Device::attribute(int which) const {
+  int handle = 0, value = 0;
+  check(driver_->cuDeviceGet(&handle, number_), "cuDeviceGet");
+  check(driver_->cuDeviceGetAttribute(&value, which, handle), "cuDeviceGetAttribute");
+  return value;
+}
+
+void Device::load_kernels(const std::string& image) {
+  const Current current(*this);
+  const std::lock_guard lock(mutex_);
+  if (module_ != nullptr) return;
+  check(driver_->cuModuleLoadData(&module_, image.data()), "cuModuleLoadData");
+  why_no_kernels_.clear();
+}
+
+void Device::do_without_kernels(const std::string& why) {
+  const std::lock_guard lock(mutex_);
+  why_no_kernels_ = why;
+}
+
+std::string Device::why_no_kernels() {
+  const std::lock_guard lock(mutex_);
+  return why_no_kernels_;
+}
+
+void Device::set_messages(const Messages& found) {
+  const std::lock_guard lock(mutex_);
+  messages_ = found;
+}
+
+Device::Messages Device::messages() {
+  const std::lock_guard lock(mutex_);
+  return messages_;
+}
+
+void* Device::kernel(const std::string& name) {
+  const Current current(*this);
+  const std::lock_guard lock(mutex_);
+  void*& function = kernels_[name];
+  if (function == nullptr)
+    check(driver_->cuModuleGetFunction(&function, module_, name.c_str()), ("the kernel " + name).c_str());
+  return function;
+}
+
+Device::Shared Device::lend(size_t nbytes) {
+  constexpr size_t kUnit = size_t{2} << 20;  // the driver's own
+  nbytes = (nbytes + kUnit - 1) / kUnit * kUnit;
+  {
+    const std::lock_guard lock(mutex_);
+    auto best = shared_.end();
+    for (auto idle = shared_.begin(); idle != shared_.end(); ++idle)
+      if (idle->nbytes >= nbytes && (best == shared_.end() || idle->nbytes < best->nbytes)) best = idle;
+    if (best != shared_.end()) {
+      const Shared memory = *best;
+      shared_.erase(best);
+      return memory;
+    }
+  }
+  const Current current(*this);
+  uintptr_t address = 0;
+  check(driver_->cuMemAlloc(&address, nbytes), ("cuMemAlloc of " + std::to_string(nbytes) + " bytes").c_str());
+  Shared memory{reinterpret_cast<std::byte*>(address), nbytes, {}};
+  try {
+    check(driver_->cuIpcGetMemHandle(&memory.handle, address), "cuIpcGetMemHandle");
+  } catch (...) {
+    take_back(memory);
+    throw;
+  }
+  return memory;
+}
+
+void Device::take_back(const Shared& memory) {
+  const std::lock_guard lock(mutex_);
+  shared_.push_back(memory);
+}
+
+std::byte* Device::map(const CudaMemoryHandle& handle) {
+  const Current current(*this);
+  uintptr_t address = 0;
+  check(driver_->cuIpcOpenMemHandle(&address, handle, kLazyPeerAccess), "cuIpcOpenMemHandle");
+  return reinterpret_cast<std::byte*>(address);
+}
+
+void Device::unmap(std::byte* data) {
+  const Current current(*this);
+  check(driver_->cuIpcCloseMemHandle(reinterpret_cast<uintptr_t>(data)), "cuIpcCloseMemHandle");
+}
+
+void Device::hold(uintptr_t stream, const DeviceMark& mark) {
+  const Current current(*this);
+  check(driver_->cuStreamWaitEvent(reinterpret_cast<void*>(stream), mark.event(), 0), "cuStreamWaitEvent");
 }
 
 void Device::check(int result, const char* what) const {
   if (result == 0) return;
   throw Error(ErrorCode::kInternal,
-              "CUDA device " + std::to_string(number_) + ": " + what + ": " + error_text(*driver_, result));
+              "CUDA device " + std::to_string(number_) + ": " + what + ": " + driver_->error_text(result));
 }
 
 void* Device::take_event() {
@@ -264,7 +282,7 @@ std::unique_ptr<PageLock> PageLock::try_lock(Device& device, std::byte* data, si
       log_warning(
           "gradients are copied once more on their way to and from the device: shared memory cannot be "
           "page-locked: " +
-          error_text(*device.driver_, error));
+          device.driver_->error_text(error));
     return nullptr;
   }
   return std::unique_ptr<PageLock>(new PageLock(device, data));
@@ -282,9 +300,12 @@ PageLock::~PageLock() {
   }
 }
 
-DeviceStream::DeviceStream(Device& device) : device_(&device) {
+DeviceStream::DeviceStream(Device& device, bool urgent) : device_(&device) {
   const Device::Current current(device);
-  device.check(device.driver_->cuStreamCreate(&stream_, kNonBlocking), "cuStreamCreate");
+  int least = 0, greatest = 0;
+  device.check(device.driver_->cuCtxGetStreamPriorityRange(&least, &greatest), "cuCtxGetStreamPriorityRange");
+  device.check(device.driver_->cuStreamCreateWithPriority(&stream_, kNonBlocking, urgent ? greatest : least),
+               "cuStreamCreateWithPriority");
 }
 
 void DeviceStream::copy(void* to, const void* from, size_t nbytes) {
@@ -292,6 +313,22 @@ void DeviceStream::copy(void* to, const void* from, size_t nbytes) {
   const Device::Current current(*device_);
   const auto address = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
   device_->check(device_->driver_->cuMemcpyAsync(address(to), address(from), nbytes, stream_), "cuMemcpyAsync");
+}
+
+void DeviceStream::launch(void* kernel, const Launch& what, unsigned blocks, unsigned threads) {
+  const Device::Current current(*device_);
+  size_t nbytes = sizeof what;
+  // CU_LAUNCH_PARAM_BUFFER_POINTER, _SIZE and _END
+  void* extra[] = {reinterpret_cast<void*>(1), const_cast<Launch*>(&what), reinterpret_cast<void*>(2), &nbytes,
+                   nullptr};
+  device_->check(device_->driver_->cuLaunchKernel(kernel, blocks, 1, 1, threads, 1, 1, 0, stream_, nullptr,
+                                                  static_cast<void**>(extra)),
+                 "cuLaunchKernel");
+}
+
+void DeviceStream::wait(const DeviceMark& mark) {
+  const Device::Current current(*device_);
+  device_->check(device_->driver_->cuStreamWaitEvent(stream_, mark.event(), 0), "cuStreamWaitEvent");
 }
 
 std::shared_ptr<DeviceMark> DeviceStream::mark() { return device_->record(stream_); }

@@ -1,9 +1,10 @@
 // CUDA devices, by way of their driver (libcuda), which is loaded when the first array of a device comes: to build and
 // to import, nothing of CUDA is needed.
 //
-// The engine wants three things of a device: marks in a user's stream, which tell when what was queued there is over;
-// streams of its own that copy; and host memory that is page-locked, so that copies run by themselves. Nothing here
-// waits for the device, but for what the driver does of its own accord when it locks memory.
+// The engine wants of a device: marks in a user's stream, which tell when what was queued there is over; streams of its
+// own, for copies and kernels; host memory that is page-locked, so that copies run by themselves; and memory of the
+// device that other ranks of the node can map. Nothing here waits for the device, but for what the driver does of its
+// own accord when it allocates or locks memory.
 //
 // Errors of the driver come as kInternal with its own words, among them those of the user's kernels: a device that has
 // failed fails every call after.
@@ -14,15 +15,17 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "cuda_driver.h"
 #include "types.h"
 
 namespace collective {
 
-struct CudaDriver;
 class Device;
+struct Launch;
 
 // What was queued on a stream up to some moment.
 class DeviceMark {
@@ -76,12 +79,17 @@ class PageLock {
   int pid_;  // a forked child has no driver
 };
 
-// A stream of the engine's own.
+// A stream of the engine's own. What is queued there runs in order.
 class DeviceStream {
  public:
-  explicit DeviceStream(Device& device);
+  // urgent: before what others have queued, where the device can choose.
+  DeviceStream(Device& device, bool urgent);
   // Between page-locked host memory and the device, either way.
   void copy(void* to, const void* from, size_t nbytes);
+  // A kernel of Device::kernel().
+  void launch(void* kernel, const Launch& what, unsigned blocks, unsigned threads);
+  // What is queued after this starts when the mark has been reached.
+  void wait(const DeviceMark& mark);
   std::shared_ptr<DeviceMark> mark();
 
  private:
@@ -102,34 +110,88 @@ class Device {
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
+  // Its context in this thread, as long as this lives; the thread's own comes back after. Meanwhile calls are allowed that
+  // would else fail, and spoil the capture, while some thread of the user captures a graph.
+  class Current {
+   public:
+    explicit Current(const Device& device);
+    Current(const Current&) = delete;
+    Current& operator=(const Current&) = delete;
+    ~Current();
+
+   private:
+    const CudaDriver* driver_;
+    int capture_mode_ = 2;  // CU_STREAM_CAPTURE_MODE_RELAXED; then the thread's own
+  };
+
   int number() const { return number_; }
+  // As {9, 0}.
+  std::pair<int, int> compute_capability() const { return {attribute(75), attribute(76)}; }
+  int multiprocessors() const { return multiprocessors_; }
+
+  // The kernels, compiled for this device; or why there are none. Once, before the first array is submitted. Throws
+  // kInternal where the driver does not take them.
+  void load_kernels(const std::string& image);
+  void do_without_kernels(const std::string& why);
+  // Why there are none; empty: there are.
+  std::string why_no_kernels();
+  // By its name; throws kInternal where there is none such.
+  void* kernel(const std::string& name);
+
+  // Whether MPI sends memory of this device, and if not why, as far as this rank has tried.
+  struct Messages {
+    bool tried = false;
+    std::string why_not{};
+  };
+  void set_messages(const Messages& found);
+  Messages messages();
 
   // What is queued on a user's stream by now; `stream` as CUDA's array interface has it: a CUstream, or 0 or 1 for the
   // legacy default stream, 2 for that of the thread. From any thread. Throws kInvalid while the stream is captured.
   std::shared_ptr<DeviceMark> mark(uintptr_t stream);
+  // Lets a user's stream go on only when the mark has been reached.
+  void hold(uintptr_t stream, const DeviceMark& mark);
   // From any thread.
   PinnedMemory pinned(size_t nbytes);
 
-  // One for each way, since devices copy both ways at once.
+  // Memory of the device, and what other processes map it by.
+  struct Shared {
+    std::byte* data = nullptr;
+    size_t nbytes = 0;
+    CudaMemoryHandle handle{};
+  };
+  // It may be freed only after all others have unmapped it, which nobody can know of a process that has died: so it
+  // never is, but kept for the next.
+  Shared lend(size_t nbytes);
+  void take_back(const Shared& memory);
+  // That of another process.
+  std::byte* map(const CudaMemoryHandle& handle);
+  void unmap(std::byte* data);
+
+  // One for each way, since devices copy both ways at once; one for kernels between ranks, which others wait for; and
+  // one for results that are wanted in the order of a user's stream, and may wait for that.
   DeviceStream& loads() { return *loads_; }
   DeviceStream& stores() { return *stores_; }
+  DeviceStream& work() { return *work_; }
+  DeviceStream& results() { return *results_; }
 
  private:
   friend class DeviceMark;
   friend class DeviceStream;
   friend class PageLock;
   friend class PinnedMemory;
-  class Current;
 
   Device(const CudaDriver& driver, int number);
   void check(int result, const char* what) const;
+  int attribute(int which) const;
   void* take_event();
   std::shared_ptr<DeviceMark> record(void* stream);
 
   const CudaDriver* driver_;
   int number_;
+  int multiprocessors_ = 0;
   void* context_ = nullptr;  // the primary one, which frameworks use
-  std::unique_ptr<DeviceStream> loads_, stores_;
+  std::unique_ptr<DeviceStream> loads_, stores_, work_, results_;
 
   std::mutex mutex_;           // guards what follows
   std::vector<void*> events_;  // idle
@@ -137,7 +199,12 @@ class Device {
     std::byte* data;
     size_t nbytes;
   };
-  std::vector<Block> blocks_;  // page-locked and idle
+  std::vector<Block> blocks_;   // page-locked and idle
+  std::vector<Shared> shared_;  // idle
+  void* module_ = nullptr;      // of kernels
+  std::string why_no_kernels_ = "they have not been loaded";
+  Messages messages_;
+  std::unordered_map<std::string, void*> kernels_;
 };
 
 }  // namespace collective

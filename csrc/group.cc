@@ -24,6 +24,9 @@ constexpr int kFirstPairTag = kAgreedTags;
 constexpr int kFirstChannelTag = kFirstPairTag + 2 * kPairTags;
 constexpr int kMostChannels = 32767 - kFirstChannelTag;
 
+// In a rank's part of the node's memory.
+constexpr size_t kDevicesAt = Lane::nbytes(), kMailAt = kDevicesAt + Devices::kCounterBytes;
+
 constexpr std::chrono::duration<double> kLongestCreation = std::chrono::hours(1);
 constexpr auto kCheckEvery = std::chrono::milliseconds(100);
 // The coordinator reports a time-out; a rank that does not even hear from it gives up this much later.
@@ -41,6 +44,7 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
       limits_(limits),
       timeline_(&timeline),
       finish_(std::move(finish)),
+      devices_(data_),
       channels_(data_, pool_, kFirstChannelTag, kMostChannels) {
   // One rank's setting is enough to switch it off.
   if (size() > 1 && on_all_ranks(comm, limits.shared_memory) && find_topology(comm).local_size == size())
@@ -50,11 +54,12 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
 void Group::share_memory() {
   std::string why;
   memory_ = SharedMemory::try_create(
-      control_, kMemoryTag, Lane::nbytes() + NodeMail::nbytes(size()),
+      control_, kMemoryTag, kMailAt + NodeMail::nbytes(size()),
       std::chrono::ceil<std::chrono::seconds>(std::min(limits_.timeout, kLongestCreation)), why);
   if (memory_) {
     lane_ = std::make_unique<Lane>(*memory_, 0);
-    agreement_.use(std::make_unique<NodeMail>(*memory_, Lane::nbytes()));
+    devices_.use(*memory_, kDevicesAt);
+    agreement_.use(std::make_unique<NodeMail>(*memory_, kMailAt));
     return;
   }
   static std::atomic<bool> told{false};  // one warning for all process sets: the reason is that of the node
@@ -171,6 +176,9 @@ bool Group::progress() {
     left_ = true;
     agreement_.leave(channels_.started());
   }
+  // MPI wants it, where it sends what is there.
+  std::optional<Device::Current> current;
+  if (devices_.messages() != nullptr) current.emplace(*devices_.messages());
   bool moved = submit_what_is_ready();
   moved |= agreement_.progress(decisions_);
   for (Decision& decision : decisions_) {
@@ -192,7 +200,7 @@ bool Group::progress() {
     }
   }
   decisions_.clear();
-  for (; !held_back_.empty() && tag_is_free(); held_back_.pop_front()) execute(held_back_.front());
+  execute_agreed();
   if (has_joined_) serve_demands();
   moved |= step_running();
   const auto now = Clock::now();
@@ -207,6 +215,34 @@ bool Group::tag_is_free() const {
 }
 
 int Group::next_tag() { return static_cast<int>(executions_++ % kAgreedTags); }
+
+void Group::execute_agreed() {
+  for (; !held_back_.empty() && tag_is_free() && !devices_.is_looking(); held_back_.pop_front()) {
+    if (look_at_devices(held_back_.front())) return;
+    execute(held_back_.front());
+    devices_.forget_absence();
+  }
+}
+
+// Whether that has to come first.
+bool Group::look_at_devices(const Decision& decision) {
+  const Decision::Entry& entry = decision.entries[0];
+  const auto pending = pending_.find(entry.name);
+  const bool is_here = pending != pending_.end();
+  if (!devices_.is_wanted_by(is_here ? pending->second.submission.descriptor : Descriptor::decode(entry.encoded)))
+    return false;
+  Device* const device =
+      is_here && pending->second.submission.mark != nullptr ? &pending->second.submission.mark->device() : nullptr;
+  Running running;
+  running.since = Clock::now();
+  running.what = "what devices share";
+  running.phase = "devices";
+  running.agreed = true;
+  running.number = executions_;
+  running.operation = devices_.look(next_tag(), device);
+  running_.push_back(std::move(running));
+  return true;
+}
 
 void Group::execute(const Decision& decision) {
   Running running;
@@ -235,10 +271,12 @@ void Group::execute(const Decision& decision) {
                  (bucket.size() > 1 ? " and " + std::to_string(bucket.size() - 1) + " fused with it" : "");
   running.agreed = true;
   running.number = executions_;
+  Device* const device = bucket[0].mark == nullptr ? nullptr : &bucket[0].mark->device();
   if (d.kind == Kind::kChannel)
-    running.operation = channels_.open(decision.channel, d, held->front().ticket, lane_ != nullptr);
-  else if (is_staged(bucket))
-    running.operation = make_staged({data_, pool_, 0, lane_.get()}, [this] { return next_tag(); }, bucket);
+    running.operation =
+        channels_.open(decision.channel, d, held->front().ticket, lane_ != nullptr, device, devices_.messages());
+  else if (is_staged(d))
+    running.operation = make_staged({data_, pool_, 0, lane_.get()}, [this] { return next_tag(); }, bucket, devices_);
   else
     running.operation = make_operation({data_, pool_, next_tag(), lane_.get()}, bucket);
   running.keep = held;

@@ -4,6 +4,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "buffer.h"
 #include "channels.h"
 #include "comm.h"
+#include "devices.h"
 #include "inquiry.h"
 #include "operation.h"
 #include "ticket.h"
@@ -86,6 +88,8 @@ class Group {
   bool submit_what_is_ready();
   void submit_ready(std::shared_ptr<Ticket> ticket, NamedSubmission submission);
 
+  void execute_agreed();
+  bool look_at_devices(const Decision& decision);
   void execute(const Decision& decision);
   int left_before(uint32_t channel) const;
   void start(std::shared_ptr<Ticket> ticket, uint32_t channel, Channels::Run run);
@@ -110,6 +114,8 @@ class Group {
   Finish finish_;
   BufferPool pool_;
   std::unique_ptr<Lane> lane_;  // in the memory
+
+  Devices devices_;  // likewise
 
   // Submitted here, of arrays on a device that its user's work has not reached: the others learn of it when it has, so
   // that nothing that is agreed waits for anybody's device.

@@ -46,7 +46,7 @@ int step_count(Ring::Phases phases, int size) { return phases == Ring::Phases::k
 }  // namespace
 
 Ring::Ring(const Comm& comm, BufferPool& pool, int tag, Phases phases, const void* in, void* out,
-           std::vector<size_t> offsets, const Arithmetic& arithmetic)
+           std::vector<size_t> offsets, const Arithmetic& arithmetic, RingReducer* reducer)
     : comm_(&comm),
       tag_(tag),
       left_((comm.rank() + comm.size() - 1) % comm.size()),
@@ -56,11 +56,15 @@ Ring::Ring(const Comm& comm, BufferPool& pool, int tag, Phases phases, const voi
       out_(static_cast<std::byte*>(out)),
       offsets_(std::move(offsets)),
       arithmetic_(arithmetic),
+      reducer_(reducer),
       element_size_(size_of(arithmetic.dtype)),
-      segment_count_(kSegmentBytes / element_size_),
+      segment_count_((reducer != nullptr ? reducer->segment_bytes() : kSegmentBytes) / element_size_),
+      depth_(reducer != nullptr ? reducer->depth() : kDepth),
       to_send_(offsets_, first_chunk(phases, comm.rank()), step_count(phases, comm.size()), segment_count_),
       to_post_(offsets_, first_chunk(phases, comm.rank()) - 1, step_count(phases, comm.size()), segment_count_),
-      to_complete_(to_post_) {
+      to_complete_(to_post_),
+      sends_(depth_),
+      receives_(depth_) {
   const auto segments_of = [this](size_t chunk) {
     return (offsets_[chunk + 1] - offsets_[chunk] + segment_count_ - 1) / segment_count_;
   };
@@ -73,40 +77,62 @@ Ring::Ring(const Comm& comm, BufferPool& pool, int tag, Phases phases, const voi
     largest = std::max(largest, offsets_[chunk + 1] - offsets_[chunk]);
   }
   scratch_stride_ = std::min(largest, segment_count_) * element_size_;
-  if (reduce_steps_ > 0 && largest > 0) scratch_ = pool.take(kDepth * scratch_stride_);
+  if (reduce_steps_ == 0 || largest == 0) return;
+  if (reducer_ != nullptr) {
+    scratch_ = reducer_->scratch(depth_ * scratch_stride_);
+  } else {
+    pooled_ = pool.take(depth_ * scratch_stride_);
+    scratch_ = pooled_.data();
+  }
 }
 
 Step Ring::step() {
   bool moved = complete_sends();
+  moved |= take_combined();
   moved |= complete_receives();
   moved |= post_receives();
   moved |= start_sends();
-  if (to_send_.done() && to_complete_.done() && sends_done_ == sends_started_) return Step::kDone;
+  if (to_send_.done() && to_complete_.done() && sends_done_ == sends_started_ && receives_done_ == receives_taken_)
+    return Step::kDone;
   return moved ? Step::kMoved : Step::kIdle;
 }
 
 bool Ring::complete_sends() {
   const size_t before = sends_done_;
-  while (sends_done_ < sends_started_ && sends_[sends_done_ % kDepth].done()) ++sends_done_;
+  while (sends_done_ < sends_started_ && sends_[sends_done_ % depth_].done()) ++sends_done_;
   return sends_done_ != before;
 }
 
+// Segments of the gathering steps, which come last, are not combined: they are done when they have come.
+bool Ring::take_combined() {
+  if (reducer_ == nullptr) return false;
+  const size_t before = receives_done_;
+  while (receives_done_ < receives_taken_ && (receives_done_ >= combined_total_ || reducer_->pop_over()))
+    ++receives_done_;
+  return receives_done_ != before;
+}
+
 bool Ring::complete_receives() {
-  if (receives_done_ == receives_posted_ || !receives_[receives_done_ % kDepth].done()) return false;
+  if (receives_taken_ == receives_posted_ || !receives_[receives_taken_ % depth_].done()) return false;
   const Segment segment = to_complete_.front();
   if (segment.step < reduce_steps_) {
     const size_t offset = segment.begin * element_size_;
-    arithmetic_.combine(out_ + offset, scratch(receives_done_), in_ + offset, segment.count,
-                        segment.step == reduce_steps_ - 1);
+    const bool last = segment.step == reduce_steps_ - 1;
+    if (reducer_ != nullptr)
+      reducer_->start(arithmetic_, out_ + offset, scratch(receives_taken_), in_ + offset, segment.count, last);
+    else
+      arithmetic_.combine(out_ + offset, scratch(receives_taken_), in_ + offset, segment.count, last);
+    combined_total_ = receives_taken_ + 1;
   }
   to_complete_.pop();
-  ++receives_done_;
+  ++receives_taken_;
+  if (reducer_ == nullptr) ++receives_done_;
   return true;
 }
 
 bool Ring::post_receives() {
   bool moved = false;
-  while (!to_post_.done() && receives_posted_ - receives_done_ < kDepth) {
+  while (!to_post_.done() && receives_posted_ - receives_done_ < depth_) {
     const Segment segment = to_post_.front();
     std::byte* target = out_ + segment.begin * element_size_;
     if (segment.step < reduce_steps_)
@@ -114,7 +140,7 @@ bool Ring::post_receives() {
     else if (receives_posted_ + own_segments_ >= total_segments_ &&
              sends_done_ <= receives_posted_ + own_segments_ - total_segments_)
       break;  // these elements are still being sent: p-1 steps ago, in the reduce-scatter
-    receives_[receives_posted_ % kDepth] = comm_->irecv(target, segment.count * element_size_, left_, tag_);
+    receives_[receives_posted_ % depth_] = comm_->irecv(target, segment.count * element_size_, left_, tag_);
     to_post_.pop();
     ++receives_posted_;
     moved = true;
@@ -124,12 +150,12 @@ bool Ring::post_receives() {
 
 bool Ring::start_sends() {
   bool moved = false;
-  while (!to_send_.done() && sends_started_ - sends_done_ < kDepth &&
+  while (!to_send_.done() && sends_started_ - sends_done_ < depth_ &&
          (sends_started_ < own_segments_ || receives_done_ > sends_started_ - own_segments_)) {
     const Segment segment = to_send_.front();
     const bool untouched = segment.step == 0 && reduce_steps_ > 0;
     const std::byte* source = (untouched ? in_ : out_) + segment.begin * element_size_;
-    sends_[sends_started_ % kDepth] = comm_->isend(source, segment.count * element_size_, right_, tag_);
+    sends_[sends_started_ % depth_] = comm_->isend(source, segment.count * element_size_, right_, tag_);
     to_send_.pop();
     ++sends_started_;
     moved = true;

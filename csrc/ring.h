@@ -21,7 +21,6 @@
 // source:             Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms, JPDC 69(2), 2009
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <vector>
 
@@ -60,6 +59,21 @@ class Schedule {
   size_t position_ = 0;
 };
 
+// Combines what a ring receives in the place of the host, and is over with it some time later: a device.
+class RingReducer {
+ public:
+  virtual ~RingReducer() = default;
+  // As Arithmetic::combine().
+  virtual void start(const Arithmetic& arithmetic, void* dst, const void* a, const void* b, size_t count,
+                     bool last) = 0;
+  // Whether the oldest that has been started is over; it is then forgotten.
+  virtual bool pop_over() = 0;
+  // Of what size segments should be, and how many in flight each way; the memory for what is received, depth of them.
+  virtual size_t segment_bytes() const = 0;
+  virtual size_t depth() const = 0;
+  virtual std::byte* scratch(size_t nbytes) = 0;
+};
+
 class Ring final : public Operation {
  public:
   enum class Phases { kReduceScatter, kAllgather, kAllreduce };
@@ -67,8 +81,9 @@ class Ring final : public Operation {
   // offsets: p+1 element offsets of the chunks, the same on all ranks. After a reduce-scatter rank r holds chunk r;
   // before an all-gather its chunk r must be in `out`. `in` and `out` have offsets[p] elements and may be equal;
   // a reduce-scatter leaves partial sums in the other chunks of `out`.
+  // reducer: who combines, where the data is no memory of the host's.
   Ring(const Comm& comm, BufferPool& pool, int tag, Phases phases, const void* in, void* out,
-       std::vector<size_t> offsets, const Arithmetic& arithmetic);
+       std::vector<size_t> offsets, const Arithmetic& arithmetic, RingReducer* reducer = nullptr);
 
   Step step() override;
   std::string describe() const override;
@@ -79,11 +94,12 @@ class Ring final : public Operation {
   static constexpr size_t kDepth = 4;
 
   bool complete_sends();
+  bool take_combined();
   bool complete_receives();
   bool post_receives();
   bool start_sends();
   // Where the reduce-scatter receives segment number i.
-  std::byte* scratch(size_t i) const { return scratch_.data() + i % kDepth * scratch_stride_; }
+  std::byte* scratch(size_t i) const { return scratch_ + i % depth_ * scratch_stride_; }
 
   const Comm* comm_;
   int tag_;
@@ -93,16 +109,21 @@ class Ring final : public Operation {
   std::byte* out_;
   std::vector<size_t> offsets_;
   Arithmetic arithmetic_;
+  RingReducer* reducer_;
   size_t element_size_;
-  size_t segment_count_;
+  size_t segment_count_, depth_;
 
   Schedule to_send_, to_post_, to_complete_;
   // Running numbers of segments, in the order of the schedules.
-  size_t sends_started_ = 0, sends_done_ = 0, receives_posted_ = 0, receives_done_ = 0;
-  size_t own_segments_;    // of the first chunk sent, which waits for no receive
-  size_t total_segments_;  // of all chunks
-  std::array<Request, kDepth> sends_, receives_;
-  PooledBuffer scratch_;
+  size_t sends_started_ = 0, sends_done_ = 0, receives_posted_ = 0;
+  size_t receives_taken_ = 0;  // have come, and are being combined
+  size_t receives_done_ = 0;   // are combined
+  size_t combined_total_ = 0;  // of those taken, the first ones are combined, the others only gathered
+  size_t own_segments_;        // of the first chunk sent, which waits for no receive
+  size_t total_segments_;      // of all chunks
+  std::vector<Request> sends_, receives_;
+  PooledBuffer pooled_;
+  std::byte* scratch_ = nullptr;
   size_t scratch_stride_ = 0;  // bytes
 };
 

@@ -112,13 +112,9 @@ std::optional<SharedMemory> SharedMemory::try_create(const Comm& comm, int tag, 
 }
 
 SharedMemoryCreation::SharedMemoryCreation(const Comm& comm, int tag, size_t nbytes, uint64_t notes)
-    : comm_(&comm), tag_(tag), nbytes_(nbytes) {
-  own_.notes = notes;
-  const auto size = static_cast<size_t>(comm.size());
-  reports_.resize(size);
-  sends_.resize(size);
-  receives_.resize(size);
-  mappings_.resize(size);
+    : comm_(&comm), nbytes_(nbytes), reports_(comm, tag) {
+  reports_.own().notes = notes;
+  mappings_.resize(static_cast<size_t>(comm.size()));
 }
 
 SharedMemoryCreation::~SharedMemoryCreation() { close_fd(); }
@@ -138,13 +134,13 @@ void SharedMemoryCreation::reserve_own() {
   Mapping mapping = map_file(fd_, nbytes);
   reserve_pages(mapping.data(), nbytes, fd_);
   std::random_device random;
-  for (uint64_t& word : own_.cookie) word = uint64_t{random()} << 32 | random();
-  std::memcpy(mapping.data() + nbytes_, own_.cookie, kCookieBytes);
+  for (uint64_t& word : reports_.own().cookie) word = uint64_t{random()} << 32 | random();
+  std::memcpy(mapping.data() + nbytes_, reports_.own().cookie, kCookieBytes);
   mappings_[static_cast<size_t>(comm_->rank())] = std::move(mapping);
 }
 
 void SharedMemoryCreation::map_peer(int peer) {
-  const Report& report = reports_[static_cast<size_t>(peer)];
+  const Report& report = reports_.all()[static_cast<size_t>(peer)];
   const std::string path = "/proc/" + std::to_string(report.pid) + "/fd/" + std::to_string(report.fd);
   // Behind the path there may be anything, if that PID is another process here: look before opening it.
   char link[64] = {};
@@ -177,69 +173,42 @@ void SharedMemoryCreation::map_peers() {
     if (peer != comm_->rank()) map_peer(peer);
 }
 
-void SharedMemoryCreation::start_exchange() {
-  next_ = 0;
-  for (int peer = 0; peer < comm_->size(); ++peer) {
-    const auto i = static_cast<size_t>(peer);
-    if (peer == comm_->rank()) {
-      reports_[i] = own_;
-      continue;
-    }
-    receives_[i] = comm_->irecv(&reports_[i], sizeof(Report), peer, tag_);
-    sends_[i] = comm_->isend(&own_, sizeof(Report), peer, tag_);
-  }
-}
-
-bool SharedMemoryCreation::exchanged() {
-  for (; next_ < receives_.size(); ++next_)
-    if (!receives_[next_].done() || !sends_[next_].done()) return false;
-  return true;
-}
-
-bool SharedMemoryCreation::any_failed() {
-  for (size_t i = 0; i < reports_.size(); ++i) {
-    if (reports_[i].failure[0] == '\0') continue;
-    why_ = "local rank " + std::to_string(i) + ": " + reports_[i].failure;
-    return true;
-  }
-  return false;
-}
-
 Step SharedMemoryCreation::step() {
   const auto attempt = [this](void (SharedMemoryCreation::*work)()) {
     try {
       (this->*work)();
     } catch (const Failure& failure) {
-      std::snprintf(own_.failure, sizeof own_.failure, "%s", failure.what());
+      reports_.fail(failure.what());
     }
   };
   switch (phase_) {
     case Phase::kReserve:
       attempt(&SharedMemoryCreation::reserve_own);
-      own_.nbytes = nbytes_;
-      own_.pid = getpid();
-      own_.fd = fd_;
-      start_exchange();
+      reports_.own().nbytes = nbytes_;
+      reports_.own().pid = getpid();
+      reports_.own().fd = fd_;
+      reports_.exchange();
       phase_ = Phase::kOffers;
       return Step::kMoved;
     case Phase::kOffers:
-      if (!exchanged()) return Step::kIdle;
-      for (const Report& report : reports_) common_notes_ &= report.notes;
-      for (const Report& report : reports_)
+      if (!reports_.exchanged()) return Step::kIdle;
+      for (const Report& report : reports_.all()) common_notes_ &= report.notes;
+      for (const Report& report : reports_.all())
         if (report.nbytes != nbytes_)
           throw Error(ErrorCode::kInternal, "shared memory: one rank asked for " + std::to_string(nbytes_) +
                                                 " bytes, another for " + std::to_string(report.nbytes));
-      if (any_failed()) {
+      why_ = reports_.failure();
+      if (!why_.empty()) {
         phase_ = Phase::kDone;
         break;
       }
       attempt(&SharedMemoryCreation::map_peers);
-      start_exchange();
+      reports_.exchange();
       phase_ = Phase::kVerdicts;
       return Step::kMoved;
     case Phase::kVerdicts:
-      if (!exchanged()) return Step::kIdle;
-      any_failed();
+      if (!reports_.exchanged()) return Step::kIdle;
+      why_ = reports_.failure();
       phase_ = Phase::kDone;
       break;
     case Phase::kDone: break;
@@ -260,7 +229,7 @@ std::optional<SharedMemory> SharedMemoryCreation::take() {
 
 std::string SharedMemoryCreation::describe() const {
   if (phase_ == Phase::kReserve) return "reserves shared memory";
-  return "shared memory: waits for local rank " + std::to_string(next_) +
+  return "shared memory: waits for local rank " + std::to_string(reports_.missing()) +
          (phase_ == Phase::kOffers ? " to offer its part" : " to map the others' parts");
 }
 

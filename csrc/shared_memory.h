@@ -23,6 +23,7 @@
 
 #include "comm.h"
 #include "operation.h"
+#include "reports.h"
 
 namespace collective {
 
@@ -102,21 +103,14 @@ class SharedMemoryCreation final : public Operation {
   void reserve_own();
   void map_peers();
   void map_peer(int peer);
-  void start_exchange();
-  bool exchanged();
-  bool any_failed();
   void close_fd();
 
   const Comm* comm_;
-  int tag_;
   size_t nbytes_;
   Phase phase_ = Phase::kReserve;
   int fd_ = -1;
-  Report own_{};
+  Reports<Report> reports_;
   uint64_t common_notes_ = ~uint64_t{0};
-  std::vector<Report> reports_;  // by rank
-  std::vector<Request> sends_, receives_;
-  size_t next_ = 0;                // of the peers, the first whose transfers are not known to be over
   std::vector<Mapping> mappings_;  // by rank
   std::string why_;
 };

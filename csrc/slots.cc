@@ -19,7 +19,6 @@ Slots::Slots(const AllreduceSpec& spec, double before, std::vector<Slot> slots)
   for (const Slot& slot : slots_) offsets_.push_back(offsets_.back() + slot.count);
 }
 
-// The slot that holds this element.
 size_t Slots::find(size_t element) const {
   return static_cast<size_t>(std::upper_bound(offsets_.begin(), offsets_.end(), element) - offsets_.begin()) - 1;
 }

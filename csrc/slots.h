@@ -20,6 +20,8 @@ class Slots {
   const std::vector<Slot>& list() const { return slots_; }
   // Where slot i begins, in elements.
   size_t offset(size_t i) const { return offsets_[i]; }
+  // The slot that holds this element.
+  size_t find(size_t element) const;
   // An element goes to the wire as it is.
   bool unchanged() const { return unchanged_; }
 
@@ -44,7 +46,6 @@ class Slots {
  private:
   template <typename Visit>
   void for_each(size_t begin, size_t end, const Visit& visit) const;
-  size_t find(size_t element) const;
 
   AllreduceSpec spec_;
   double before_;

@@ -5,9 +5,9 @@
 
 namespace collective {
 
-Staged::Staged(std::shared_ptr<DeviceMark> mark, std::vector<PinnedMemory> memory, std::vector<Part> parts,
-               std::shared_ptr<void> keep)
-    : mark_(std::move(mark)), keep_(std::move(keep)), memory_(std::move(memory)), parts_(std::move(parts)) {}
+Staged::Staged(std::vector<std::shared_ptr<DeviceMark>> after, std::vector<PinnedMemory> memory,
+               std::vector<Part> parts, std::shared_ptr<void> keep)
+    : after_(std::move(after)), keep_(std::move(keep)), memory_(std::move(memory)), parts_(std::move(parts)) {}
 
 Staged::~Staged() {
   // Given up: what is queued will still be copied, to and from this memory, and MPI may still receive into it.
@@ -45,7 +45,7 @@ bool Staged::reached(const Marks& marks) {
 
 Step Staged::step() {
   if (loaded_.empty() && !parts_.empty()) {
-    if (mark_ != nullptr && !mark_->reached()) return Step::kIdle;
+    if (!reached(after_)) return Step::kIdle;
     queueing_ = true;
     for (const Part& part : parts_) loaded_.push_back(queue(part.loads, true));
     queueing_ = false;

@@ -41,8 +41,8 @@ class Staged final : public Operation {
     std::function<std::unique_ptr<Operation>()> make{};
   };
 
-  // The parts are in `memory`, or in what `keep` keeps. mark: null where it has been reached.
-  Staged(std::shared_ptr<DeviceMark> mark, std::vector<PinnedMemory> memory, std::vector<Part> parts,
+  // The parts are in `memory`, or in what `keep` keeps. after: the marks that come before.
+  Staged(std::vector<std::shared_ptr<DeviceMark>> after, std::vector<PinnedMemory> memory, std::vector<Part> parts,
          std::shared_ptr<void> keep = nullptr);
   ~Staged() override;
   Step step() override;
@@ -56,7 +56,7 @@ class Staged final : public Operation {
   static Marks queue(const std::vector<Copy>& copies, bool loads);
   static bool reached(const Marks& marks);
 
-  std::shared_ptr<DeviceMark> mark_;
+  Marks after_;
   std::shared_ptr<void> keep_;
   std::vector<PinnedMemory> memory_;
   std::vector<Part> parts_;

@@ -3,11 +3,15 @@
 #include <algorithm>
 #include <utility>
 
+#include "allreduce_device.h"
+#include "allreduce_device_ring.h"
 #include "ring.h"
 #include "staged.h"
 
 namespace collective {
 namespace {
+
+using Marks = std::vector<std::shared_ptr<DeviceMark>>;
 
 // Long enough that the copies of a part run at full speed, short enough that the first is soon on its way.
 constexpr size_t kPartBytes = size_t{4} << 20;
@@ -44,16 +48,61 @@ size_t out_count(const Task& task, const Place& place) {
   return d.count() / static_cast<size_t>(d.shape[0]) * rows_here(d, place.comm.size(), place.comm.rank());
 }
 
+// Less goes by way of the host: two copies of it take less time than three kernels between which the ranks meet. (Not
+// measured on a device.)
+constexpr size_t kFromBytes = size_t{64} << 10;
+
 std::byte* offset(const void* data, size_t nbytes) {
   return data == nullptr ? nullptr : static_cast<std::byte*>(const_cast<void*>(data)) + nbytes;
 }
 
+// Arrays on another device than the one that this rank shares are on the host in between, in page-locked memory, which
+// kernels can read and write.
+std::unique_ptr<Operation> make_on_devices(const Place& place, int tag, const std::vector<Task>& bucket,
+                                           const Devices& devices) {
+  Device& here = devices.staging() != nullptr ? devices.staging()->device() : *devices.messages();
+  std::vector<PinnedMemory> memory;
+  std::vector<Staged::Part> parts(1);
+  std::vector<Slot> slots;
+  for (const Task& task : bucket) {
+    Slot slot = task.data;
+    slot.count = task.descriptor->count();
+    if (task.descriptor->kind == Kind::kReduce && place.comm.rank() != task.descriptor->root) slot.out = nullptr;
+    if (task.mark != nullptr && &task.mark->device() != &here) {
+      Device& device = task.mark->device();
+      const size_t nbytes = slot.count * size_of(task.descriptor->dtype);
+      memory.push_back(device.pinned(nbytes));
+      std::byte* const host = memory.back().data();
+      if (slot.in != nullptr) parts[0].loads.push_back({&device, const_cast<void*>(slot.in), host, nbytes});
+      if (slot.out != nullptr) parts[0].stores.push_back({&device, slot.out, host, nbytes});
+      slot = {slot.in == nullptr ? nullptr : host, slot.out == nullptr ? nullptr : host, slot.count};
+    }
+    slots.push_back(slot);
+  }
+  const Descriptor& d = *bucket[0].descriptor;
+  const AllreduceSpec spec{d.dtype, d.wire, d.op, d.prescale, d.postscale};
+  if (devices.staging() != nullptr)
+    parts[0].operation = std::make_unique<AllreduceDevice>(*devices.staging(), spec, std::move(slots), Marks{});
+  else
+    parts[0].operation = std::make_unique<AllreduceDeviceRing>(place.comm, place.pool, tag, here, spec,
+                                                               std::move(slots), nullptr, Marks{});
+  if (memory.empty()) return std::move(parts[0].operation);
+  return std::make_unique<Staged>(Marks{}, std::move(memory), std::move(parts));
+}
+
 }  // namespace
 
-bool is_staged(const std::vector<Task>& bucket) { return bucket[0].descriptor->device != "cpu"; }
+bool has_kernels(const Descriptor& d) {
+  return (d.kind == Kind::kAllreduce || d.kind == Kind::kReduce) && d.op != ReduceOp::kAdasum;
+}
 
 std::unique_ptr<Operation> make_staged(const Place& place, const std::function<int()>& next_tag,
-                                       const std::vector<Task>& bucket) {
+                                       const std::vector<Task>& bucket, const Devices& devices) {
+  size_t nbytes = 0;
+  for (const Task& task : bucket) nbytes += task.descriptor->count() * size_of(task.descriptor->wire);
+  if ((devices.staging() != nullptr || devices.messages() != nullptr) && has_kernels(*bucket[0].descriptor) &&
+      nbytes >= kFromBytes)
+    return make_on_devices(place, next_tag(), bucket, devices);
   std::vector<PinnedMemory> memory;
   std::vector<Staged::Part> parts(part_count(bucket));
   std::vector<std::vector<HostTask>> tasks(parts.size());
@@ -111,7 +160,7 @@ std::unique_ptr<Operation> make_staged(const Place& place, const std::function<i
     else
       parts[i].make = make;
   }
-  return std::make_unique<Staged>(nullptr, std::move(memory), std::move(parts));
+  return std::make_unique<Staged>(Marks{}, std::move(memory), std::move(parts));
 }
 
 std::unique_ptr<Operation> make_staged(const PairSubmission& pair,
@@ -124,7 +173,7 @@ std::unique_ptr<Operation> make_staged(const PairSubmission& pair,
   const Staged::Copy copy{&device, pair.data, memory.back().data(), nbytes};
   (pair.sends ? parts[0].loads : parts[0].stores).push_back(copy);
   parts[0].operation = make(memory.back().data());
-  return std::make_unique<Staged>(pair.mark, std::move(memory), std::move(parts));
+  return std::make_unique<Staged>(Marks{pair.mark}, std::move(memory), std::move(parts));
 }
 
 }  // namespace collective

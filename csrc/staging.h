@@ -1,10 +1,12 @@
-// Agreed operations on arrays of devices, cut into the parts of a Staged.
+// Agreed operations on arrays of devices: by the devices where the ranks share memory of them and it pays, else by way
+// of the host, cut into the parts of a Staged.
 #pragma once
 
 #include <functional>
 #include <memory>
 #include <vector>
 
+#include "devices.h"
 #include "operations.h"
 
 namespace collective {
@@ -12,13 +14,16 @@ namespace collective {
 // Parts of an operation at most: so many tags it may need.
 inline constexpr size_t kMostParts = 256;
 
-// Whether the ranks have agreed on an operation on device memory; then it goes this way on all of them, also where a
-// rank has joined and has no array, and perhaps no device.
-bool is_staged(const std::vector<Task>& bucket);
+// Whether this is an operation on device memory; then it goes this way on all ranks, also where a rank has joined and
+// has no array, and perhaps no device.
+inline bool is_staged(const Descriptor& d) { return d.device != "cpu"; }
+// Whether there are kernels to do it between devices.
+bool has_kernels(const Descriptor& d);
 
-// As make_operation(). The number of parts, and so that of tags, follows from what is agreed.
+// As make_operation(). The number of parts, and so that of tags, follows from what is agreed. devices: what the ranks
+// can do with theirs.
 std::unique_ptr<Operation> make_staged(const Place& place, const std::function<int()>& next_tag,
-                                       const std::vector<Task>& bucket);
+                                       const std::vector<Task>& bucket, const Devices& devices);
 
 // A send or receive of an array on a device; `make` makes the one of its copy on the host.
 std::unique_ptr<Operation> make_staged(const PairSubmission& pair,

@@ -26,6 +26,8 @@ struct Ticket {
   std::vector<int64_t> rows;  // rows of `output`: by rank they came from, or the one number there is
   uint32_t channel = 0;       // of opened channels: the number of the first
   std::vector<std::shared_ptr<NodeBucket>> buckets;  // and their memory, where the ranks of a node share it
+  // And memory of this rank's device, where the channels are on devices; then `buckets` hold the flags alone.
+  std::vector<std::shared_ptr<std::byte>> on_device;
 
   // Set with release after the fields above; pairs with the acquire in finished().
   std::atomic<bool> done{false};
@@ -59,11 +61,13 @@ struct JoinSubmission {};
 // One run of an open channel: starts at once, since all ranks have agreed to run it equally often.
 struct ChannelSubmission {
   uint32_t channel;
-  std::vector<Slot> slots;  // without outputs: the result stays in the storage
+  DType dtype;              // of the slots; what is agreed is the wire's
+  std::vector<Slot> slots;  // without outputs: the result stays in the storage; the last one holds the flags
   void* storage;
   std::shared_ptr<void> keep;  // owns the storage
-  // Of tensors on a device: the slots are in this memory, loaded from there.
-  std::shared_ptr<DeviceMark> mark{};
+  // Of tensors on a device: what comes before; and, unless the channel is on devices, the slots are in this memory,
+  // loaded from there.
+  std::vector<std::shared_ptr<DeviceMark>> marks{};
   std::vector<PinnedMemory> memory{};
   std::vector<Staged::Copy> loads{};
 };

@@ -31,10 +31,35 @@ def has_device() -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_cases_on_stand_ins(size: int, stand_in: dict[str, str]) -> None:
-    done = run_ranks(size, CASES, 300, env=stand_in)
+@pytest.mark.parametrize(
+    ("size", "settings"),
+    [
+        (1, {}),
+        (2, {}),
+        # MPI can send what the stand-in's devices have, since the host can touch it.
+        (3, {"STAND_IN_CUDA_OPEN": "1", "COLLECTIVE_CUDA_AWARE": "1"}),
+    ],
+    ids=["1", "2", "3-CUDA-aware"],
+)
+def test_cases_on_stand_ins(size: int, settings: dict[str, str], stand_in: dict[str, str]) -> None:
+    done = run_ranks(size, CASES, 300, env=stand_in | settings)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("refused", "told"),
+    [
+        ("cuIpcOpenMemHandle_v2", "local rank 0: CUDA device 0: cuIpcOpenMemHandle: CUDA_ERROR (801)"),
+        ("cuIpcGetMemHandle", "local rank 0: CUDA device 0: cuIpcGetMemHandle: CUDA_ERROR (801)"),
+        ("cuModuleLoadData", "local rank 0: CUDA device 0: cuModuleLoadData: CUDA_ERROR (801)"),
+    ],
+)
+def test_devices_that_cannot_share_go_by_way_of_the_host(refused: str, told: str, stand_in: dict[str, str]) -> None:
+    arguments = [*CASES, "-k", "memory and (reductions or buckets or optimizer or join or hosts)", "-s"]
+    done = run_ranks(2, arguments, 120, env={**stand_in, "STAND_IN_CUDA_REFUSE": refused})
+    assert done.returncode == 0, done.stdout + done.stderr
+    warning = f"arrays on devices are reduced by way of the host, which is slower: {told}"
+    assert (done.stdout + done.stderr).count(warning) == 1, done.stdout + done.stderr
 
 
 @pytest.mark.gpu

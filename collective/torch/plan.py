@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .. import _core, arrays, runtime
+from ..devices import prepare
 from ..errors import InvalidArgumentError
 from ..handles import Handle
 from ..process_sets import ProcessSet
@@ -60,22 +61,26 @@ def open_plan(
     devices = [arrays.place_of_tensor(members[0].parameter)[0] for members in dealt]
     dtypes = [arrays.view(torch.empty(0, dtype=members[0].dtype)).dtype for members in dealt]
     wires = [wire_dtype(layout.compression.wire, dtype) for dtype in dtypes]
-    # From a device, what is compressed comes so.
-    dtypes = [dtype if at < 0 else wire for dtype, wire, at in zip(dtypes, wires, devices, strict=True)]
     counts = [[slot.shape.numel() for slot in members] for members in dealt]
-    # Dtype, wire and elements of each bucket, flags included.
+    # Dtype, wire, elements and flags of each bucket.
     extents = [
         n
-        for dtype, wire, count, more in zip(dtypes, wires, counts, noted, strict=False)
-        for n in (int(dtype.value), int(wire.value), sum(count) + len(count) + more)
+        for dtype, wire, count, more in zip(dtypes, wires, counts, noted, strict=True)
+        for n in (int(dtype.value), int(wire.value), sum(count), len(count) + more)
     ]
     op = reduce_op(layout.op)
     dtype = _core.DType.float32
     wire = wire_dtype(layout.compression.wire, dtype)
     described = "".join(f"{_described(slot)} in bucket {number_of[slot]}\n" for slot in slots)
     name = f"{label}.plan{version}"
-    opening = (_core.Kind.channel, extents, dtype, wire, op, layout.prescale, layout.postscale, 0, "cpu", described)
-    ticket = _run(engine, group, name, _core.Descriptor(*opening))
+    device = "cpu" if all(at < 0 for at in devices) else "cuda"
+    opening = (_core.Kind.channel, extents, dtype, wire, op, layout.prescale, layout.postscale, 0, device, described)
+    # Buckets are on the device that all of them have their gradients on; where there are several they go by the host.
+    place = arrays.place_of_tensor(dealt[0][0].parameter) if len(set(devices)) == 1 else (-1, 0)
+    prepare(place[0])
+    ticket = _run(engine, group, name, _core.Descriptor(*opening), place=place)
+    if not ticket.on_device:  # what is compressed is cast before it leaves its device
+        dtypes = [dtype if at < 0 else wire for dtype, wire, at in zip(dtypes, wires, devices, strict=True)]
     buckets = []
     for number, members in enumerate(dealt):
         core = _core.Bucket(
@@ -93,7 +98,7 @@ def open_plan(
             notes=noted[number],
             device=devices[number],
         )
-        bucket = Bucket(members, core, members[0].dtype if devices[number] < 0 else getattr(torch, wires[number].name))
+        bucket = Bucket(members, core, getattr(torch, dtypes[number].name))
         buckets.append(bucket)
         viewable = devices[number] < 0 and layout.may_view and wires[number] == dtypes[number]
         for i, slot in enumerate(members):
@@ -118,11 +123,16 @@ def _agreed_order(
 
 
 def _run(
-    engine: _core.Engine, group: int, name: str, what: _core.Descriptor, data: np.ndarray | None = None
+    engine: _core.Engine,
+    group: int,
+    name: str,
+    what: _core.Descriptor,
+    data: np.ndarray | None = None,
+    place: tuple[int, int] = (-1, 0),
 ) -> _core.Ticket:
-    """Run an operation, in place on `data`, and wait for it."""
+    """Run an operation, in place on `data`, and wait for it; place: the device that it is about, and its stream."""
     address = 0 if data is None else data.ctypes.data
-    ticket = engine.submit(group, name, what, address, address, (), False, True)
+    ticket = engine.submit(group, name, what, address, address, (), False, True, *place)
     Handle(engine, ticket, data, lambda _: None).wait()
     return ticket
 

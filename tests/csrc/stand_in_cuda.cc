@@ -2,12 +2,17 @@
 //
 // It forgives little. Device memory cannot be read or written at its address, only through copies; every
 // stream is a thread that takes its time, so that what does not wait for its events sees old data; copies take
-// page-locked host memory only; calls without a current context, or with an event or stream of another, fail. What it cannot show: speed, kernels, and whatever
-// the real driver does otherwise.
+// page-locked host memory only; calls without a current context, or with an event or stream of another, fail. Kernels
+// are those of collective/kernels, compiled for the host, and run thread by thread. What it cannot show: speed, and
+// whatever the real driver does otherwise.
 //
 //   STAND_IN_CUDA_DEVICES=2           how many there are
 //   STAND_IN_CUDA_OPEN=1              device memory can be read and written at its address: as for a CUDA-aware MPI
 //   STAND_IN_CUDA_FAIL=cuMemcpyAsync:3   the third call of this function fails, and so does every call after
+//   STAND_IN_CUDA_REFUSE=cuIpcOpenMemHandle_v2   this function is not supported
+#include <dlfcn.h>
+#include <elf.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -29,6 +34,8 @@
 #include <thread>
 #include <vector>
 
+#include "../../collective/kernels/launch.h"
+
 namespace {
 
 enum Result {
@@ -38,6 +45,7 @@ enum Result {
   kInvalidContext = 201,
   kInvalidHandle = 400,
   kNotReady = 600,
+  kNotSupported = 801,
   kIllegalAddress = 700
 };
 
@@ -101,11 +109,14 @@ struct Stream {
 struct Bytes {
   std::byte* data;
   size_t nbytes;
-  bool owned;  // device memory
+  int device;  // whose kernels reach it; -1: the host's, all do
+  int file;    // that other processes map; -1: none
   std::atomic<bool> freed{false};
-  Bytes(std::byte* data, size_t nbytes, bool owned) : data(data), nbytes(nbytes), owned(owned) {}
+  Bytes(std::byte* data, size_t nbytes, int device = -1, int file = -1)
+      : data(data), nbytes(nbytes), device(device), file(file) {}
   ~Bytes() {
-    if (owned) munmap(data, nbytes);
+    if (device >= 0) munmap(data, nbytes);
+    if (file >= 0) close(file);
   }
 };
 
@@ -125,6 +136,7 @@ struct World {
   bool failed = false;
   bool host_is_device = false;
   int page_locks = 0;
+  std::atomic<int> launches{0};
   void* captured = nullptr;  // a stream
   std::vector<std::shared_ptr<Recording>> gates;
   unsigned streams = 0;
@@ -155,8 +167,14 @@ bool fails(const char* function) {
   return w.failed;
 }
 
+bool refuses(const char* function) {
+  const char* const given = std::getenv("STAND_IN_CUDA_REFUSE");
+  return given != nullptr && std::strcmp(given, function) == 0;
+}
+
 #define STAND_IN_BEGIN(needs_context)          \
   if (fails(__func__)) return kIllegalAddress; \
+  if (refuses(__func__)) return kNotSupported; \
   if ((needs_context) && contexts.empty()) return kInvalidContext
 
 // Where bytes can be copied from and to; null where the range is not wholly in one block.
@@ -170,7 +188,7 @@ Reach reach(uintptr_t address, size_t nbytes) {
   }
   if (!w.host_is_device) return {};
   auto* const data = reinterpret_cast<std::byte*>(address);
-  return {std::make_shared<Bytes>(data, nbytes, false), data};
+  return {std::make_shared<Bytes>(data, nbytes), data};
 }
 
 Stream& stream_of(void* handle) {
@@ -183,6 +201,64 @@ Stream& stream_of(void* handle) {
   return *stream;
 }
 
+// Device memory, at an address where nobody can read or write it unless that is asked for.
+int map_device(uintptr_t* address, size_t nbytes, int file) {
+  const int access = std::getenv("STAND_IN_CUDA_OPEN") != nullptr ? PROT_READ | PROT_WRITE : PROT_NONE;
+  void* const closed = mmap(nullptr, nbytes, access, MAP_SHARED, file, 0);
+  void* const alias = mmap(nullptr, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (closed == MAP_FAILED || alias == MAP_FAILED) return kInvalidValue;
+  *address = reinterpret_cast<uintptr_t>(closed);
+  const std::lock_guard lock(world().mutex);
+  world().blocks[*address] = std::make_shared<Bytes>(static_cast<std::byte*>(alias), nbytes, contexts.back(), file);
+  return kSuccess;
+}
+
+// A kernel's argument as the host can use it. What must not be there ends the process: nobody could catch it.
+template <typename T>
+T* resolve(T* pointer, int device) {
+  if (pointer == nullptr) return nullptr;
+  const Reach there = reach(reinterpret_cast<uintptr_t>(pointer), 1);
+  if (!there || (there.bytes->device >= 0 && there.bytes->device != device)) {
+    std::fputs("stand-in for CUDA: a kernel was given memory that its device does not reach\n", stderr);
+    std::abort();
+  }
+  return reinterpret_cast<T*>(there.data);
+}
+
+struct Handle {
+  int pid, file;
+  size_t nbytes;
+  char rest[48];
+};
+static_assert(sizeof(Handle) == 64);
+
+struct Module {
+  void* library;
+  void (*run)(void (*kernel)(collective::Launch), const collective::Launch*, unsigned grid, unsigned block);
+};
+
+struct Kernel {
+  Module* module;
+  void (*function)(collective::Launch);
+};
+
+// Runs when its stream gets there, so what it is given must still be there.
+void run_kernel(const Kernel& kernel, collective::Launch what, unsigned grid, unsigned block, int device) {
+  std::vector<collective::Piece> pieces;
+  if (what.pieces != nullptr) {
+    const collective::Piece* const given = resolve(what.pieces, device);
+    pieces.assign(given, given + what.piece_count);
+    for (collective::Piece& piece : pieces) {
+      piece.from = resolve(piece.from, device);
+      piece.to = resolve(piece.to, device);
+    }
+    what.pieces = pieces.data();
+  }
+  for (int i = 0; i < what.source_count; ++i) what.sources[i] = resolve(what.sources[i], device);
+  for (int i = 0; i < what.target_count; ++i) what.targets[i] = resolve(what.targets[i], device);
+  kernel.module->run(kernel.function, &what, grid, block);
+}
+
 }  // namespace
 
 extern "C" {
@@ -190,6 +266,7 @@ extern "C" {
 int standInWrite(uintptr_t to, const void* from, size_t nbytes, void* stream);
 int standInWait(void* stream);
 int standInRead(void* to, uintptr_t from, size_t nbytes, void* stream);
+int cuStreamCreate(void** stream, unsigned);
 
 int cuInit(unsigned) { return device_count() > 0 ? kSuccess : 100; }
 int cuGetErrorName(int error, const char** name) {
@@ -221,6 +298,11 @@ int cuDeviceGetPCIBusId(char* id, int length, int device) {
   std::snprintf(id, static_cast<size_t>(length), "0000:%02x:00.0", device);
   return kSuccess;
 }
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
+  if (device < 0 || device >= device_count()) return kInvalidDevice;
+  *value = attribute == 16 ? 3 : attribute == 75 ? 9 : 0;  // multiprocessors, compute capability 9.0
+  return kSuccess;
+}
 int cuThreadExchangeStreamCaptureMode(int* mode) {
   thread_local int own = 0;
   std::swap(own, *mode);
@@ -248,19 +330,11 @@ int cuCtxPopCurrent_v2(void** context) {
 
 int cuMemAlloc_v2(uintptr_t* address, size_t nbytes) {
   STAND_IN_BEGIN(true);
-  const bool open = std::getenv("STAND_IN_CUDA_OPEN") != nullptr;  // then the same pages are at both
-  const int file = open ? memfd_create("device", MFD_CLOEXEC) : -1;
-  const int flags = open ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS;
-  if (open && ftruncate(file, static_cast<off_t>(nbytes)) != 0) return kInvalidValue;
-  void* const closed = mmap(nullptr, nbytes, open ? PROT_READ | PROT_WRITE : PROT_NONE, flags, file, 0);
-  void* const alias = mmap(nullptr, nbytes, PROT_READ | PROT_WRITE, flags, file, 0);
-  if (open) close(file);
-  if (nbytes == 0 || closed == MAP_FAILED || alias == MAP_FAILED) return kInvalidValue;
-  std::memset(alias, 0xA5, nbytes);
-  *address = reinterpret_cast<uintptr_t>(closed);
-  const std::lock_guard lock(world().mutex);
-  world().blocks[*address] = std::make_shared<Bytes>(static_cast<std::byte*>(alias), nbytes, true);
-  return kSuccess;
+  const int file = memfd_create("device", MFD_CLOEXEC);
+  if (nbytes == 0 || file < 0 || ftruncate(file, static_cast<off_t>(nbytes)) != 0) return kInvalidValue;
+  const int result = map_device(address, nbytes, file);
+  if (result == kSuccess) std::memset(world().blocks[*address]->data, 0xA5, nbytes);
+  return result;
 }
 int cuMemFree_v2(uintptr_t address) {
   STAND_IN_BEGIN(true);
@@ -277,8 +351,7 @@ int cuMemHostAlloc(void** data, size_t nbytes, unsigned) {
   *data = std::aligned_alloc(4096, (nbytes + 4095) / 4096 * 4096);
   std::memset(*data, 0x5A, nbytes);
   const std::lock_guard lock(world().mutex);
-  world().blocks[reinterpret_cast<uintptr_t>(*data)] =
-      std::make_shared<Bytes>(static_cast<std::byte*>(*data), nbytes, false);
+  world().blocks[reinterpret_cast<uintptr_t>(*data)] = std::make_shared<Bytes>(static_cast<std::byte*>(*data), nbytes);
   return kSuccess;
 }
 int cuMemFreeHost(void* data) {
@@ -298,7 +371,7 @@ int cuMemHostRegister_v2(void* data, size_t nbytes, unsigned) {
   const std::lock_guard lock(world().mutex);
   for (const auto& [at, bytes] : world().blocks)
     if (at < end && at + bytes->nbytes > begin) return 712;  // CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
-  world().blocks[begin] = std::make_shared<Bytes>(reinterpret_cast<std::byte*>(begin), end - begin, false);
+  world().blocks[begin] = std::make_shared<Bytes>(reinterpret_cast<std::byte*>(begin), end - begin);
   ++world().page_locks;
   return kSuccess;
 }
@@ -307,6 +380,82 @@ int cuMemHostUnregister(void* data) {
   const std::lock_guard lock(world().mutex);
   if (world().blocks.erase(reinterpret_cast<uintptr_t>(data) / 4096 * 4096) == 0) return kInvalidValue;
   --world().page_locks;
+  return kSuccess;
+}
+
+int cuCtxGetStreamPriorityRange(int* least, int* greatest) {
+  *least = 0;
+  *greatest = -5;
+  return kSuccess;
+}
+int cuStreamCreateWithPriority(void** stream, unsigned, int priority) {
+  if (priority > 0 || priority < -5) return kInvalidValue;
+  return cuStreamCreate(stream, 0);
+}
+int cuStreamWaitEvent(void* stream, void* event, unsigned) {
+  STAND_IN_BEGIN(true);
+  auto* const e = static_cast<Event*>(event);
+  std::shared_ptr<Recording> recording;
+  {
+    const std::lock_guard lock(e->mutex);
+    recording = e->last;
+  }
+  if (recording != nullptr) stream_of(stream).put([recording] { recording->wait(); });
+  return kSuccess;
+}
+
+// A handle: which process, and the number of its file there.
+int cuIpcGetMemHandle(Handle* handle, uintptr_t address) {
+  STAND_IN_BEGIN(true);
+  const std::lock_guard lock(world().mutex);
+  const auto found = world().blocks.find(address);
+  if (found == world().blocks.end() || found->second->file < 0) return kInvalidValue;
+  *handle = {getpid(), found->second->file, found->second->nbytes, {}};
+  return kSuccess;
+}
+int cuIpcOpenMemHandle_v2(uintptr_t* address, Handle handle, unsigned flags) {
+  STAND_IN_BEGIN(true);
+  if (flags != 1) return kInvalidValue;
+  if (handle.pid == getpid()) return kInvalidContext;
+  const std::string path = "/proc/" + std::to_string(handle.pid) + "/fd/" + std::to_string(handle.file);
+  const int file = open(path.c_str(), O_RDWR | O_CLOEXEC);
+  return file < 0 ? static_cast<int>(kInvalidHandle) : map_device(address, handle.nbytes, file);
+}
+int cuIpcCloseMemHandle(uintptr_t address) { return cuMemFree_v2(address); }
+
+int cuModuleLoadData(void** module, const void* image) {
+  STAND_IN_BEGIN(true);
+  const auto* const header = static_cast<const Elf64_Ehdr*>(image);
+  if (std::memcmp(header->e_ident, ELFMAG, SELFMAG) != 0) return 200;  // CUDA_ERROR_INVALID_IMAGE
+  const size_t nbytes = header->e_shoff + size_t{header->e_shnum} * header->e_shentsize;
+  const int file = memfd_create("kernels", 0);
+  if (write(file, image, nbytes) != static_cast<ssize_t>(nbytes)) return kInvalidValue;
+  void* const library = dlopen(("/proc/self/fd/" + std::to_string(file)).c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) return 200;
+  *module = new Module{library, reinterpret_cast<decltype(Module::run)>(dlsym(library, "collective_run"))};
+  return kSuccess;
+}
+int cuModuleGetFunction(void** function, void* module, const char* name) {
+  STAND_IN_BEGIN(true);
+  auto* const loaded = static_cast<Module*>(module);
+  void* const found = dlsym(loaded->library, name);
+  if (found == nullptr) return 500;  // CUDA_ERROR_NOT_FOUND
+  *function = new Kernel{loaded, reinterpret_cast<decltype(Kernel::function)>(found)};
+  return kSuccess;
+}
+int cuLaunchKernel(void* function, unsigned grid, unsigned grid_y, unsigned grid_z, unsigned block, unsigned block_y,
+                   unsigned block_z, unsigned shared, void* stream, void** arguments, void** extra) {
+  STAND_IN_BEGIN(true);
+  const bool is_buffer = arguments == nullptr && extra[0] == reinterpret_cast<void*>(1) &&
+                         extra[2] == reinterpret_cast<void*>(2) && extra[4] == nullptr;
+  if (!is_buffer || *static_cast<size_t*>(extra[3]) != sizeof(collective::Launch)) return kInvalidValue;
+  if (grid * grid_y * grid_z * block * block_y * block_z != grid * block || grid == 0 || block > 1024 || shared != 0)
+    return kInvalidValue;
+  if (stream_of(stream).device != contexts.back()) return kInvalidHandle;
+  const auto what = *static_cast<const collective::Launch*>(extra[1]);
+  const Kernel kernel = *static_cast<Kernel*>(function);
+  ++world().launches;
+  stream_of(stream).put([=, device = contexts.back()] { run_kernel(kernel, what, grid, block, device); });
   return kSuccess;
 }
 
@@ -371,6 +520,8 @@ int cuEventQuery(void* event) {
 
 // How many pieces of the host's memory cuMemHostRegister has locked.
 int standInPageLocks() { return world().page_locks; }
+// How many kernels have been launched.
+int standInLaunches() { return world().launches; }
 // This stream is being captured; null: none.
 void standInCapture(void* stream) { world().captured = stream; }
 // From now on all memory of the host counts as a device's.

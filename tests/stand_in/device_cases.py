@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 from typing import Any
 
 import cupy
@@ -11,16 +12,18 @@ import torch
 
 import collective
 import collective.torch as hvd
-from collective import Average, Max, Min, Sum, _core, arrays
+from collective import Average, Max, Min, Sum, _core, arrays, devices
 from data import fill
 from matrix import transport  # noqa: F401
 from mpi_plugin import World
 
 pytestmark = [pytest.mark.ranks(1, 2, 3, 4), pytest.mark.usefixtures("transport")]
 
-SIZES = [0, 1, 1000, 100_003, 3_000_001]  # elements: the last in several parts
+SIZES = [0, 1, 1000, 100_003, 9_000_001]  # elements: the last in several parts, or pieces
 DEVICES = len(_core.devices()[0])
 stand_in = ctypes.CDLL("libcuda.so.1")
+SENDS = os.environ.get("COLLECTIVE_CUDA_AWARE") == "1"  # MPI, memory of devices
+SHARES = "STAND_IN_CUDA_REFUSE" not in os.environ  # ranks of a node share it
 IS_REAL = not hasattr(stand_in, "standInWrite")
 
 
@@ -243,6 +246,30 @@ def test_other_arrays_of_devices(world: World) -> None:
     same(x, total)
 
 
+@pytest.mark.skipif(IS_REAL, reason="needs the stand-in")
+@pytest.mark.parametrize("op", [Sum, Average, Min, Max, collective.Product])
+@pytest.mark.parametrize("dtype", [name for name in _core.DType.__members__ if name != "bfloat16"])
+def test_values_are_the_hosts(world: World, dtype: str, op: collective.Op, request: pytest.FixtureRequest) -> None:
+    """Of every dtype and operator, by the kernels where ranks can use them."""
+    if (dtype == "bool" and op is Average) or ("complex" in dtype and op in (Min, Max)):
+        return
+    values = fill(70_001, dtype, world.rank)
+    factors = {"prescale_factor": 0.75, "postscale_factor": 3.0} if dtype != "bool" else {}
+    before = stand_in.standInLaunches()
+    got = collective.allreduce(put(values), op, **factors)
+    wanted = collective.allreduce(values, op, **factors)
+    in_memory = "memory" in request.node.name
+    # In messages sums are rounded on the way from rank to rank, and in another order where they are short.
+    exact = in_memory or dtype != "float16"
+    np.testing.assert_allclose(got.get(), wanted, rtol=0 if exact else 5e-3)
+    kernels = world.size == 1 or (SHARES if in_memory else SENDS)
+    assert (stand_in.standInLaunches() > before) == (kernels and values.nbytes >= 1 << 16)
+    root = world.size - 1
+    total, wanted = collective.reduce(put(values), root, op), collective.reduce(values, root, op)
+    if world.rank == root:
+        np.testing.assert_allclose(total.get(), wanted, rtol=0 if exact else 5e-3)
+
+
 def test_what_is_not_contiguous(world: World) -> None:
     values = fill((6, 7), "float32", world.rank)
     total = np.sum([fill((6, 7), "float32", rank) for rank in range(world.size)], axis=0)
@@ -258,14 +285,17 @@ def test_join(world: World) -> None:
         for n in (100, 3_000_000):
             x = put(fill(n, "float32", world.rank, step))
             same(collective.allreduce(x, Sum), np.sum([fill(n, "float32", rank, step) for rank in there], axis=0))
+        most = collective.allreduce(x, Max, name="most")
+        same(most, np.max([fill(n, "float32", rank, step) for rank in there], axis=0))
         same(collective.broadcast(x, world.size - 1), fill(n, "float32", world.size - 1, step))
         rows = put(fill((3, 2), "int32", world.rank, step))
         same(collective.allgather(rows), np.concatenate([fill((3, 2), "int32", rank, step) for rank in there]))
     collective.join()
 
 
+@pytest.mark.parametrize("way", ["host", "cuda"])
 @pytest.mark.parametrize("wire", ["float32", "bfloat16"])
-def test_buckets(world: World, wire: str, request: pytest.FixtureRequest) -> None:
+def test_buckets(world: World, wire: str, way: str, request: pytest.FixtureRequest) -> None:
     """What an optimizer does with gradients on a device."""
     from collective import process_sets, runtime
 
@@ -273,17 +303,20 @@ def test_buckets(world: World, wire: str, request: pytest.FixtureRequest) -> Non
     dtype, to = _core.DType.float32, getattr(_core.DType, wire)
     group = process_sets.global_process_set.group
     engine = runtime.current().engine
-    total = sum(counts) + len(counts) + 2
-    extents = [int(dtype.value), int(to.value), total]
-    name = f"bucket of {wire} on a device"
-    opening = _core.Descriptor(_core.Kind.channel, extents, dtype, to, _core.ReduceOp.Sum, 1.0, 1.0, 0, "cpu", name)
-    opened = engine.submit(group, name, opening, 0, 0, (), False, True)
+    extents = [int(dtype.value), int(to.value), sum(counts), len(counts) + 2]
+    name = f"bucket of {wire} on a device by way of the {way}"
+    device = "cpu" if way == "host" else "cuda"
+    opening = _core.Descriptor(_core.Kind.channel, extents, dtype, to, _core.ReduceOp.Sum, 1.0, 1.0, 0, device, name)
+    devices.prepare(0)
+    opened = engine.submit(group, name, opening, 0, 0, (), False, True, 0, 0)
     while not engine.wait(opened, 0.1):
         pass
     bucket = _core.Bucket(engine, group, name, opened, 0, dtype, to, _core.ReduceOp.Sum, 1.0, 1.0, counts, 2, 0)
-    in_memory = "memory" in request.node.name and world.size > 1 and wire == "float32"
+    in_memory = "memory" in request.node.name and world.size > 1
     if not IS_REAL:
-        assert stand_in.standInPageLocks() == int(in_memory)
+        assert opened.on_device == (way == "cuda" and world.size > 1 and (SHARES if in_memory else SENDS))
+        locks = in_memory and wire == "float32" and not opened.on_device
+        assert stand_in.standInPageLocks() == int(locks)
     for step in range(5):
         stream = cupy.cuda.Stream()
         with stream:
@@ -299,9 +332,9 @@ def test_buckets(world: World, wire: str, request: pytest.FixtureRequest) -> Non
             assert not bucket.noted(1)
             results = [put(np.full(n, 7, "float32")) for n in counts]
             bucket.fetch([x.data.ptr for x in results], 0, stream.ptr)
-        for i, n in enumerate(counts):
-            ranks = [0] if i == 2 else range(world.size)
-            same(results[i], np.sum([fill(n, "float32", rank, step + i) for rank in ranks], axis=0))
+            for i, n in enumerate(counts):
+                ranks = [0] if i == 2 else range(world.size)
+                same(results[i], np.sum([fill(n, "float32", rank, step + i) for rank in ranks], axis=0))
     del bucket
     if not IS_REAL:
         assert stand_in.standInPageLocks() == 0
@@ -309,12 +342,20 @@ def test_buckets(world: World, wire: str, request: pytest.FixtureRequest) -> Non
 
 @pytest.mark.parametrize("compression", [hvd.Compression.none, hvd.Compression.fp16])
 def test_an_optimizer(world: World, monkeypatch: pytest.MonkeyPatch, compression: type) -> None:
-    """On stand-ins, gradients of the host are taken for a device's, since there are no others."""
+    """On stand-ins, gradients of the host are taken for a device's, since there are no others. What torch does on a
+    device it would do on its stream, behind the results; here it must wait for them."""
     if IS_REAL and not torch.cuda.is_available():
         pytest.skip("torch has no CUDA")
     if not IS_REAL:
         stand_in.standInTakeHost(1)
         monkeypatch.setattr(arrays, "place_of_tensor", lambda x: (0, cupy.cuda.get_current_stream().ptr))
+        fetch = _core.Bucket.fetch
+
+        def fetch_and_wait(bucket: _core.Bucket, *arguments: Any) -> None:
+            fetch(bucket, *arguments)
+            cupy.cuda.get_current_stream().synchronize()
+
+        monkeypatch.setattr(_core.Bucket, "fetch", fetch_and_wait)
     device = torch.device("cuda:0" if IS_REAL else "cpu")
     try:
         model = torch.nn.Sequential(*(torch.nn.Linear(9, 9) for _ in range(6)))

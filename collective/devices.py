@@ -1,0 +1,34 @@
+"""What is found out about a device before its first array is handed to the engine: its kernels, and whether MPI sends
+its memory."""
+
+from __future__ import annotations
+
+import threading
+
+from . import _core, cuda_aware, kernels, runtime
+from .errors import InternalError
+
+__all__ = ["prepare"]
+
+_preparing = threading.Lock()
+
+
+def prepare(ordinal: int) -> None:
+    """Find it out, once after init(); ordinal: the device's number, as CUDA_VISIBLE_DEVICES leaves it; -1: the host."""
+    if ordinal < 0:
+        return
+    state = runtime.current()
+    if ordinal in state.prepared_devices:
+        return
+    with _preparing:
+        if ordinal in state.prepared_devices:
+            return
+        try:
+            _core.load_kernels(ordinal, kernels.image(_core.compute_capability(ordinal)))
+        except (kernels.KernelsUnavailableError, InternalError) as error:
+            _core.do_without_kernels(ordinal, str(error))
+        # One rank of a node tries for all of its ranks.
+        if not state.engine.shares_memory() and runtime.local_rank() == 0:
+            answer = cuda_aware.find_out(several_nodes=runtime.cross_size() > 1)
+            _core.set_messages(ordinal, "" if answer.aware else f"CUDA-aware: {answer.how}")
+        state.prepared_devices.add(ordinal)

@@ -1,0 +1,141 @@
+#include "allreduce_device.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "device_kernels.h"
+
+namespace collective {
+
+AllreduceDevice::AllreduceDevice(DeviceStaging& staging, const AllreduceSpec& spec, std::vector<Slot> slots,
+                                 std::vector<std::shared_ptr<DeviceMark>> after)
+    : staging_(&staging),
+      spec_(spec),
+      scaling_(scaling_of(spec, staging.size())),
+      slots_(spec, scaling_.before, std::move(slots)),
+      after_(std::move(after)),
+      element_size_(size_of(spec.wire)),
+      piece_count_(staging.place_nbytes_ / element_size_),
+      first_(staging.reserved_) {
+  staging.reserved_ += (slots_.count() + piece_count_ - 1) / piece_count_;
+  end_ = staging.reserved_;
+}
+
+AllreduceDevice::~AllreduceDevice() {
+  // Given up: the device may still read them.
+  for (std::deque<Queued>* queued : {&packing_, &reducing_, &unpacking_})
+    for (Queued& one : *queued) one.pieces.leak();
+}
+
+Range AllreduceDevice::range_of(uint64_t piece) const {
+  const size_t begin = static_cast<size_t>(piece - first_) * piece_count_;
+  return {begin, std::min(slots_.count(), begin + piece_count_)};
+}
+
+// What of the range lies where in the slots and in the place.
+std::vector<Piece> AllreduceDevice::cut(Range range, std::byte* place, bool packs) const {
+  std::vector<Piece> pieces;
+  const size_t outer = size_of(spec_.dtype);
+  for (size_t i = slots_.find(range.begin), at = range.begin; at < range.end; ++i) {
+    const size_t count = std::min(range.end, slots_.offset(i + 1)) - at;
+    const Slot& slot = slots_.list()[i];
+    std::byte* const inside = place + (at - range.begin) * element_size_;
+    const size_t skip = (at - slots_.offset(i)) * outer;
+    if (packs)
+      pieces.push_back({slot.in == nullptr ? nullptr : static_cast<const std::byte*>(slot.in) + skip, inside, count});
+    else if (slot.out != nullptr)
+      pieces.push_back({inside, static_cast<std::byte*>(slot.out) + skip, count});
+    at += count;
+  }
+  return pieces;
+}
+
+uint64_t AllreduceDevice::count_over(std::deque<Queued>& queued) {
+  uint64_t count = 0;
+  for (; !queued.empty() && (queued.front().mark == nullptr || queued.front().mark->reached()); ++count)
+    queued.pop_front();
+  return count;
+}
+
+bool AllreduceDevice::look() {
+  const uint64_t packed = count_over(packing_), reduced = count_over(reducing_), unpacked = count_over(unpacking_);
+  if (packed > 0) staging_->packed_.publish(staging_->packed_.own() + packed);
+  if (reduced > 0) staging_->reduced_.publish(staging_->reduced_.own() + reduced);
+  over_ += unpacked;
+  return packed + reduced + unpacked > 0;
+}
+
+bool AllreduceDevice::pack() {
+  DeviceStaging& staging = *staging_;
+  const uint64_t piece = staging.packs_;
+  if (piece < first_ || piece >= end_ || piece >= staging.unpacks_ + staging.depth_) return false;
+  const std::vector<Piece> pieces = cut(range_of(piece), staging.place(staging.memory_->rank(), piece), true);
+  DeviceStream& stream = staging.device().work();
+  ++staging.packs_;
+  packing_.push_back(
+      {nullptr, queue_convert(staging.device(), stream, spec_.wire, spec_.dtype, pieces, scaling_.before, spec_.op)});
+  packing_.back().mark = stream.mark();
+  return true;
+}
+
+bool AllreduceDevice::reduce() {
+  DeviceStaging& staging = *staging_;
+  const uint64_t piece = staging.reductions_;
+  if (piece < first_ || piece >= staging.packs_ || piece >= end_) return false;
+  if (!staging.packed_.all_reached(piece + 1)) return false;
+  const Range range = range_of(piece);
+  const Range own = slice_of({0, range.end - range.begin}, staging.memory_->rank(), staging.size(), element_size_);
+  std::vector<const void*> sources;
+  std::vector<void*> targets;
+  for (int rank = 0; rank < staging.size(); ++rank) {
+    targets.push_back(staging.place(rank, piece) + own.begin * element_size_);
+    sources.push_back(targets.back());
+  }
+  ++staging.reductions_;
+  DeviceStream& stream = staging.device().work();
+  queue_reduce(staging.device(), stream, scaling_.arithmetic, sources, targets, own.end - own.begin);
+  reducing_.push_back({own.end > own.begin ? stream.mark() : nullptr, {}});
+  return true;
+}
+
+bool AllreduceDevice::unpack() {
+  DeviceStaging& staging = *staging_;
+  const uint64_t piece = staging.unpacks_;
+  if (piece < first_ || piece >= staging.reductions_ || piece >= end_) return false;
+  if (!staging.reduced_.all_reached(piece + 1)) return false;
+  const std::vector<Piece> pieces = cut(range_of(piece), staging.place(staging.memory_->rank(), piece), false);
+  ++staging.unpacks_;
+  DeviceStream& stream = staging.device().work();
+  unpacking_.push_back(
+      {nullptr, queue_convert(staging.device(), stream, spec_.dtype, spec_.wire, pieces, 1.0, ReduceOp::kSum)});
+  if (!pieces.empty()) unpacking_.back().mark = stream.mark();
+  return true;
+}
+
+Step AllreduceDevice::step() {
+  if (!std::all_of(after_.begin(), after_.end(), [](const auto& mark) { return mark->reached(); })) return Step::kIdle;
+  after_.clear();
+  bool moved = look();
+  moved |= unpack();  // the last stage first: it makes room
+  moved |= reduce();
+  moved |= pack();
+  if (over_ == end_ - first_) return Step::kDone;
+  return moved ? Step::kMoved : Step::kIdle;
+}
+
+std::string AllreduceDevice::describe() const {
+  const DeviceStaging& staging = *staging_;
+  const auto text = [&](uint64_t piece, int rank, const char* stage) {
+    return "piece " + std::to_string(piece - first_) + " of " + std::to_string(end_ - first_) +
+           ": waits for local rank " + std::to_string(rank) + " to " + stage + " it on its device";
+  };
+  if (!after_.empty())
+    return "waits for what its user has queued on device " + std::to_string(staging.device().number());
+  if (staging.packs_ < first_) return "waits behind another operation on the devices";
+  if (!packing_.empty() || !reducing_.empty() || !unpacking_.empty())
+    return "waits for device " + std::to_string(staging.device().number());
+  if (staging.reductions_ < staging.packs_) return text(staging.reductions_, staging.packed_.missing(), "pack");
+  return text(staging.unpacks_, staging.reduced_.missing(), "reduce");
+}
+
+}  // namespace collective

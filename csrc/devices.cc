@@ -1,0 +1,112 @@
+#include "devices.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <utility>
+
+#include "device_memory.h"
+#include "log.h"
+#include "reports.h"
+#include "staging.h"
+
+namespace collective {
+namespace {
+
+// Of device memory, each of two places: what of a long array is on its way between the ranks. (Not measured on a device.)
+constexpr size_t kPlaceBytes = size_t{16} << 20, kPlaces = 2;
+
+}  // namespace
+
+// Memory of the devices of a node.
+class Devices::Sharing final : public Operation {
+ public:
+  Sharing(Devices& devices, int tag, Device* device, std::string why_not)
+      : devices_(&devices), creation_(*devices.comm_, tag, device, std::move(why_not), kPlaces * kPlaceBytes) {}
+
+  Step step() override {
+    const Step step = creation_.step();
+    if (step != Step::kDone) return step;
+    devices_->state_ = creation_.not_yet() ? State::kNotYet : State::kKnown;
+    std::shared_ptr<DeviceMemory> memory = creation_.take();
+    if (memory == nullptr) {
+      if (!creation_.not_yet()) devices_->warn("reduced by way of the host, which is slower: " + creation_.why());
+      return Step::kDone;
+    }
+    const SharedMemory alone(0, {devices_->alone_.data()}, devices_->alone_.nbytes());
+    devices_->staging_ =
+        std::make_unique<DeviceStaging>(std::move(memory), 0, kPlaceBytes, kPlaces,
+                                        devices_->memory_ != nullptr ? *devices_->memory_ : alone, devices_->offset_);
+    return Step::kDone;
+  }
+  std::string describe() const override { return creation_.describe(); }
+
+ private:
+  Devices* devices_;
+  DeviceMemoryCreation creation_;
+};
+
+// Whether all ranks' MPI sends memory of devices.
+class Devices::Messages final : public Operation {
+ public:
+  Messages(Devices& devices, int tag, Device* device, const std::string& why_no_kernels)
+      : devices_(&devices), device_(device), reports_(*devices.comm_, tag) {
+    const Device::Messages found = device == nullptr ? Device::Messages{} : device->messages();
+    reports_.own().absent = device == nullptr;
+    reports_.own().tried = found.tried;
+    reports_.fail(device == nullptr ? "it has no array on a device yet"
+                                    : (why_no_kernels.empty() ? found.why_not : why_no_kernels));
+    reports_.exchange();
+  }
+
+  Step step() override {
+    if (!reports_.exchanged()) return Step::kIdle;
+    const std::vector<Report>& all = reports_.all();
+    const bool not_yet = std::any_of(all.begin(), all.end(), [](const Report& r) { return r.absent; });
+    devices_->state_ = not_yet ? State::kNotYet : State::kKnown;
+    std::string why = reports_.failure();
+    // One rank of a node tries for all of its ranks.
+    if (why.empty() && std::none_of(all.begin(), all.end(), [](const Report& r) { return r.tried; }))
+      why = "none of these ranks has tried whether MPI sends memory of devices";
+    if (why.empty()) devices_->messages_ = device_;
+    if (!why.empty() && !not_yet) devices_->warn("sent by way of the host: " + why);
+    return Step::kDone;
+  }
+  std::string describe() const override {
+    return "devices: waits for rank " + std::to_string(reports_.missing()) + " to tell what its MPI sends";
+  }
+
+ private:
+  struct Report {
+    bool absent, tried;
+    char failure[300];
+  };
+  Devices* devices_;
+  Device* device_;
+  Reports<Report> reports_;
+};
+
+bool Devices::is_wanted_by(const Descriptor& d) const {
+  // Channels on a node bring memory of their own.
+  return state_ == State::kUnknown && d.device != "cpu" &&
+         (has_kernels(d) || (d.kind == Kind::kChannel && memory_ == nullptr));
+}
+
+std::unique_ptr<Operation> Devices::look(int tag, Device* device) {
+  state_ = State::kLooking;
+  std::string why_not = device == nullptr ? "" : device->why_no_kernels();
+  if (comm_->size() == 1) {
+    alone_ = Buffer(kCounterBytes);
+    std::memset(alone_.data(), 0, alone_.nbytes());
+  } else if (memory_ == nullptr) {
+    return std::make_unique<Messages>(*this, tag, device, why_not);
+  }
+  return std::make_unique<Sharing>(*this, tag, why_not.empty() ? device : nullptr, why_not);
+}
+
+void Devices::warn(const std::string& why) {
+  static std::atomic<bool> told{false};  // one warning for all process sets: the reason is that of the node
+  if (comm_->size() > 1 && comm_->rank() == 0 && !told.exchange(true)) log_warning("arrays on devices are " + why);
+}
+
+}  // namespace collective

@@ -1,0 +1,58 @@
+// What the ranks of a group can do with their devices together: share memory of them on a node, send it in messages where
+// they do not share any. Found out when an operation first wants to know, for then every rank has named its device, and
+// agreed on by all.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "buffer.h"
+#include "comm.h"
+#include "descriptor.h"
+#include "device_staging.h"
+#include "operation.h"
+
+namespace collective {
+
+class Devices {
+ public:
+  // What it takes of each part of the node's memory.
+  static constexpr size_t kCounterBytes = DeviceStaging::kCounterBytes;
+  explicit Devices(const Comm& comm) : comm_(&comm) {}
+  // The memory that the ranks share on their node, from byte `offset` on; before anything is wanted.
+  void use(const SharedMemory& memory, size_t offset) {
+    memory_ = &memory;
+    offset_ = offset;
+  }
+
+  // Whether the operation can be done between devices, so that look() must come first, or be over.
+  bool is_wanted_by(const Descriptor& descriptor) const;
+  bool is_looking() const { return state_ == State::kLooking; }
+  // Finds out; collective. device: this rank's, null where it has none yet. The operation must be gone before this is.
+  std::unique_ptr<Operation> look(int tag, Device* device);
+  // An operation has been made: a rank that had no device then may have one for the next.
+  void forget_absence() {
+    if (state_ == State::kNotYet) state_ = State::kUnknown;
+  }
+
+  // The memory that the ranks share of their devices, or null.
+  DeviceStaging* staging() const { return staging_.get(); }
+  // The device whose memory this rank sends and receives, as the others do theirs; or null.
+  Device* messages() const { return messages_; }
+
+ private:
+  enum class State { kUnknown, kLooking, kNotYet, kKnown };
+  class Sharing;
+  class Messages;
+  void warn(const std::string& why);
+
+  const Comm* comm_;
+  const SharedMemory* memory_ = nullptr;
+  size_t offset_ = 0;
+  State state_ = State::kUnknown;
+  Buffer alone_;  // in the place of the node's memory, of a group of one rank
+  std::unique_ptr<DeviceStaging> staging_;
+  Device* messages_ = nullptr;
+};
+
+}  // namespace collective
