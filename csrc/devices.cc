@@ -8,7 +8,6 @@
 #include "device_memory.h"
 #include "log.h"
 #include "reports.h"
-#include "staging.h"
 
 namespace collective {
 namespace {
@@ -17,6 +16,10 @@ namespace {
 constexpr size_t kPlaceBytes = size_t{16} << 20, kPlaces = 2;
 
 }  // namespace
+
+bool has_kernels(const Descriptor& d) {
+  return (d.kind == Kind::kAllreduce || d.kind == Kind::kReduce) && d.op != ReduceOp::kAdasum;
+}
 
 // Memory of the devices of a node.
 class Devices::Sharing final : public Operation {

@@ -14,6 +14,9 @@
 
 namespace collective {
 
+// Whether there are kernels to do this operation between devices.
+bool has_kernels(const Descriptor& descriptor);
+
 class Devices {
  public:
   // What it takes of each part of the node's memory.

@@ -92,10 +92,6 @@ std::unique_ptr<Operation> make_on_devices(const Place& place, int tag, const st
 
 }  // namespace
 
-bool has_kernels(const Descriptor& d) {
-  return (d.kind == Kind::kAllreduce || d.kind == Kind::kReduce) && d.op != ReduceOp::kAdasum;
-}
-
 std::unique_ptr<Operation> make_staged(const Place& place, const std::function<int()>& next_tag,
                                        const std::vector<Task>& bucket, const Devices& devices) {
   size_t nbytes = 0;

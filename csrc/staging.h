@@ -17,8 +17,6 @@ inline constexpr size_t kMostParts = 256;
 // Whether this is an operation on device memory; then it goes this way on all ranks, also where a rank has joined and
 // has no array, and perhaps no device.
 inline bool is_staged(const Descriptor& d) { return d.device != "cpu"; }
-// Whether there are kernels to do it between devices.
-bool has_kernels(const Descriptor& d);
 
 // As make_operation(). The number of parts, and so that of tags, follows from what is agreed. devices: what the ranks
 // can do with theirs.
