@@ -267,8 +267,8 @@ Channels::Run Channels::start(ChannelSubmission submission) {
     std::vector<Staged::Part> parts(1);
     parts[0].loads = std::move(submission.loads);
     parts[0].operation = std::move(run.operation);
-    run.operation =
-        std::make_unique<Staged>(std::move(submission.marks), std::move(submission.memory), std::move(parts), run.keep);
+    run.operation = std::make_unique<Staged>(std::move(submission.marks), std::move(submission.memory),
+                                             std::move(parts), 1, run.keep);
   }
   return run;
 }

@@ -54,6 +54,7 @@ class PinnedMemory {
   PinnedMemory& operator=(PinnedMemory&& other) noexcept;
   ~PinnedMemory();
   std::byte* data() const { return data_; }
+  size_t nbytes() const { return nbytes_; }
   // Never to be used again, for the device may still copy there.
   void leak() { data_ = nullptr; }
 

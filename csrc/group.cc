@@ -27,6 +27,9 @@ constexpr int kMostChannels = 32767 - kFirstChannelTag;
 // In a rank's part of the node's memory.
 constexpr size_t kDevicesAt = Lane::nbytes(), kMailAt = kDevicesAt + Devices::kCounterBytes;
 
+// Of the host's memory, that agreed operations on devices take at a time; the last one may exceed it.
+constexpr size_t kMostPageLocked = size_t{256} << 20;
+
 constexpr std::chrono::duration<double> kLongestCreation = std::chrono::hours(1);
 constexpr auto kCheckEvery = std::chrono::milliseconds(100);
 // The coordinator reports a time-out; a rank that does not even hear from it gives up this much later.
@@ -214,10 +217,17 @@ bool Group::tag_is_free() const {
   });
 }
 
+// Whether more may be taken: a model that is broadcast tensor by tensor would else be page-locked as a whole.
+bool Group::has_page_locked() const {
+  size_t nbytes = 0;
+  for (const Running& running : running_) nbytes += running.agreed ? running.operation->page_locked() : 0;
+  return nbytes < kMostPageLocked;
+}
+
 int Group::next_tag() { return static_cast<int>(executions_++ % kAgreedTags); }
 
 void Group::execute_agreed() {
-  for (; !held_back_.empty() && tag_is_free() && !devices_.is_looking(); held_back_.pop_front()) {
+  for (; !held_back_.empty() && tag_is_free() && has_page_locked() && !devices_.is_looking(); held_back_.pop_front()) {
     if (look_at_devices(held_back_.front())) return;
     execute(held_back_.front());
     devices_.forget_absence();

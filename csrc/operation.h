@@ -29,6 +29,8 @@ class Operation {
   virtual std::string describe() const = 0;
   // Whether the peer of a send or receive has begun, so that it will come to its end.
   virtual bool under_way() const { return true; }
+  // Bytes of page-locked memory that it takes from the host.
+  virtual size_t page_locked() const { return 0; }
   // Once done: why it failed, of the few that can without the engine failing.
   virtual const std::optional<Error>& failure() const {
     static const std::optional<Error> none;

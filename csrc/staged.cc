@@ -6,8 +6,18 @@
 namespace collective {
 
 Staged::Staged(std::vector<std::shared_ptr<DeviceMark>> after, std::vector<PinnedMemory> memory,
-               std::vector<Part> parts, std::shared_ptr<void> keep)
-    : after_(std::move(after)), keep_(std::move(keep)), memory_(std::move(memory)), parts_(std::move(parts)) {}
+               std::vector<Part> parts, size_t depth, std::shared_ptr<void> keep)
+    : after_(std::move(after)),
+      keep_(std::move(keep)),
+      memory_(std::move(memory)),
+      parts_(std::move(parts)),
+      depth_(depth) {}
+
+size_t Staged::page_locked() const {
+  size_t nbytes = 0;
+  for (const PinnedMemory& memory : memory_) nbytes += memory.nbytes();
+  return nbytes;
+}
 
 Staged::~Staged() {
   // Given up: what is queued will still be copied, to and from this memory, and MPI may still receive into it.
@@ -44,17 +54,17 @@ bool Staged::reached(const Marks& marks) {
 }
 
 Step Staged::step() {
-  if (loaded_.empty() && !parts_.empty()) {
-    if (!reached(after_)) return Step::kIdle;
-    queueing_ = true;
-    for (const Part& part : parts_) loaded_.push_back(queue(part.loads, true));
-    queueing_ = false;
-    return Step::kMoved;
-  }
+  if (!reached(after_)) return Step::kIdle;
+  after_.clear();
   bool moved = false;
   for (; over_ < done_ && reached(stored_[over_]); ++over_) moved = true;
+  for (; loaded_.size() < std::min(parts_.size(), over_ + depth_); moved = true) {
+    queueing_ = true;
+    loaded_.push_back(queue(parts_[loaded_.size()].loads, true));
+    queueing_ = false;
+  }
   if (over_ == parts_.size()) return Step::kDone;
-  if (done_ == parts_.size() || (operation_ == nullptr && !reached(loaded_[done_])))
+  if (done_ == parts_.size() || (operation_ == nullptr && (done_ == loaded_.size() || !reached(loaded_[done_]))))
     return moved ? Step::kMoved : Step::kIdle;
   Part& part = parts_[done_];
   if (operation_ == nullptr) operation_ = part.operation ? std::move(part.operation) : part.make();

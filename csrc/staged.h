@@ -11,8 +11,7 @@
 // waited may use the arrays on any stream. Marks are looked at, where the engine's streams might wait for them: then
 // operations would queue up behind the slowest of their users.
 //
-// limits:  page-locked host memory as large as the arrays of all that is agreed and not over; its device keeps it for
-//          the next
+// limits:  page-locked host memory as large as the parts that are on their way; its device keeps it for the next
 #pragma once
 
 #include <functional>
@@ -41,14 +40,16 @@ class Staged final : public Operation {
     std::function<std::unique_ptr<Operation>()> make{};
   };
 
-  // The parts are in `memory`, or in what `keep` keeps. after: the marks that come before.
+  // The parts are in `memory`, or in what `keep` keeps; part i where part i - depth was. after: the marks that come
+  // before.
   Staged(std::vector<std::shared_ptr<DeviceMark>> after, std::vector<PinnedMemory> memory, std::vector<Part> parts,
-         std::shared_ptr<void> keep = nullptr);
+         size_t depth, std::shared_ptr<void> keep = nullptr);
   ~Staged() override;
   Step step() override;
   std::string describe() const override;
   bool under_way() const override { return done_ > 0 || (operation_ != nullptr && operation_->under_way()); }
   const std::optional<Error>& failure() const override { return failure_; }
+  size_t page_locked() const override;
 
  private:
   using Marks = std::vector<std::shared_ptr<DeviceMark>>;
@@ -60,6 +61,7 @@ class Staged final : public Operation {
   std::shared_ptr<void> keep_;
   std::vector<PinnedMemory> memory_;
   std::vector<Part> parts_;
+  size_t depth_;
   std::vector<Marks> loaded_, stored_;  // by part
   std::unique_ptr<Operation> operation_;
   size_t done_ = 0;        // parts whose operation is over

@@ -15,6 +15,8 @@ using Marks = std::vector<std::shared_ptr<DeviceMark>>;
 
 // Long enough that the copies of a part run at full speed, short enough that the first is soon on its way.
 constexpr size_t kPartBytes = size_t{4} << 20;
+// Parts on their way at a time: one on each of the three ways, and some for what is uneven.
+constexpr size_t kDepth = 8;
 
 // A task whose array is on the host, and which owns what it points to.
 struct HostTask {
@@ -87,7 +89,7 @@ std::unique_ptr<Operation> make_on_devices(const Place& place, int tag, const st
     parts[0].operation = std::make_unique<AllreduceDeviceRing>(place.comm, place.pool, tag, here, spec,
                                                                std::move(slots), nullptr, Marks{});
   if (memory.empty()) return std::move(parts[0].operation);
-  return std::make_unique<Staged>(Marks{}, std::move(memory), std::move(parts));
+  return std::make_unique<Staged>(Marks{}, std::move(memory), std::move(parts), 1);
 }
 
 }  // namespace
@@ -107,12 +109,16 @@ std::unique_ptr<Operation> make_staged(const Place& place, const std::function<i
     const size_t element = size_of(d.dtype);
     const bool loads = task.data.in != nullptr || (d.kind == Kind::kBroadcast && place.comm.rank() == d.root);
     const size_t in = task.data.in != nullptr ? task.data.count : 0, out = out_count(task, place);
+    const std::vector<size_t> ends =
+        even_offsets(d.count(), 1, static_cast<int>(parts.size()));  // the first is longest
+    const size_t part_stride = ends[1] * element;
     std::byte *host_in = nullptr, *host_out = nullptr;
     Device* device = nullptr;
     if (task.mark != nullptr) {
       device = &task.mark->device();
-      memory.push_back(device->pinned(std::max(in, out) * element));
       // In one place: what is reduced is not needed any more.
+      memory.push_back(device->pinned(parts.size() > 1 ? std::min(parts.size(), kDepth) * part_stride
+                                                       : std::max(in, out) * element));
       host_in = memory.back().data();
       if (d.kind == Kind::kReduceScatter) memory.push_back(device->pinned(out * element));
       host_out = memory.back().data();
@@ -122,24 +128,23 @@ std::unique_ptr<Operation> make_staged(const Place& place, const std::function<i
       host.descriptor.device = "cpu";
       host.data.in = task.data.in == nullptr ? nullptr : host_in;
       host.data.out = task.data.out == nullptr ? nullptr : host_out;
-      size_t begin = 0, in_here = in, out_here = out;
+      size_t begin = 0, at = 0, in_here = in, out_here = out;  // begin: of the part in the array; at: in the memory
       if (parts.size() > 1) {
-        const std::vector<size_t> ends = even_offsets(d.count(), 1, static_cast<int>(parts.size()));
-        begin = ends[i];
-        const size_t count = ends[i + 1] - begin;
+        begin = ends[i] * element;
+        at = i % kDepth * part_stride;
+        const size_t count = ends[i + 1] - ends[i];
         in_here = std::min(in, count);
         out_here = std::min(out, count);
         host.descriptor.shape = {static_cast<int64_t>(count)};
-        host.data = {offset(host.data.in, begin * element), offset(host.data.out, begin * element), count};
+        host.data = {offset(host.data.in, at), offset(host.data.out, at), count};
       }
       if (device != nullptr && loads) {
         const void* const from = task.data.in != nullptr ? task.data.in : task.data.out;
         const size_t count = task.data.in != nullptr ? in_here : out_here;
-        parts[i].loads.push_back({device, offset(from, begin * element), host_in + begin * element, count * element});
+        parts[i].loads.push_back({device, offset(from, begin), host_in + at, count * element});
       }
       if (device != nullptr && out_here > 0 && !(d.kind == Kind::kBroadcast && loads))
-        parts[i].stores.push_back(
-            {device, offset(task.data.out, begin * element), host_out + begin * element, out_here * element});
+        parts[i].stores.push_back({device, offset(task.data.out, begin), host_out + at, out_here * element});
       tasks[i].push_back(std::move(host));
     }
   }
@@ -156,7 +161,7 @@ std::unique_ptr<Operation> make_staged(const Place& place, const std::function<i
     else
       parts[i].make = make;
   }
-  return std::make_unique<Staged>(Marks{}, std::move(memory), std::move(parts));
+  return std::make_unique<Staged>(Marks{}, std::move(memory), std::move(parts), kDepth);
 }
 
 std::unique_ptr<Operation> make_staged(const PairSubmission& pair,
@@ -169,7 +174,7 @@ std::unique_ptr<Operation> make_staged(const PairSubmission& pair,
   const Staged::Copy copy{&device, pair.data, memory.back().data(), nbytes};
   (pair.sends ? parts[0].loads : parts[0].stores).push_back(copy);
   parts[0].operation = make(memory.back().data());
-  return std::make_unique<Staged>(Marks{pair.mark}, std::move(memory), std::move(parts));
+  return std::make_unique<Staged>(Marks{pair.mark}, std::move(memory), std::move(parts), 1);
 }
 
 }  // namespace collective

@@ -520,6 +520,14 @@ int cuEventQuery(void* event) {
 
 // How many pieces of the host's memory cuMemHostRegister has locked.
 int standInPageLocks() { return world().page_locks; }
+// Bytes that cuMemHostAlloc has given away.
+size_t standInPinned() {
+  size_t nbytes = 0;
+  const std::lock_guard lock(world().mutex);
+  for (const auto& [at, bytes] : world().blocks)
+    if (bytes->device < 0) nbytes += bytes->nbytes;
+  return nbytes;
+}
 // How many kernels have been launched.
 int standInLaunches() { return world().launches; }
 // This stream is being captured; null: none.

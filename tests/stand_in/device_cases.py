@@ -95,6 +95,19 @@ def test_movement(world: World, rows: int) -> None:
     same(x, fill((rows, 4), "float64", root))
 
 
+@pytest.mark.skipif(IS_REAL, reason="needs the stand-in")
+def test_page_locked_memory_is_bounded(world: World) -> None:
+    """A model that is broadcast takes no more of it than what is on its way."""
+    stand_in.standInPinned.restype = ctypes.c_size_t
+    before = stand_in.standInPinned()
+    xs = [put(np.full(5_000_000, world.rank * 100 + i, "float32")) for i in range(40)]  # 20 MB each
+    for handle in [collective.broadcast_async_(x, 0, name=f"layer.{i}") for i, x in enumerate(xs)]:
+        handle.wait()
+    for i, x in enumerate(xs):
+        assert (x.get() == i).all()
+    assert stand_in.standInPinned() - before < 300 << 20
+
+
 def test_send_and_receive(world: World) -> None:
     if world.size == 1:
         return
