@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "device_kernels.h"
-
 namespace collective {
 
 AllreduceDevice::AllreduceDevice(DeviceStaging& staging, const AllreduceSpec& spec, std::vector<Slot> slots,
@@ -21,20 +19,14 @@ AllreduceDevice::AllreduceDevice(DeviceStaging& staging, const AllreduceSpec& sp
   end_ = staging.reserved_;
 }
 
-AllreduceDevice::~AllreduceDevice() {
-  // Given up: the device may still read them.
-  for (std::deque<Queued>* queued : {&packing_, &reducing_, &unpacking_})
-    for (Queued& one : *queued) one.pieces.leak();
-}
-
 Range AllreduceDevice::range_of(uint64_t piece) const {
   const size_t begin = static_cast<size_t>(piece - first_) * piece_count_;
   return {begin, std::min(slots_.count(), begin + piece_count_)};
 }
 
 // What of the range lies where in the slots and in the place.
-std::vector<Piece> AllreduceDevice::cut(Range range, std::byte* place, bool packs) const {
-  std::vector<Piece> pieces;
+std::vector<Conversion> AllreduceDevice::cut(Range range, std::byte* place, bool packs) const {
+  std::vector<Conversion> pieces;
   const size_t outer = size_of(spec_.dtype);
   for (size_t i = slots_.find(range.begin), at = range.begin; at < range.end; ++i) {
     const size_t count = std::min(range.end, slots_.offset(i + 1)) - at;
@@ -50,10 +42,9 @@ std::vector<Piece> AllreduceDevice::cut(Range range, std::byte* place, bool pack
   return pieces;
 }
 
-uint64_t AllreduceDevice::count_over(std::deque<Queued>& queued) {
+uint64_t AllreduceDevice::count_over(Queued& queued) {
   uint64_t count = 0;
-  for (; !queued.empty() && (queued.front().mark == nullptr || queued.front().mark->reached()); ++count)
-    queued.pop_front();
+  for (; !queued.empty() && (queued.front() == nullptr || queued.front()->reached()); ++count) queued.pop_front();
   return count;
 }
 
@@ -69,12 +60,11 @@ bool AllreduceDevice::pack() {
   DeviceStaging& staging = *staging_;
   const uint64_t piece = staging.packs_;
   if (piece < first_ || piece >= end_ || piece >= staging.unpacks_ + staging.depth_) return false;
-  const std::vector<Piece> pieces = cut(range_of(piece), staging.place(staging.memory_->rank(), piece), true);
+  const std::vector<Conversion> pieces = cut(range_of(piece), staging.place(staging.memory_->rank(), piece), true);
   DeviceStream& stream = staging.device().work();
   ++staging.packs_;
-  packing_.push_back(
-      {nullptr, queue_convert(staging.device(), stream, spec_.wire, spec_.dtype, pieces, scaling_.before, spec_.op)});
-  packing_.back().mark = stream.mark();
+  queue_convert(staging.device(), stream, spec_.wire, spec_.dtype, pieces, scaling_.before, spec_.op);
+  packing_.push_back(stream.mark());
   return true;
 }
 
@@ -94,7 +84,7 @@ bool AllreduceDevice::reduce() {
   ++staging.reductions_;
   DeviceStream& stream = staging.device().work();
   queue_reduce(staging.device(), stream, scaling_.arithmetic, sources, targets, own.end - own.begin);
-  reducing_.push_back({own.end > own.begin ? stream.mark() : nullptr, {}});
+  reducing_.push_back(own.end > own.begin ? stream.mark() : nullptr);
   return true;
 }
 
@@ -103,12 +93,11 @@ bool AllreduceDevice::unpack() {
   const uint64_t piece = staging.unpacks_;
   if (piece < first_ || piece >= staging.reductions_ || piece >= end_) return false;
   if (!staging.reduced_.all_reached(piece + 1)) return false;
-  const std::vector<Piece> pieces = cut(range_of(piece), staging.place(staging.memory_->rank(), piece), false);
+  const std::vector<Conversion> pieces = cut(range_of(piece), staging.place(staging.memory_->rank(), piece), false);
   ++staging.unpacks_;
   DeviceStream& stream = staging.device().work();
-  unpacking_.push_back(
-      {nullptr, queue_convert(staging.device(), stream, spec_.dtype, spec_.wire, pieces, 1.0, ReduceOp::kSum)});
-  if (!pieces.empty()) unpacking_.back().mark = stream.mark();
+  queue_convert(staging.device(), stream, spec_.dtype, spec_.wire, pieces, 1.0, spec_.op);
+  unpacking_.push_back(pieces.empty() ? nullptr : stream.mark());
   return true;
 }
 

@@ -25,8 +25,8 @@
 #include <string>
 #include <vector>
 
-#include "../collective/kernels/launch.h"
 #include "arithmetic.h"
+#include "device_kernels.h"
 #include "device_staging.h"
 #include "node.h"
 #include "operation.h"
@@ -41,21 +41,16 @@ class AllreduceDevice final : public Operation {
   // in a staging in the order of their construction, which must be the same on all ranks.
   AllreduceDevice(DeviceStaging& staging, const AllreduceSpec& spec, std::vector<Slot> slots,
                   std::vector<std::shared_ptr<DeviceMark>> after);
-  ~AllreduceDevice() override;
 
   Step step() override;
   std::string describe() const override;
 
  private:
-  // Queued and perhaps not over.
-  struct Queued {
-    std::shared_ptr<DeviceMark> mark;  // null: there was nothing to do
-    PinnedMemory pieces;
-  };
+  using Queued = std::deque<std::shared_ptr<DeviceMark>>;  // perhaps not over; null: there was nothing to do
   // How many of them are over, in order; they are dropped.
-  static uint64_t count_over(std::deque<Queued>& queued);
+  static uint64_t count_over(Queued& queued);
   Range range_of(uint64_t piece) const;
-  std::vector<Piece> cut(Range range, std::byte* place, bool packs) const;
+  std::vector<Conversion> cut(Range range, std::byte* place, bool packs) const;
   bool look();
   bool pack();
   bool reduce();
@@ -70,7 +65,7 @@ class AllreduceDevice final : public Operation {
   size_t piece_count_;    // elements of a piece
   uint64_t first_, end_;  // pieces of the staging
   uint64_t over_ = 0;     // pieces that are
-  std::deque<Queued> packing_, reducing_, unpacking_;
+  Queued packing_, reducing_, unpacking_;
 };
 
 }  // namespace collective

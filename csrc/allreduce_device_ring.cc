@@ -60,13 +60,12 @@ AllreduceDeviceRing::~AllreduceDeviceRing() {
   if (phase_ == Phase::kStart) return;
   // Given up: the device and MPI may still use them. (When it is over there is no mark.)
   if (mark_ == nullptr && ring_ == nullptr && reducer_.idle()) return;
-  pieces_.leak();
   new std::shared_ptr<DeviceBlock>(own_);
   new DeviceReducer(std::move(reducer_));
 }
 
-std::vector<Piece> AllreduceDeviceRing::cut(bool packs) const {
-  std::vector<Piece> pieces;
+std::vector<Conversion> AllreduceDeviceRing::cut(bool packs) const {
+  std::vector<Conversion> pieces;
   std::byte* inside = bucket_;
   for (const Slot& slot : slots_) {
     if (packs)
@@ -85,8 +84,7 @@ Step AllreduceDeviceRing::step() {
         return Step::kIdle;
       phase_ = Phase::kPack;
       if (packs_) {
-        pieces_ =
-            queue_convert(*device_, device_->work(), spec_.wire, spec_.dtype, cut(true), scaling_.before, spec_.op);
+        queue_convert(*device_, device_->work(), spec_.wire, spec_.dtype, cut(true), scaling_.before, spec_.op);
         mark_ = device_->work().mark();
       }
       return Step::kMoved;
@@ -102,9 +100,9 @@ Step AllreduceDeviceRing::step() {
       if (step != Step::kDone) return step;
       ring_ = nullptr;
       phase_ = Phase::kUnpack;
-      const std::vector<Piece> pieces = cut(false);
+      const std::vector<Conversion> pieces = cut(false);
       if (pieces.empty()) return Step::kDone;
-      pieces_ = queue_convert(*device_, device_->work(), spec_.dtype, spec_.wire, pieces, 1.0, spec_.op);
+      queue_convert(*device_, device_->work(), spec_.dtype, spec_.wire, pieces, 1.0, spec_.op);
       mark_ = device_->work().mark();
       return Step::kMoved;
     }

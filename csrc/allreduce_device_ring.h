@@ -63,7 +63,7 @@ class AllreduceDeviceRing final : public Operation {
 
  private:
   enum class Phase { kStart, kPack, kRing, kUnpack };
-  std::vector<Piece> cut(bool packs) const;
+  std::vector<Conversion> cut(bool packs) const;
 
   const Comm* comm_;
   BufferPool* pool_;
@@ -79,7 +79,6 @@ class AllreduceDeviceRing final : public Operation {
   bool packs_;
   std::shared_ptr<DeviceBlock> own_;
   Phase phase_ = Phase::kStart;
-  PinnedMemory pieces_;
   std::shared_ptr<DeviceMark> mark_;  // behind the packing or the unpacking
   DeviceReducer reducer_;
   std::unique_ptr<Ring> ring_;

@@ -74,7 +74,7 @@ Bucket::Storage::~Storage() {
     return;  // the device has failed and copies nothing any more
   }
   // The device has yet to read from these.
-  pieces.leak();
+  bounce.leak();
   pinned.leak();
   static_cast<void>(lock.release());
   new std::shared_ptr<NodeBucket>(shared);
@@ -143,14 +143,14 @@ void Bucket::fetch(const std::vector<void*>& targets, Device& device, uintptr_t 
   DeviceStream& results = device.results();
   results.wait(*device.mark(stream));
   if (storage.on_device != nullptr) {
-    std::vector<Piece> pieces;
+    std::vector<Conversion> pieces;
     for (size_t i = 0; i < counts_.size(); ++i)
       if (targets.at(i) != nullptr)
         pieces.push_back({storage.on_device.get() + offsets_[i] * size_of(spec_.wire), targets[i], counts_[i]});
-    storage.pieces = queue_convert(device, results, spec_.dtype, spec_.wire, pieces, 1.0, spec_.op);
+    queue_convert(device, results, spec_.dtype, spec_.wire, pieces, 1.0, spec_.op);
   } else {
-    if (!storage.direct()) storage.pieces = device.pinned(offsets_.back() * size_of(spec_.dtype));
-    std::byte* const base = storage.direct() ? storage.bucket : storage.pieces.data();
+    if (!storage.direct()) storage.bounce = device.pinned(offsets_.back() * size_of(spec_.dtype));
+    std::byte* const base = storage.direct() ? storage.bucket : storage.bounce.data();
     std::vector<void*> hosts(targets.size());
     for (size_t i = 0; i < counts_.size(); ++i)
       if (targets.at(i) != nullptr) hosts[i] = base + offsets_[i] * size_of(spec_.dtype);

@@ -54,9 +54,9 @@ class Bucket {
     std::shared_ptr<NodeBucket> shared;
     std::shared_ptr<std::byte> on_device;
     std::byte* bucket;  // in the wire's type: tensors (unless they are on_device), then flags
-    // What the last fetch is queued with: a run that follows must wait for it.
-    PinnedMemory pieces;
+    // Behind the last fetch, for which a run that follows must wait; and what is fetched, where it needs another place.
     std::shared_ptr<DeviceMark> fetched;
+    PinnedMemory bounce;
     PinnedMemory pinned;             // instead of `own`, of a bucket for a device
     std::unique_ptr<PageLock> lock;  // of `shared`, likewise
     ~Storage();

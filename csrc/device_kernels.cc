@@ -1,7 +1,6 @@
 #include "device_kernels.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 
 #include "identity.h"
@@ -25,29 +24,25 @@ unsigned blocks_for(const Device& device, size_t most) {
 
 }  // namespace
 
-PinnedMemory queue_convert(Device& device, DeviceStream& stream, DType to_type, DType from_type,
-                           const std::vector<Piece>& pieces, double scale, ReduceOp op) {
-  const size_t to_size = size_of(to_type), from_size = size_of(from_type);
-  const size_t most = kPieceBytes / std::max(to_size, from_size);
-  size_t number = 0;
-  for (const Piece& piece : pieces) number += (piece.count + most - 1) / most;
-  if (number == 0) return {};
-  PinnedMemory memory = device.pinned(number * sizeof(Piece));
-  auto* next = reinterpret_cast<Piece*>(memory.data());
-  for (const Piece& piece : pieces)
-    for (size_t at = 0; at < piece.count; at += most) {
-      const auto* const from = static_cast<const std::byte*>(piece.from);
-      *next++ = {from == nullptr ? nullptr : from + at * from_size, static_cast<std::byte*>(piece.to) + at * to_size,
-                 std::min<unsigned long long>(most, piece.count - at)};
-    }
+void queue_convert(Device& device, DeviceStream& stream, DType to_type, DType from_type,
+                   const std::vector<Conversion>& pieces, double scale, ReduceOp op) {
+  const size_t wider = std::max(size_of(to_type), size_of(from_type));
   Launch what{};
-  what.pieces = reinterpret_cast<const Piece*>(memory.data());
-  what.piece_count = number;
   what.scale = scale;
   fill_identity(to_type, op, what.identity, 1);
-  stream.launch(device.kernel(std::string("convert_") + name_of(from_type) + "_" + name_of(to_type)), what,
-                blocks_for(device, number), kThreads);
-  return memory;
+  const auto launch = [&] {
+    if (what.piece_count == 0) return;
+    stream.launch(device.kernel(std::string("convert_") + name_of(from_type) + "_" + name_of(to_type)), what,
+                  blocks_for(device, what.tile_count), kThreads);
+    what.piece_count = 0;
+    what.tile_count = 0;
+  };
+  for (const Conversion& piece : pieces) {
+    if (piece.count == 0) continue;
+    add_piece(what, piece.from, piece.to, piece.count, wider);
+    if (what.piece_count == kMostPieces) launch();
+  }
+  launch();
 }
 
 void queue_reduce(Device& device, DeviceStream& stream, const Arithmetic& arithmetic,
@@ -63,7 +58,7 @@ void queue_reduce(Device& device, DeviceStream& stream, const Arithmetic& arithm
   what.divisor = arithmetic.divisor;
   const size_t bytes = count * size_of(arithmetic.dtype);
   stream.launch(device.kernel(std::string("reduce_") + name_of(arithmetic.dtype) + "_" + lower_name(arithmetic.op)),
-                what, blocks_for(device, (bytes + kPieceBytes - 1) / kPieceBytes), kThreads);
+                what, blocks_for(device, (bytes + kTileBytes - 1) / kTileBytes), kThreads);
 }
 
 }  // namespace collective

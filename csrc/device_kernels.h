@@ -11,10 +11,14 @@
 namespace collective {
 
 // Of every piece, to[i] = from[i] * scale in the type `to_type`, rounded once; the identity of `op` where `from` is null. One
-// launch. The pairs of types are those of convert() in reduce.h. Returns the memory that the kernel finds the pieces in:
-// to be kept until it is over.
-[[nodiscard]] PinnedMemory queue_convert(Device& device, DeviceStream& stream, DType to_type, DType from_type,
-                                         const std::vector<Piece>& pieces, double scale, ReduceOp op);
+// launch for every kMostPieces. The pairs of types are those of convert() in reduce.h.
+struct Conversion {
+  const void* from;
+  void* to;
+  size_t count;
+};
+void queue_convert(Device& device, DeviceStream& stream, DType to_type, DType from_type,
+                   const std::vector<Conversion>& pieces, double scale, ReduceOp op);
 
 // Each of targets = the finished reduction of the sources, in their order, `count` elements each. A target may be one of
 // the sources. kMostRanks of either at most.

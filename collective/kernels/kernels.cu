@@ -270,23 +270,40 @@ __device__ inline void convert_packs(const From* from, To* to, u64 packs, double
   for (; i < packs; i += blockDim.x) convert_turn<How, N, 1>(from, to, i, scale);
 }
 
+// The last piece that begins at this tile or before.
+__device__ inline int piece_of(const Launch& launch, u64 tile) {
+  int low = 0, high = launch.piece_count - 1;
+#pragma unroll 1
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (launch.pieces[middle].first_tile <= tile)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return low;
+}
+
 // kParts: elements of From and To in one of the array's: 2 in a complex number. kPacked: as packs, where they align.
 template <class How, class From, class To, int kParts, bool kPacked>
 __device__ inline void convert_pieces(const Launch& launch) {
   constexpr int kSize = sizeof(To) > sizeof(From) ? sizeof(To) : sizeof(From), N = 16 / kSize;
   constexpr int kSingles = kPacked ? kTurn<kSize, 1> : 2;
+  constexpr u64 kTile = kTileBytes / (kSize * kParts);
 #pragma unroll 1
-  for (u64 p = blockIdx.x; p < launch.piece_count; p += gridDim.x) {
-    const Piece piece = launch.pieces[p];
+  for (u64 tile = blockIdx.x; tile < launch.tile_count; tile += gridDim.x) {
+    const Piece& piece = launch.pieces[piece_of(launch, tile)];
+    const u64 begin = (tile - piece.first_tile) * kTile;
+    const u64 count = (piece.count - begin < kTile ? piece.count - begin : kTile) * kParts;
     const From* from = static_cast<const From*>(piece.from);
-    To* to = static_cast<To*>(piece.to);
-    const u64 count = piece.count * kParts;
+    To* to = static_cast<To*>(piece.to) + begin * kParts;
     if (from == nullptr) {
       const To* identity = reinterpret_cast<const To*>(launch.identity);
 #pragma unroll 1
       for (u64 i = threadIdx.x; i < count; i += blockDim.x) to[i] = identity[i % kParts];
       continue;
     }
+    from += begin * kParts;
     assume_global(from);
     assume_global(to);
     const u64 ahead = until_aligned<To, N>(to);

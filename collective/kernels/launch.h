@@ -9,37 +9,53 @@ inline constexpr int kMostRanks = 32;
 // Threads of a block. The kernels go by what they are launched with, but are compiled for no more.
 inline constexpr unsigned kThreads = 256;
 
-// A Piece should be of this size in the wider of its two types: what a block moves at once, since each thread has four
-// vectors of 16 bytes in flight. Larger ones leave multiprocessors idle at the end of a launch.
-inline constexpr unsigned long long kPieceBytes = 16384;
+// What a block converts at once, in the wider of the two types, since each thread has four vectors of 16 bytes in
+// flight. With larger ones multiprocessors idle at the end of a launch.
+inline constexpr unsigned long long kTileBytes = 16384;
 
-// Blocks to launch: one for each piece, or for each kPieceBytes of a target, but no more than this many for each
+// Blocks to launch: one for each tile, or for each kTileBytes of a target, but no more than this many for each
 // multiprocessor (which is what fits on one where registers allow it): each goes on to the next in the grid's stride.
 inline constexpr unsigned kBlocksPerMultiprocessor = 8;
+
+// Tensors of one launch. They are passed among the arguments, which the driver copies at once and a kernel reads through
+// a cache of its own: memory of the device for them would have to be filled before each launch, and kept until its end.
+inline constexpr int kMostPieces = 108;
 
 // All pointers are aligned for the parts of an element: a complex one for its real numbers. All counts are in elements.
 struct Piece {
   const void* from;  // null: the identity is stored
   void* to;          // may equal `from` where both types have one size; no other overlap
   unsigned long long count;
+  unsigned long long first_tile;  // of those of all pieces
 };
 
 struct Launch {
   double scale;  // 1 for bool
 
   // convert_<from>_<to>
-  const Piece* pieces;  // in memory of the device
-  unsigned long long piece_count;
+  int piece_count;
+  unsigned long long tile_count;
   unsigned long long identity[2];  // one element of the target's type, in the first bytes
+  Piece pieces[kMostPieces];
 
   // reduce_<dtype>_<op>
   unsigned long long count;
   long long divisor;  // of integers, before the scale; 1 for all others
   int source_count;   // from 1 on
-  int target_count;   // from 1 on
+  int target_count;
   const void* sources[kMostRanks];
   void* targets[kMostRanks];  // may be sources, but no two the same; no other overlap
 };
-static_assert(sizeof(Launch) < 4096);  // what a kernel's arguments may take
+static_assert(sizeof(Launch) <= 4096);  // what a kernel's arguments may take
+
+#ifndef __CUDACC__
+// The next tensor; element_bytes: of the wider type.
+inline void add_piece(Launch& launch, const void* from, void* to, unsigned long long count,
+                      unsigned long long element_bytes) {
+  const unsigned long long tile = kTileBytes / element_bytes;
+  launch.pieces[launch.piece_count++] = {from, to, count, launch.tile_count};
+  launch.tile_count += (count + tile - 1) / tile;
+}
+#endif
 
 }  // namespace collective

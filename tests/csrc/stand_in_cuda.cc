@@ -244,15 +244,9 @@ struct Kernel {
 
 // Runs when its stream gets there, so what it is given must still be there.
 void run_kernel(const Kernel& kernel, collective::Launch what, unsigned grid, unsigned block, int device) {
-  std::vector<collective::Piece> pieces;
-  if (what.pieces != nullptr) {
-    const collective::Piece* const given = resolve(what.pieces, device);
-    pieces.assign(given, given + what.piece_count);
-    for (collective::Piece& piece : pieces) {
-      piece.from = resolve(piece.from, device);
-      piece.to = resolve(piece.to, device);
-    }
-    what.pieces = pieces.data();
+  for (int i = 0; i < what.piece_count; ++i) {
+    what.pieces[i].from = resolve(what.pieces[i].from, device);
+    what.pieces[i].to = resolve(what.pieces[i].to, device);
   }
   for (int i = 0; i < what.source_count; ++i) what.sources[i] = resolve(what.sources[i], device);
   for (int i = 0; i < what.target_count; ++i) what.targets[i] = resolve(what.targets[i], device);
