@@ -153,6 +153,25 @@ class Bucket:
     def noted(self, i: int) -> bool: ...
     def fetch(self, targets: Sequence[int], device: int = -1, stream: int = 0) -> None: ...
 
+def queue_convert(
+    device: int,
+    stream: int,
+    to: DType,
+    from_: DType,
+    pieces: Sequence[tuple[int, int, int]],
+    scale: float,
+    /,
+) -> None: ...
+def queue_reduce(
+    device: int,
+    stream: int,
+    dtype: DType,
+    op: ReduceOp,
+    sources: Sequence[int],
+    targets: Sequence[int],
+    count: int,
+    scale: float,
+) -> None: ...
 def compute_capability(device: int) -> tuple[int, int]: ...
 def load_kernels(device: int, image: bytes) -> None: ...
 def do_without_kernels(device: int, why: str) -> None: ...

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "bucket.h"
+#include "device_kernels.h"
 #include "engine.h"
 
 namespace py = pybind11;
@@ -236,6 +237,29 @@ PYBIND11_MODULE(_core, m) {
     for (int i = 0, count = Device::count(why); i < count; ++i) found.push_back(Device::look_up(i));
     return std::pair(found, why);
   });
+  // The kernels by themselves, on a stream of the caller's: for benchmarks.
+  m.def(
+      "queue_convert",
+      [](int number, uintptr_t stream, DType to, DType from,
+         const std::vector<std::tuple<uintptr_t, uintptr_t, size_t>>& pieces, double scale) {
+        std::vector<Conversion> conversions;
+        for (const auto& [source, target, count] : pieces)
+          conversions.push_back({reinterpret_cast<const void*>(source), reinterpret_cast<void*>(target), count});
+        Device& device = Device::get(number);
+        DeviceStream queue(device, stream);
+        queue_convert(device, queue, to, from, conversions, scale, ReduceOp::kSum);
+      },
+      py::arg("device"), py::arg("stream"), py::arg("to"), py::arg("from_"), py::arg("pieces"), py::arg("scale"));
+  m.def(
+      "queue_reduce",
+      [](int number, uintptr_t stream, DType dtype, ReduceOp op, const std::vector<uintptr_t>& sources,
+         const std::vector<uintptr_t>& targets, size_t count, double scale) {
+        Device& device = Device::get(number);
+        DeviceStream queue(device, stream);
+        queue_reduce(device, queue, {dtype, op, scale}, pointers<const void>(sources), pointers<void>(targets), count);
+      },
+      py::arg("device"), py::arg("stream"), py::arg("dtype"), py::arg("op"), py::arg("sources"), py::arg("targets"),
+      py::arg("count"), py::arg("scale"));
   m.def("compute_capability", [](int device) { return Device::get(device).compute_capability(); });
   m.def("load_kernels", [](int device, const py::bytes& image) { Device::get(device).load_kernels(image); });
   m.def("do_without_kernels", [](int device, const std::string& why) { Device::get(device).do_without_kernels(why); });

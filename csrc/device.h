@@ -80,11 +80,13 @@ class PageLock {
   int pid_;  // a forked child has no driver
 };
 
-// A stream of the engine's own. What is queued there runs in order.
+// A stream of the engine's own, unless it is a user's. What is queued there runs in order.
 class DeviceStream {
  public:
   // urgent: before what others have queued, where the device can choose.
   DeviceStream(Device& device, bool urgent);
+  // A user's, as Device::mark() has it.
+  DeviceStream(Device& device, uintptr_t stream) : device_(&device), stream_(reinterpret_cast<void*>(stream)) {}
   // Between page-locked host memory and the device, either way.
   void copy(void* to, const void* from, size_t nbytes);
   // A kernel of Device::kernel().

@@ -16,6 +16,7 @@ from collective.bench.resnet50 import gradient_shapes
 from collective.bench.results import Result, read_json, write_json
 from collective.bench.sizes import format_bytes
 from mpirun import run_ranks
+from test_device import stand_in  # noqa: F401
 
 needs_rich = pytest.mark.skipif(importlib.util.find_spec("rich") is None, reason="needs rich")
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
@@ -162,6 +163,24 @@ def test_training_workloads(tmp_path: Path) -> None:
     assert {row["unit"] for key, row in rows.items() if key[2] == "hidden"} == {"%"}
     # Waiting takes longer than what it is to hide.
     assert rows["overlap", "waiting", "local"]["median"] > rows["overlap", "computing", "communication"]["median"]
+
+
+@needs_rich
+@pytest.mark.slow
+def test_devices(tmp_path: Path, stand_in: dict[str, str]) -> None:  # noqa: F811
+    """On the stand-in, whose times mean nothing."""
+    file = tmp_path / "run.json"
+    arguments = ["--workloads", "devices", "--sizes", "1K,300K", "--repeat", "1", "--json", file]
+    done = run_ranks(2, ["-m", "collective.bench", *arguments], 120, env=stand_in)
+    assert done.returncode == 0, done.stderr
+    rows = measured(file)
+    contenders = ("ours", "ours fp16", "host + mpi")
+    assert {key for key in rows if key[0] == "devices"} == {
+        ("devices", case, name) for case in ("1 KiB", "300 KiB") for name in contenders
+    }
+    assert ("kernels", "pack 161 gradients", "ours") in rows
+    assert "of a copy's" in done.stdout
+    assert "note: devices: stand-in 0 on rank 0" in done.stdout
 
 
 @needs_rich

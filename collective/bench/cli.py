@@ -14,6 +14,7 @@ from pathlib import Path
 from .. import runtime
 from . import gloo, machine
 from .buffers import DTYPES
+from .devices import devices
 from .gradients import gradients
 from .idle import idle
 from .job import Job
@@ -24,8 +25,10 @@ from .training import overlap, step
 
 __all__ = ["main", "parse_bytes", "parse_sizes"]
 
-WORKLOADS = ("idle", "latency", "bandwidth", "resnet50", "step", "overlap")
+WORKLOADS = ("idle", "latency", "bandwidth", "resnet50", "step", "overlap", "devices")
 """In the order in which they run: idle while gloo's threads do not exist yet."""
+
+_DEVICE_SIZES = "64K,1M,16M,64M,256M"
 
 _SIZES = "8,64,1K,4K,16K,64K,256K,1M,4M,16M,64M,256M"
 _ALL_SIZES = "8:256M"
@@ -78,9 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--workloads",
         type=partial(_names, WORKLOADS),
-        default=list(WORKLOADS),
+        default=list(WORKLOADS[:-1]),
         metavar="A,B",
-        help=f"of {', '.join(WORKLOADS)}; all unless given",
+        help=f"of {', '.join(WORKLOADS)}; all but the last unless given",
     )
     add(
         "--peers",
@@ -93,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
         "--sizes",
         type=parse_sizes,
         metavar="LIST",
-        help=f"bytes per rank, such as {_SIZES} (the default) or {_ALL_SIZES}, which is all powers of two between",
+        help=f"bytes per rank, such as {_SIZES} (the default; of devices {_DEVICE_SIZES}) or {_ALL_SIZES}, which "
+        "is all powers of two between",
     )
     add(
         "--dtype",
@@ -126,6 +130,7 @@ def _parse(rank: int, arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error("--plot needs the workload latency or bandwidth")
         if options.compare and not options.compare.is_file():
             parser.error(f"--compare: there is no file {options.compare}")
+    options.device_sizes = options.sizes or parse_sizes(_DEVICE_SIZES)
     options.sizes = options.sizes or parse_sizes(_ALL_SIZES if options.full else _SIZES)
     options.dtype = options.dtype or (["float32", "float16", "bfloat16"] if options.full else ["float32"])
     return options
@@ -172,4 +177,6 @@ def _measure(job: Job, options: argparse.Namespace) -> list[Result]:
         results += step(job, options.repeat, "gloo" in options.peers)
     if "overlap" in options.workloads:
         results += overlap(job, options.repeat)
+    if "devices" in options.workloads:
+        results += devices(job, options.device_sizes, options.repeat, options.peers)
     return results

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from .devices import COPY, KERNELS
 from .gradients import BUCKETS
 from .peers import OURS
 from .results import Result, read_json
@@ -40,6 +41,10 @@ def print_report(header: dict[str, Any], notes: Sequence[str], results: Sequence
             console.print(_bandwidth_table(chosen, header["ranks"]))
         elif workload == "resnet50":
             console.print(_gradients_table(chosen))
+        elif workload == KERNELS:
+            console.print(_kernels_table(chosen))
+        elif workload == "devices":
+            console.print(_times_table("devices", chosen, with_ratios=True))
         elif workload == "step":
             console.print(_step_table(chosen))
         else:
@@ -170,6 +175,21 @@ def _gradients_table(results: Sequence[Result]) -> Table:
         ratios = [f"{result.median / row[our].median:.2f}" for our in ours]
         speed = _digits(result.nbytes / result.median / 1e9)
         table.add_row(name, _digits(result.median * 1e3), _digits(result.best * 1e3), speed, *ratios)
+    return table
+
+
+def _kernels_table(results: Sequence[Result]) -> Table:
+    speeds = {result.case: result.nbytes / result.median for result in results}
+    copy = next(speed for case, speed in speeds.items() if case.startswith(COPY))
+    table = _table(
+        "kernels: on the device of rank 0, by its events",
+        ["kernel", "us", "minimum", "GB/s", "of a copy's"],
+        "GB/s: bytes read and written over median time",
+    )
+    for result in results:
+        speed = speeds[result.case]
+        cells = [_digits(result.median * 1e6), _digits(result.best * 1e6), _digits(speed / 1e9)]
+        table.add_row(result.case, *cells, f"{100 * speed / copy:.0f} %")
     return table
 
 

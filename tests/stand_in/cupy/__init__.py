@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -91,7 +92,27 @@ def _get_current_stream(device: int | None = None) -> _Stream:
     return default
 
 
-cuda = SimpleNamespace(Device=_Device, Stream=_Stream, get_current_stream=_get_current_stream, nvrtc=nvrtc)
+class _Event:
+    """Of what was queued on the current stream: it waits for that at once."""
+
+    time = 0.0
+
+    def record(self) -> None:
+        _get_current_stream().synchronize()
+        self.time = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+
+cuda = SimpleNamespace(
+    Device=_Device,
+    Event=_Event,
+    Stream=_Stream,
+    get_current_stream=_get_current_stream,
+    get_elapsed_time=lambda begin, end: (end.time - begin.time) * 1e3,
+    nvrtc=nvrtc,
+)
 
 
 class ndarray:  # noqa: N801, CuPy's name
@@ -116,10 +137,10 @@ class ndarray:  # noqa: N801, CuPy's name
     def T(self) -> ndarray:  # noqa: N802
         return ndarray(self.shape[::-1], self.dtype, self._memory, not self.flags.c_contiguous or len(self.shape) < 2)
 
-    def get(self) -> np.ndarray:
+    def get(self, out: np.ndarray | None = None) -> np.ndarray:
         """The array on the host, when all that is queued on the current stream is over."""
         shape = self.shape if self.flags.c_contiguous else self.shape[::-1]
-        result = np.empty(shape, self.dtype)
+        result = np.empty(shape, self.dtype) if out is None else out
         pointer, size = ctypes.c_size_t(self.data.ptr), ctypes.c_size_t(self.nbytes)
         with self.device:
             _call("standInRead", ctypes.c_void_p(result.ctypes.data), pointer, size, _stream())
@@ -144,6 +165,23 @@ def _stream() -> ctypes.c_void_p:
 def empty(shape: tuple[int, ...], dtype: Any = np.float64) -> ndarray:
     dtype = np.dtype(dtype)
     return ndarray(tuple(shape), dtype, _Memory(math.prod(shape) * dtype.itemsize, _current_devices[-1]))
+
+
+def full(shape: tuple[int, ...], value: Any, dtype: Any) -> ndarray:
+    result = empty(shape, dtype)
+    result.set(np.full(shape, value, dtype))
+    return result
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> ndarray:
+    return full(shape, 0, dtype)
+
+
+def copyto(target: ndarray, source: ndarray) -> None:
+    """Queues a copy on the current stream."""
+    to, of = (ctypes.c_size_t(x.data.ptr) for x in (target, source))
+    with target.device:
+        _call("cuMemcpyAsync", to, of, ctypes.c_size_t(source.nbytes), _stream())
 
 
 def asarray(x: Any) -> ndarray:
