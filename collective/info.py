@@ -11,7 +11,7 @@ import platform
 import socket
 from importlib import metadata
 
-from . import __version__, _core, cuda_aware, runtime, ucx
+from . import __version__, _core, cuda_aware, ops, runtime, ucx
 from .config import visible_devices
 from .objects import allgather_object
 
@@ -31,8 +31,9 @@ def main() -> None:
     places = allgather_object((host, devices[number][1]) if names else None)
     visible = allgather_object(visible_devices())
     shares = runtime.current().engine.shares_memory()
+    way = _device_way(number)
     if runtime.rank() == 0:
-        print("\n".join(_lines(ranks, places, visible, shares, names, why_none)), flush=True)
+        print("\n".join(_lines(ranks, places, visible, shares, names, why_none, way)), flush=True)
     runtime.shutdown()  # where the others wait as long as rank 0 tries what the MPI can do
 
 
@@ -43,6 +44,7 @@ def _lines(
     shares: bool,
     names: list[str],
     why_none: str,
+    way: str,
 ) -> list[str]:
     hosts = len({host for host, *_ in ranks})
     lines = [
@@ -54,9 +56,7 @@ def _lines(
         f"devices   {'' if len(set(visible)) == 1 else 'of rank 0: '}{_devices(names, why_none)}",
     ]
     if names:
-        lines.append(
-            "          arrays on devices travel by way of page-locked host memory, whether the MPI is CUDA-aware or not"
-        )
+        lines.append(f"          {way}")
     sharing = [rank for rank, place in enumerate(places) if place is not None and places.count(place) > 1]
     if sharing:
         lines.append(f"          fewer than ranks: ranks {', '.join(map(str, sharing))} share with others")
@@ -76,6 +76,23 @@ def _lines(
     if len(ranks) == 1:
         lines += ["", "One rank. More: mpirun -np 2 python -m collective.info"]
     return lines
+
+
+def _device_way(number: int) -> str:
+    """How arrays on devices are reduced, found out by reducing one; collective."""
+    why_not = "no device" if number < 0 else ""
+    if not why_not:
+        try:
+            import cupy
+        except ImportError as error:
+            why_not = f"CuPy: {error}"
+    reasons = allgather_object(why_not)
+    for rank, reason in enumerate(reasons):
+        if reason:
+            return f"how arrays on devices are reduced was not tried: rank {rank}: {reason}"
+    with cupy.cuda.Device(number):
+        ops.allreduce(cupy.zeros((1 << 16,), dtype="float32"), ops.Sum)
+    return f"arrays on devices are {runtime.current().engine.device_way()}"
 
 
 def _memory(ranks: int, hosts: int, shares: bool) -> str:

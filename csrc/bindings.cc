@@ -158,6 +158,7 @@ PYBIND11_MODULE(_core, m) {
            py::arg("comm"), py::arg("fusion_threshold"), py::arg("stall_warning"), py::arg("timeout"),
            py::arg("shared_memory"), py::arg("cores"))
       .def_property_readonly("topology", &Engine::topology)
+      .def("device_way", &Engine::device_way, py::call_guard<py::gil_scoped_release>())
       .def("shares_memory", &Engine::shares_memory, py::call_guard<py::gil_scoped_release>())
       .def("submit", &submit, py::arg("group"), py::arg("name"), py::arg("descriptor"), py::arg("source"),
            py::arg("target"), py::arg("splits"), py::arg("recurring"), py::arg("caller_waits"), py::arg("device") = -1,

@@ -152,7 +152,7 @@ class Channels::OpeningOnDevices final : public Operation {
 
   Step step() override {
     if (!reports_.exchanged()) return Step::kIdle;
-    const std::string why = reports_.failure();
+    const std::string why = reports_.failure("rank ");
     if (!why.empty()) {
       if (channels_->comm_->rank() == 0) log_warning("gradients are sent by way of the host: " + why);
       buckets_.clear();

@@ -30,12 +30,14 @@ class Devices::Sharing final : public Operation {
   Step step() override {
     const Step step = creation_.step();
     if (step != Step::kDone) return step;
-    devices_->state_ = creation_.not_yet() ? State::kNotYet : State::kKnown;
-    std::shared_ptr<DeviceMemory> memory = creation_.take();
-    if (memory == nullptr) {
-      if (!creation_.not_yet()) devices_->warn("reduced by way of the host, which is slower: " + creation_.why());
+    if (creation_.not_yet()) {
+      devices_->state_ = State::kNotYet;
       return Step::kDone;
     }
+    devices_->know(creation_.why());
+    std::shared_ptr<DeviceMemory> memory = creation_.take();
+    if (memory == nullptr) return Step::kDone;
+    devices_->way_ = "reduced by the devices, in memory that they share";
     const SharedMemory alone(0, {devices_->alone_.data()}, devices_->alone_.nbytes());
     devices_->staging_ =
         std::make_unique<DeviceStaging>(std::move(memory), 0, kPlaceBytes, kPlaces,
@@ -65,14 +67,18 @@ class Devices::Messages final : public Operation {
   Step step() override {
     if (!reports_.exchanged()) return Step::kIdle;
     const std::vector<Report>& all = reports_.all();
-    const bool not_yet = std::any_of(all.begin(), all.end(), [](const Report& r) { return r.absent; });
-    devices_->state_ = not_yet ? State::kNotYet : State::kKnown;
-    std::string why = reports_.failure();
+    if (std::any_of(all.begin(), all.end(), [](const Report& r) { return r.absent; })) {
+      devices_->state_ = State::kNotYet;
+      return Step::kDone;
+    }
+    std::string why = reports_.failure("rank ");
     // One rank of a node tries for all of its ranks.
     if (why.empty() && std::none_of(all.begin(), all.end(), [](const Report& r) { return r.tried; }))
       why = "none of these ranks has tried whether MPI sends memory of devices";
-    if (why.empty()) devices_->messages_ = device_;
-    if (!why.empty() && !not_yet) devices_->warn("sent by way of the host: " + why);
+    devices_->know(why);
+    if (!why.empty()) return Step::kDone;
+    devices_->way_ = "sent by MPI from the memory of devices, and reduced there";
+    devices_->messages_ = device_;
     return Step::kDone;
   }
   std::string describe() const override {
@@ -107,9 +113,13 @@ std::unique_ptr<Operation> Devices::look(int tag, Device* device) {
   return std::make_unique<Sharing>(*this, tag, why_not.empty() ? device : nullptr, why_not);
 }
 
-void Devices::warn(const std::string& why) {
+// Why the ranks' devices do nothing together; empty: they do.
+void Devices::know(const std::string& why_not) {
+  state_ = State::kKnown;
+  if (why_not.empty()) return;
+  way_ = "reduced by way of the host, which is slower: " + why_not;
   static std::atomic<bool> told{false};  // one warning for all process sets: the reason is that of the node
-  if (comm_->size() > 1 && comm_->rank() == 0 && !told.exchange(true)) log_warning("arrays on devices are " + why);
+  if (comm_->size() > 1 && comm_->rank() == 0 && !told.exchange(true)) log_warning("arrays on devices are " + way_);
 }
 
 }  // namespace collective

@@ -38,6 +38,8 @@ class Devices {
     if (state_ == State::kNotYet) state_ = State::kUnknown;
   }
 
+  // What has been found out, in words.
+  const std::string& way() const { return way_; }
   // The memory that the ranks share of their devices, or null.
   DeviceStaging* staging() const { return staging_.get(); }
   // The device whose memory this rank sends and receives, as the others do theirs; or null.
@@ -47,7 +49,7 @@ class Devices {
   enum class State { kUnknown, kLooking, kNotYet, kKnown };
   class Sharing;
   class Messages;
-  void warn(const std::string& why);
+  void know(const std::string& why_not);
 
   const Comm* comm_;
   const SharedMemory* memory_ = nullptr;
@@ -56,6 +58,7 @@ class Devices {
   Buffer alone_;  // in the place of the node's memory, of a group of one rank
   std::unique_ptr<DeviceStaging> staging_;
   Device* messages_ = nullptr;
+  std::string way_ = "nobody has wanted to know yet";
 };
 
 }  // namespace collective

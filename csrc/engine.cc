@@ -114,6 +114,11 @@ bool Engine::shares_memory() {
   return groups_.front()->shares_memory();
 }
 
+std::string Engine::device_way() {
+  const Claim claim(*this);
+  return groups_.front()->device_way();
+}
+
 std::unique_ptr<Group> Engine::make_group(MPI_Comm comm) {
   return std::make_unique<Group>(
       comm, limits_, timeline_,

@@ -34,6 +34,8 @@ class Engine {
   const Topology& topology() const { return topology_; }
   // Whether all ranks are on one node and share memory.
   bool shares_memory();
+  // How all ranks together reduce arrays on devices, in words, once they have done it.
+  std::string device_way();
 
   // A group over other ranks beside the first one, which is number 0. Collective over `comm`; the numbers are this
   // rank's own. Groups do not wait for each other.

@@ -35,6 +35,8 @@ class Group {
   void submit(std::shared_ptr<Ticket> ticket, ChannelSubmission submission);
   void submit(std::shared_ptr<Ticket> ticket, PairSubmission submission);
   void submit(std::shared_ptr<Ticket> ticket, JoinSubmission submission);
+  // How arrays on devices are reduced, in words.
+  const std::string& device_way() const { return devices_.way(); }
   // Whether the ranks share memory.
   bool shares_memory() const { return memory_.has_value(); }
   // Does what can be done without blocking; true if anything moved. Throws when the group cannot go on.

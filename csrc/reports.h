@@ -46,10 +46,10 @@ class Reports {
 
   // By rank.
   const std::vector<Report>& all() const { return all_; }
-  // The first failure and whose it is; empty: none.
-  std::string failure() const {
+  // The first failure and whose it is; empty: none. who: what the ranks are called.
+  std::string failure(const char* who = "local rank ") const {
     for (size_t i = 0; i < all_.size(); ++i)
-      if (all_[i].failure[0] != '\0') return "local rank " + std::to_string(i) + ": " + all_[i].failure;
+      if (all_[i].failure[0] != '\0') return who + std::to_string(i) + ": " + all_[i].failure;
     return {};
   }
 

@@ -97,6 +97,7 @@ def test_info_shows_the_devices(stand_in: dict[str, str]) -> None:
     assert "devices   0 stand-in 0, 1 stand-in 1" in done.stdout
     assert "fewer than ranks: ranks 0, 2 share with others" in done.stdout
     assert "memory    shared by all ranks" in done.stdout
+    assert "arrays on devices are reduced by the devices, in memory that they share" in done.stdout
     assert [line.split()[-3:] for line in done.stdout.splitlines()[-3:]] == [
         [str(rank % 2), "(stand-in", f"{rank % 2})"] for rank in range(3)
     ]
