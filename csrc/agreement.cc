@@ -258,7 +258,7 @@ void Agreement::write_execution(const std::vector<Ready*>& bucket) {
   const Descriptor first = Descriptor::decode(bucket[0]->encoded);
   const Kind kind = first.kind;
   decisions_.put(channels_);
-  if (kind == Kind::kChannel) channels_ += static_cast<uint32_t>(first.shape.size() / 3);
+  if (kind == Kind::kChannel) channels_ += static_cast<uint32_t>(first.channel_count());
   decisions_.put(static_cast<uint32_t>(bucket.size()));
   // known_ grows where the decision is taken, in take_decisions(), in the order written here.
   for (const Ready* ready : bucket) {

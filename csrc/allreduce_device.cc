@@ -24,24 +24,6 @@ Range AllreduceDevice::range_of(uint64_t piece) const {
   return {begin, std::min(slots_.count(), begin + piece_count_)};
 }
 
-// What of the range lies where in the slots and in the place.
-std::vector<Conversion> AllreduceDevice::cut(Range range, std::byte* place, bool packs) const {
-  std::vector<Conversion> pieces;
-  const size_t outer = size_of(spec_.dtype);
-  for (size_t i = slots_.find(range.begin), at = range.begin; at < range.end; ++i) {
-    const size_t count = std::min(range.end, slots_.offset(i + 1)) - at;
-    const Slot& slot = slots_.list()[i];
-    std::byte* const inside = place + (at - range.begin) * element_size_;
-    const size_t skip = (at - slots_.offset(i)) * outer;
-    if (packs)
-      pieces.push_back({slot.in == nullptr ? nullptr : static_cast<const std::byte*>(slot.in) + skip, inside, count});
-    else if (slot.out != nullptr)
-      pieces.push_back({inside, static_cast<std::byte*>(slot.out) + skip, count});
-    at += count;
-  }
-  return pieces;
-}
-
 uint64_t AllreduceDevice::count_over(Queued& queued) {
   uint64_t count = 0;
   for (; !queued.empty() && (queued.front() == nullptr || queued.front()->reached()); ++count) queued.pop_front();
@@ -60,7 +42,8 @@ bool AllreduceDevice::pack() {
   DeviceStaging& staging = *staging_;
   const uint64_t piece = staging.packs_;
   if (piece < first_ || piece >= end_ || piece >= staging.unpacks_ + staging.depth_) return false;
-  const std::vector<Conversion> pieces = cut(range_of(piece), staging.place(staging.memory_->rank(), piece), true);
+  const std::vector<Conversion> pieces =
+      conversions(slots_, spec_, range_of(piece), staging.place(staging.memory_->rank(), piece), true);
   DeviceStream& stream = staging.device().work();
   ++staging.packs_;
   queue_convert(staging.device(), stream, spec_.wire, spec_.dtype, pieces, scaling_.before, spec_.op);
@@ -83,7 +66,8 @@ bool AllreduceDevice::reduce() {
   }
   ++staging.reductions_;
   DeviceStream& stream = staging.device().work();
-  queue_reduce(staging.device(), stream, scaling_.arithmetic, sources, targets, own.end - own.begin);
+  queue_reduce(staging.device(), stream, scaling_.arithmetic, sources, targets, own.end - own.begin,
+               staging.size() > 1 ? kBlocksBetweenDevices : 0);
   reducing_.push_back(own.end > own.begin ? stream.mark() : nullptr);
   return true;
 }
@@ -93,7 +77,8 @@ bool AllreduceDevice::unpack() {
   const uint64_t piece = staging.unpacks_;
   if (piece < first_ || piece >= staging.reductions_ || piece >= end_) return false;
   if (!staging.reduced_.all_reached(piece + 1)) return false;
-  const std::vector<Conversion> pieces = cut(range_of(piece), staging.place(staging.memory_->rank(), piece), false);
+  const std::vector<Conversion> pieces =
+      conversions(slots_, spec_, range_of(piece), staging.place(staging.memory_->rank(), piece), false);
   ++staging.unpacks_;
   DeviceStream& stream = staging.device().work();
   queue_convert(staging.device(), stream, spec_.dtype, spec_.wire, pieces, 1.0, spec_.op);

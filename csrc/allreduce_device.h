@@ -50,7 +50,6 @@ class AllreduceDevice final : public Operation {
   // How many of them are over, in order; they are dropped.
   static uint64_t count_over(Queued& queued);
   Range range_of(uint64_t piece) const;
-  std::vector<Conversion> cut(Range range, std::byte* place, bool packs) const;
   bool look();
   bool pack();
   bool reduce();

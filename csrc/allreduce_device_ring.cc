@@ -12,8 +12,9 @@ void DeviceReducer::start(const Arithmetic& arithmetic, void* dst, const void* a
     now.scale = 1.0;
     now.divisor = 1;
   }
-  queue_reduce(*device_, device_->work(), now, {a, b}, {dst}, count);
-  marks_.push_back(device_->work().mark());
+  DeviceStream& stream = place_->device().work();
+  queue_reduce(place_->device(), stream, now, {a, b}, {dst}, count, kBlocksBetweenDevices);
+  marks_.push_back(stream.mark());
 }
 
 bool DeviceReducer::pop_over() {
@@ -22,77 +23,60 @@ bool DeviceReducer::pop_over() {
   return true;
 }
 
-std::byte* DeviceReducer::scratch(size_t nbytes) {
-  scratch_ = std::make_shared<DeviceBlock>(*device_, nbytes);
-  return scratch_->data();
-}
-
-AllreduceDeviceRing::AllreduceDeviceRing(const Comm& comm, BufferPool& pool, int tag, Device& device,
-                                         const AllreduceSpec& spec, std::vector<Slot> slots, std::byte* storage,
-                                         std::vector<std::shared_ptr<DeviceMark>> after)
+AllreduceDeviceRing::AllreduceDeviceRing(const Comm& comm, BufferPool& pool, int tag,
+                                         std::shared_ptr<DeviceRingPlace> place, const AllreduceSpec& spec,
+                                         std::vector<Slot> slots, std::vector<std::shared_ptr<DeviceMark>> after)
     : comm_(&comm),
       pool_(&pool),
       tag_(tag),
-      device_(&device),
+      place_(std::move(place)),
+      turn_(place_->taken_++),
       spec_(spec),
       scaling_(scaling_of(spec, comm.size())),
-      slots_(std::move(slots)),
+      slots_(spec, scaling_.before, std::move(slots)),
       after_(std::move(after)),
-      bucket_(storage),
-      reducer_(device) {
-  for (const Slot& slot : slots_) total_ += slot.count;
-  const bool alone = storage == nullptr && slots_.size() == 1 && spec.wire == spec.dtype && slots_[0].in != nullptr &&
-                     slots_[0].out != nullptr && scaling_.before == 1.0 && spec.dtype != DType::kBool;
-  packs_ = !alone;
-  if (alone) {
-    reduce_in_ = slots_[0].in;
-    bucket_ = static_cast<std::byte*>(slots_[0].out);
-    return;
-  }
-  if (bucket_ == nullptr) {
-    own_ = std::make_shared<DeviceBlock>(device, std::max(total_, size_t{1}) * size_of(spec.wire));
-    bucket_ = own_->data();
-  }
-  reduce_in_ = bucket_;
-}
+      reducer_(*place_) {}
 
 AllreduceDeviceRing::~AllreduceDeviceRing() {
-  if (phase_ == Phase::kStart) return;
-  // Given up: the device and MPI may still use them. (When it is over there is no mark.)
-  if (mark_ == nullptr && ring_ == nullptr && reducer_.idle()) return;
-  new std::shared_ptr<DeviceBlock>(own_);
-  new DeviceReducer(std::move(reducer_));
+  ++place_->over_;
+  // Given up: the device and MPI may still use it.
+  if (mark_ != nullptr || ring_ != nullptr) new std::shared_ptr<DeviceRingPlace>(place_);
 }
 
-std::vector<Conversion> AllreduceDeviceRing::cut(bool packs) const {
-  std::vector<Conversion> pieces;
-  std::byte* inside = bucket_;
-  for (const Slot& slot : slots_) {
-    if (packs)
-      pieces.push_back({slot.in, inside, slot.count});
-    else if (slot.out != nullptr && slot.out != bucket_)
-      pieces.push_back({inside, slot.out, slot.count});
-    inside += slot.count * size_of(spec_.wire);
-  }
-  return pieces;
+void AllreduceDeviceRing::pack() {
+  piece_ = {piece_.end, std::min(slots_.count(), piece_.end + place_->nbytes() / size_of(spec_.wire))};
+  DeviceStream& stream = place_->device().work();
+  const std::vector<Conversion> tensors = conversions(slots_, spec_, piece_, place_->data(), true);
+  queue_convert(place_->device(), stream, spec_.wire, spec_.dtype, tensors, scaling_.before, spec_.op);
+  mark_ = stream.mark();
+  phase_ = Phase::kPack;
+}
+
+// Whether there is something to unpack.
+bool AllreduceDeviceRing::unpack() {
+  const std::vector<Conversion> tensors = conversions(slots_, spec_, piece_, place_->data(), false);
+  if (tensors.empty()) return false;
+  DeviceStream& stream = place_->device().work();
+  queue_convert(place_->device(), stream, spec_.dtype, spec_.wire, tensors, 1.0, spec_.op);
+  mark_ = stream.mark();
+  return true;
 }
 
 Step AllreduceDeviceRing::step() {
   switch (phase_) {
     case Phase::kStart:
+      if (place_->over_ < turn_) return Step::kIdle;
       if (!std::all_of(after_.begin(), after_.end(), [](const auto& mark) { return mark->reached(); }))
         return Step::kIdle;
-      phase_ = Phase::kPack;
-      if (packs_) {
-        queue_convert(*device_, device_->work(), spec_.wire, spec_.dtype, cut(true), scaling_.before, spec_.op);
-        mark_ = device_->work().mark();
-      }
+      if (slots_.count() == 0) return Step::kDone;
+      pack();
       return Step::kMoved;
     case Phase::kPack:
-      if (mark_ != nullptr && !mark_->reached()) return Step::kIdle;
+      if (!mark_->reached()) return Step::kIdle;
       mark_ = nullptr;
-      ring_ = std::make_unique<Ring>(*comm_, *pool_, tag_, Ring::Phases::kAllreduce, reduce_in_, bucket_,
-                                     even_offsets(total_, 1, comm_->size()), scaling_.arithmetic, &reducer_);
+      ring_ = std::make_unique<Ring>(*comm_, *pool_, tag_, Ring::Phases::kAllreduce, place_->data(), place_->data(),
+                                     even_offsets(piece_.end - piece_.begin, 1, comm_->size()), scaling_.arithmetic,
+                                     &reducer_);
       phase_ = Phase::kRing;
       return Step::kMoved;
     case Phase::kRing: {
@@ -100,25 +84,26 @@ Step AllreduceDeviceRing::step() {
       if (step != Step::kDone) return step;
       ring_ = nullptr;
       phase_ = Phase::kUnpack;
-      const std::vector<Conversion> pieces = cut(false);
-      if (pieces.empty()) return Step::kDone;
-      queue_convert(*device_, device_->work(), spec_.dtype, spec_.wire, pieces, 1.0, spec_.op);
-      mark_ = device_->work().mark();
+      unpack();
       return Step::kMoved;
     }
     case Phase::kUnpack:
-      if (!mark_->reached()) return Step::kIdle;
+      if (mark_ != nullptr && !mark_->reached()) return Step::kIdle;
       mark_ = nullptr;
-      return Step::kDone;
+      if (piece_.end == slots_.count()) return Step::kDone;
+      pack();
+      return Step::kMoved;
   }
   return Step::kDone;
 }
 
 std::string AllreduceDeviceRing::describe() const {
+  if (place_->over_ < turn_) return "waits behind another operation on the devices";
   switch (phase_) {
-    case Phase::kStart: return "waits for what its user has queued on device " + std::to_string(device_->number());
+    case Phase::kStart:
+      return "waits for what its user has queued on device " + std::to_string(place_->device().number());
     case Phase::kRing: return "on devices: " + ring_->describe();
-    default: return "waits for device " + std::to_string(device_->number());
+    default: return "waits for device " + std::to_string(place_->device().number());
   }
 }
 

@@ -262,7 +262,10 @@ PYBIND11_MODULE(_core, m) {
       py::arg("device"), py::arg("stream"), py::arg("dtype"), py::arg("op"), py::arg("sources"), py::arg("targets"),
       py::arg("count"), py::arg("scale"));
   m.def("compute_capability", [](int device) { return Device::get(device).compute_capability(); });
-  m.def("load_kernels", [](int device, const py::bytes& image) { Device::get(device).load_kernels(image); });
+  m.def("load_kernels", [](int device, const std::string& image) {
+    const py::gil_scoped_release nogil;
+    Device::get(device).load_kernels(image, kernel_names());
+  });
   m.def("do_without_kernels", [](int device, const std::string& why) { Device::get(device).do_without_kernels(why); });
   m.def("set_messages",
         [](int device, const std::string& why_not) { Device::get(device).set_messages({true, why_not}); });

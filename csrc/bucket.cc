@@ -1,9 +1,8 @@
 #include "bucket.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
-#include <thread>
+#include <utility>
 
 #include "device_kernels.h"
 
@@ -67,20 +66,6 @@ Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, u
   }
 }
 
-Bucket::Storage::~Storage() {
-  try {
-    if (fetched == nullptr || fetched->reached()) return;
-  } catch (const Error&) {
-    return;  // the device has failed and copies nothing any more
-  }
-  // The device has yet to read from these.
-  bounce.leak();
-  pinned.leak();
-  static_cast<void>(lock.release());
-  new std::shared_ptr<NodeBucket>(shared);
-  new std::shared_ptr<std::byte>(on_device);
-}
-
 std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, const std::vector<size_t>& notes,
                                       std::shared_ptr<DeviceMark> mark) {
   if (tensors.size() != counts_.size())
@@ -137,29 +122,30 @@ void Bucket::fetch(const std::vector<void*>& targets) const {
 
 void Bucket::fetch(const std::vector<void*>& targets, Device& device, uintptr_t stream) {
   Storage& storage = *storage_;
-  // The one before has long been over, and its memory is used again.
-  while (storage.fetched != nullptr && !storage.fetched->reached())
-    std::this_thread::sleep_for(std::chrono::microseconds(10));
-  DeviceStream& results = device.results();
-  results.wait(*device.mark(stream));
+  DeviceStream queue(device, stream);
+  device.mark(stream);  // refuses one that is captured
+  // On the device, or in page-locked memory, from where the device copies; else it is converted there first.
+  std::shared_ptr<PinnedMemory> bounce;
   if (storage.on_device != nullptr) {
-    std::vector<Conversion> pieces;
+    std::vector<Conversion> tensors;
     for (size_t i = 0; i < counts_.size(); ++i)
       if (targets.at(i) != nullptr)
-        pieces.push_back({storage.on_device.get() + offsets_[i] * size_of(spec_.wire), targets[i], counts_[i]});
-    queue_convert(device, results, spec_.dtype, spec_.wire, pieces, 1.0, spec_.op);
+        tensors.push_back({storage.on_device.get() + offsets_[i] * size_of(spec_.wire), targets[i], counts_[i]});
+    queue_convert(device, queue, spec_.dtype, spec_.wire, tensors, 1.0, spec_.op);
   } else {
-    if (!storage.direct()) storage.bounce = device.pinned(offsets_.back() * size_of(spec_.dtype));
-    std::byte* const base = storage.direct() ? storage.bucket : storage.bounce.data();
+    if (!storage.direct())
+      bounce = std::make_shared<PinnedMemory>(device.pinned(offsets_.back() * size_of(spec_.dtype)));
+    std::byte* const base = bounce == nullptr ? storage.bucket : bounce->data();
     std::vector<void*> hosts(targets.size());
     for (size_t i = 0; i < counts_.size(); ++i)
       if (targets.at(i) != nullptr) hosts[i] = base + offsets_[i] * size_of(spec_.dtype);
-    if (!storage.direct()) fetch(hosts);
+    if (bounce != nullptr) fetch(hosts);
     for (size_t i = 0; i < counts_.size(); ++i)
-      if (targets[i] != nullptr) results.copy(targets[i], hosts[i], counts_[i] * size_of(spec_.dtype));
+      if (targets[i] != nullptr) queue.copy(targets[i], hosts[i], counts_[i] * size_of(spec_.dtype));
   }
-  storage.fetched = results.mark();
-  device.hold(stream, *storage.fetched);
+  storage.fetched = device.mark(stream);
+  device.keep(storage.fetched,
+              std::make_shared<std::pair<std::shared_ptr<void>, std::shared_ptr<void>>>(storage_, bounce));
 }
 
 }  // namespace collective

@@ -40,8 +40,7 @@ class Bucket {
   bool noted(size_t i) const { return flag(counts_.size() + i); }
   // targets: by tensor, null where the result is not wanted.
   void fetch(const std::vector<void*>& targets) const;
-  // The same to targets on the device, after what is queued on this stream of theirs; what is queued there later finds
-  // the results.
+  // The same to targets on the device, queued on this stream of the caller's, as Device::mark() has it.
   void fetch(const std::vector<void*>& targets, Device& device, uintptr_t stream);
 
  private:
@@ -54,12 +53,10 @@ class Bucket {
     std::shared_ptr<NodeBucket> shared;
     std::shared_ptr<std::byte> on_device;
     std::byte* bucket;  // in the wire's type: tensors (unless they are on_device), then flags
-    // Behind the last fetch, for which a run that follows must wait; and what is fetched, where it needs another place.
+    // Behind the last fetch, for which a run that follows must wait.
     std::shared_ptr<DeviceMark> fetched;
-    PinnedMemory bounce;
     PinnedMemory pinned;             // instead of `own`, of a bucket for a device
     std::unique_ptr<PageLock> lock;  // of `shared`, likewise
-    ~Storage();
     // The device copies to and from the bucket itself.
     bool direct() const { return lock != nullptr || pinned.data() != nullptr; }
   };

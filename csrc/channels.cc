@@ -23,6 +23,7 @@ class Channels::Opening final : public Operation {
     if (on_devices) {
       std::string why_not = device == nullptr ? "its gradients are on several devices, or it has joined" : "";
       if (device != nullptr && !device->why_no_kernels().empty()) why_not = device->why_no_kernels();
+      if (channels.comm_->size() > kMostRanks) why_not = why_of_too_many_ranks();
       on_device_ = std::make_unique<DeviceMemoryCreation>(*channels.comm_, tag(), why_not.empty() ? device : nullptr,
                                                           why_not, nbytes);
     } else {
@@ -105,6 +106,7 @@ class Channels::Opening final : public Operation {
 
   // Bit i: of the plan that was opened i + 1 before. Besides `plans_` those who run it have it, and the script.
   uint64_t let_go() const {
+    Device::keep_nothing();  // of what has been fetched by now
     uint64_t bits = 0;
     for (uint64_t i = 0; i < kTold && i < number_; ++i) {
       const auto plan = channels_->plans_.find(number_ - 1 - i);
@@ -123,6 +125,10 @@ class Channels::Opening final : public Operation {
   std::unique_ptr<SharedMemoryCreation> creation_;
 };
 
+std::shared_ptr<DeviceRingPlace> Channels::make_place(Device& device, const Channel& channel) {
+  return std::make_shared<DeviceRingPlace>(device, std::max(channel.count, size_t{1}) * size_of(channel.spec.wire));
+}
+
 // Where messages go from device to device: a bucket there on every rank.
 class Channels::OpeningOnDevices final : public Operation {
  public:
@@ -130,6 +136,7 @@ class Channels::OpeningOnDevices final : public Operation {
                    Device* sends)
       : channels_(&channels),
         first_(first),
+        count_(count),
         device_(device),
         ticket_(std::move(ticket)),
         reports_(*channels.comm_, channels.first_tag_ + static_cast<int>(first)) {
@@ -139,9 +146,7 @@ class Channels::OpeningOnDevices final : public Operation {
       try {
         for (size_t i = 0; i < count; ++i) {
           const Channel& channel = channels.channels_[first + i];
-          const auto block =
-              std::make_shared<DeviceBlock>(*device, std::max(channel.count, size_t{1}) * size_of(channel.spec.wire));
-          buckets_.emplace_back(block, block->data());
+          places_.push_back(make_place(*device, channel));
         }
       } catch (const Error& error) {
         reports_.fail(error.what());
@@ -155,15 +160,16 @@ class Channels::OpeningOnDevices final : public Operation {
     const std::string why = reports_.failure("rank ");
     if (!why.empty()) {
       if (channels_->comm_->rank() == 0) log_warning("gradients are sent by way of the host: " + why);
-      buckets_.clear();
+      places_.clear();
     }
-    for (size_t i = 0; i < buckets_.size(); ++i) {
+    for (size_t i = 0; i < count_; ++i) channels_->channels_[first_ + i].open = true;
+    for (size_t i = 0; i < places_.size(); ++i) {
       Channel& channel = channels_->channels_[first_ + i];
       channel.on_device = true;
       channel.device = device_;
-      channel.bucket = buckets_[i];
+      channel.place = places_[i];
+      ticket_->on_device.emplace_back(places_[i], places_[i]->data());
     }
-    ticket_->on_device = std::move(buckets_);
     return Step::kDone;
   }
   std::string describe() const override {
@@ -176,9 +182,10 @@ class Channels::OpeningOnDevices final : public Operation {
   };
   Channels* channels_;
   uint32_t first_;
+  size_t count_;
   Device* device_;
   std::shared_ptr<Ticket> ticket_;
-  std::vector<std::shared_ptr<std::byte>> buckets_;
+  std::vector<std::shared_ptr<DeviceRingPlace>> places_;
   Reports<Report> reports_;
 };
 
@@ -203,22 +210,23 @@ class Channels::OnDevice final : public Operation {
 
 std::unique_ptr<Operation> Channels::open(uint32_t first, const Descriptor& d, std::shared_ptr<Ticket> ticket,
                                           bool shares_memory, Device* device, Device* sends) {
-  const size_t count = d.shape.size() / 4;
+  const size_t count = d.channel_count();
   if (first + count > most_)
     throw Error(ErrorCode::kInternal, "more than " + std::to_string(most_) + " buckets were opened");
+  const bool sends_from_devices = !shares_memory && d.device != "cpu" && sends != nullptr;
   channels_.resize(first + count);
   started_.resize(first + count);
   ticket->channel = first;
   for (size_t i = 0; i < count; ++i) {
     Channel& channel = channels_[first + i];
-    const int64_t* const extents = &d.shape[4 * i];
+    const int64_t* const extents = &d.shape[Descriptor::kExtents * i];
     channel.spec = {static_cast<DType>(extents[0]), static_cast<DType>(extents[1]), d.op, d.prescale, d.postscale};
     channel.count = static_cast<size_t>(extents[2]);
     channel.flags = static_cast<size_t>(extents[3]);
-    channel.open = !shares_memory;
+    channel.open = !shares_memory && !sends_from_devices;
   }
   if (count == 0) return nullptr;
-  if (!shares_memory && d.device != "cpu" && sends != nullptr)
+  if (sends_from_devices)
     return std::make_unique<OpeningOnDevices>(*this, first, count, std::move(ticket), device, sends);
   if (!shares_memory) return nullptr;
   return std::make_unique<Opening>(*this, first, count, std::move(ticket), d.device != "cpu", device);
@@ -253,10 +261,11 @@ Channels::Run Channels::start(ChannelSubmission submission) {
     }
     run.operation = std::make_unique<AllreduceBucketNode>(bucket, spec, std::move(submission.slots));
   } else if (channel.on_device) {
-    const std::shared_ptr<std::byte> bucket = channel.bucket.lock();  // `keep` has it, too
+    std::shared_ptr<DeviceRingPlace> place = channel.place.lock();
+    if (place == nullptr) place = make_place(*channel.device, channel);  // the script has let it go, and has joined
     run.operation = std::make_unique<OnDevice>(
-        std::make_unique<AllreduceDeviceRing>(*comm_, *pool_, tag, *channel.device, spec, std::move(submission.slots),
-                                              bucket.get(), std::move(submission.marks)),
+        std::make_unique<AllreduceDeviceRing>(*comm_, *pool_, tag, std::move(place), spec, std::move(submission.slots),
+                                              std::move(submission.marks)),
         std::make_unique<Allreduce>(*comm_, *pool_, tag, spec, std::move(flags), submission.storage));
     return run;
   } else {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "allreduce_bucket_node.h"
+#include "allreduce_device_ring.h"
 #include "buffer.h"
 #include "comm.h"
 #include "device_staging.h"
@@ -50,9 +51,9 @@ class Channels {
     size_t number = 0;       // in that
     bool on_node = false;    // the plan has memory
     bool on_device = false;  // tensors are on devices
-    // Where messages go from there: this rank's, and its memory, as long as its script holds that.
+    // Where messages go from there: this rank's, as long as its script or a run holds it.
     Device* device = nullptr;
-    std::weak_ptr<std::byte> bucket;
+    std::weak_ptr<DeviceRingPlace> place;
     bool open = false;  // its memory is decided on
   };
   // The memory of channels that were opened together, a place for each in every rank's part. It is needed until all
@@ -63,6 +64,7 @@ class Channels {
     std::deque<NodeBucket> buckets;  // by channel; where they are on devices, for the flags alone
     std::deque<DeviceStaging> on_device;
   };
+  static std::shared_ptr<DeviceRingPlace> make_place(Device& device, const Channel& channel);
   class Opening;
   class OpeningOnDevices;
   class OnDevice;

@@ -30,6 +30,7 @@ struct CudaMemoryHandle {
   X(cuThreadExchangeStreamCaptureMode, "cuThreadExchangeStreamCaptureMode", (int* mode))                        \
   X(cuStreamIsCapturing, "cuStreamIsCapturing", (void* stream, int* status))                                    \
   X(cuMemAlloc, "cuMemAlloc_v2", (uintptr_t* address, size_t nbytes))                                           \
+  X(cuMemFree, "cuMemFree_v2", (uintptr_t address))                                                             \
   X(cuMemFreeHost, "cuMemFreeHost", (void* data))                                                               \
   X(cuMemHostAlloc, "cuMemHostAlloc", (void** data, size_t nbytes, unsigned flags))                             \
   X(cuMemHostRegister, "cuMemHostRegister_v2", (void* data, size_t nbytes, unsigned flags))                     \
@@ -44,7 +45,6 @@ struct CudaMemoryHandle {
     (void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,     \
      unsigned block_z, unsigned shared_nbytes, void* stream, void** arguments, void** extra))                   \
   X(cuStreamCreateWithPriority, "cuStreamCreateWithPriority", (void** stream, unsigned flags, int priority))    \
-  X(cuStreamWaitEvent, "cuStreamWaitEvent", (void* stream, void* event, unsigned flags))                        \
   X(cuEventCreate, "cuEventCreate", (void** event, unsigned flags))                                             \
   X(cuEventRecord, "cuEventRecord", (void* event, void* stream))                                                \
   X(cuEventQuery, "cuEventQuery", (void* event))

@@ -40,6 +40,9 @@ struct Descriptor {
   std::vector<int64_t> shape;
 
   size_t count() const;
+  // How many it opens.
+  size_t channel_count() const { return shape.size() / kExtents; }
+  static constexpr size_t kExtents = 4;
   // Equal bytes mean agreement. Everything that two tensors of one bucket must share comes before the shape.
   std::string encode() const;
   static Descriptor decode(std::string_view bytes);

@@ -22,6 +22,29 @@ constexpr unsigned kLazyPeerAccess = 1;   // CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS,
 constexpr int kMultiprocessorCount = 16;  // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 constexpr size_t kLeastBlock = 64 << 10, kLargeBlock = 1 << 20;  // bytes
 
+// The smallest of the idle blocks that fits, if it is not more than twice as large.
+std::optional<Device::Block> take_fitting(std::vector<Device::Block>& idle, size_t nbytes) {
+  auto best = idle.end();
+  for (auto block = idle.begin(); block != idle.end(); ++block)
+    if (block->nbytes >= nbytes && block->nbytes / 2 <= nbytes && (best == idle.end() || block->nbytes < best->nbytes))
+      best = block;
+  if (best == idle.end()) return std::nullopt;
+  const Device::Block block = *best;
+  idle.erase(best);
+  return block;
+}
+
+// Those that there are, by number.
+struct AllDevices {
+  std::mutex mutex;
+  std::vector<Device*> list;
+};
+
+AllDevices& all_devices() {
+  static auto* const all = new AllDevices;
+  return *all;
+}
+
 }  // namespace
 
 Device::Current::Current(const Device& device) : driver_(device.driver_) {
@@ -53,16 +76,15 @@ int Device::count(std::string& why) {
 }
 
 Device& Device::get(int number) {
-  static std::mutex mutex;
-  static auto* const devices = new std::vector<Device*>;
+  AllDevices& all = all_devices();
   const CudaDriver& driver = cuda_driver();
   if (!driver.missing.empty()) throw Error(ErrorCode::kInvalid, driver.missing);
   if (number < 0 || number >= driver.devices)
     throw Error(ErrorCode::kInvalid, "no CUDA device " + std::to_string(number) + ": there are " +
                                          std::to_string(driver.devices) + " (see CUDA_VISIBLE_DEVICES)");
-  const std::lock_guard lock(mutex);
-  devices->resize(static_cast<size_t>(driver.devices));
-  Device*& device = (*devices)[static_cast<size_t>(number)];
+  const std::lock_guard lock(all.mutex);
+  all.list.resize(static_cast<size_t>(driver.devices));
+  Device*& device = all.list[static_cast<size_t>(number)];
   if (device == nullptr) device = new Device(driver, number);
   return *device;
 }
@@ -75,7 +97,6 @@ Device::Device(const CudaDriver& driver, int number) : driver_(&driver), number_
   loads_ = std::make_unique<DeviceStream>(*this, false);
   stores_ = std::make_unique<DeviceStream>(*this, false);
   work_ = std::make_unique<DeviceStream>(*this, true);
-  results_ = std::make_unique<DeviceStream>(*this, false);
 }
 
 int Device::attribute(int which) const {
@@ -85,11 +106,20 @@ int Device::attribute(int which) const {
   return value;
 }
 
-void Device::load_kernels(const std::string& image) {
+void Device::load_kernels(const std::string& image, const std::vector<std::string>& names) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!kernels_.empty()) return;
+  }
+  // All of them now, and not under the lock: at its first use each might else wait for what the user has queued.
   const Current current(*this);
+  void* module = nullptr;
+  check(driver_->cuModuleLoadData(&module, image.data()), "cuModuleLoadData");
+  std::unordered_map<std::string, void*> kernels;
+  for (const std::string& name : names)
+    check(driver_->cuModuleGetFunction(&kernels[name], module, name.c_str()), ("the kernel " + name).c_str());
   const std::lock_guard lock(mutex_);
-  if (module_ != nullptr) return;
-  check(driver_->cuModuleLoadData(&module_, image.data()), "cuModuleLoadData");
+  kernels_ = std::move(kernels);
   why_no_kernels_.clear();
 }
 
@@ -114,44 +144,46 @@ Device::Messages Device::messages() {
 }
 
 void* Device::kernel(const std::string& name) {
-  const Current current(*this);
   const std::lock_guard lock(mutex_);
-  void*& function = kernels_[name];
-  if (function == nullptr)
-    check(driver_->cuModuleGetFunction(&function, module_, name.c_str()), ("the kernel " + name).c_str());
-  return function;
+  return kernels_.at(name);
 }
 
-Device::Shared Device::lend(size_t nbytes) {
+Device::Block Device::lend(size_t nbytes) {
   constexpr size_t kUnit = size_t{2} << 20;  // the driver's own
   nbytes = (nbytes + kUnit - 1) / kUnit * kUnit;
   {
     const std::lock_guard lock(mutex_);
-    auto best = shared_.end();
-    for (auto idle = shared_.begin(); idle != shared_.end(); ++idle)
-      if (idle->nbytes >= nbytes && (best == shared_.end() || idle->nbytes < best->nbytes)) best = idle;
-    if (best != shared_.end()) {
-      const Shared memory = *best;
-      shared_.erase(best);
-      return memory;
-    }
+    if (const std::optional<Block> block = take_fitting(blocks_, nbytes)) return *block;
   }
   const Current current(*this);
   uintptr_t address = 0;
-  check(driver_->cuMemAlloc(&address, nbytes), ("cuMemAlloc of " + std::to_string(nbytes) + " bytes").c_str());
-  Shared memory{reinterpret_cast<std::byte*>(address), nbytes, {}};
-  try {
-    check(driver_->cuIpcGetMemHandle(&memory.handle, address), "cuIpcGetMemHandle");
-  } catch (...) {
-    take_back(memory);
-    throw;
+  int result = driver_->cuMemAlloc(&address, nbytes);
+  if (result != 0) {  // no more to be had: idle blocks of other sizes go back
+    std::vector<Block> idle;
+    {
+      const std::lock_guard lock(mutex_);
+      const auto shared = std::partition(blocks_.begin(), blocks_.end(), [](const Block& b) { return !!b.handle; });
+      idle.assign(shared, blocks_.end());
+      blocks_.erase(shared, blocks_.end());
+    }
+    for (const Block& block : idle) driver_->cuMemFree(reinterpret_cast<uintptr_t>(block.data));
+    result = driver_->cuMemAlloc(&address, nbytes);
   }
-  return memory;
+  check(result, ("cuMemAlloc of " + std::to_string(nbytes) + " bytes").c_str());
+  return {reinterpret_cast<std::byte*>(address), nbytes, {}};
 }
 
-void Device::take_back(const Shared& memory) {
+void Device::take_back(const Block& block) {
   const std::lock_guard lock(mutex_);
-  shared_.push_back(memory);
+  blocks_.push_back(block);
+}
+
+void Device::share(Block& block) {
+  if (block.handle) return;
+  const Current current(*this);
+  CudaMemoryHandle handle{};
+  check(driver_->cuIpcGetMemHandle(&handle, reinterpret_cast<uintptr_t>(block.data)), "cuIpcGetMemHandle");
+  block.handle = handle;
 }
 
 std::byte* Device::map(const CudaMemoryHandle& handle) {
@@ -164,11 +196,6 @@ std::byte* Device::map(const CudaMemoryHandle& handle) {
 void Device::unmap(std::byte* data) {
   const Current current(*this);
   check(driver_->cuIpcCloseMemHandle(reinterpret_cast<uintptr_t>(data)), "cuIpcCloseMemHandle");
-}
-
-void Device::hold(uintptr_t stream, const DeviceMark& mark) {
-  const Current current(*this);
-  check(driver_->cuStreamWaitEvent(reinterpret_cast<void*>(stream), mark.event(), 0), "cuStreamWaitEvent");
 }
 
 void Device::check(int result, const char* what) const {
@@ -218,16 +245,7 @@ PinnedMemory Device::pinned(size_t nbytes) {
                                 : (nbytes + kLargeBlock - 1) / kLargeBlock * kLargeBlock;
   {
     const std::lock_guard lock(mutex_);
-    auto best = blocks_.end();
-    for (auto block = blocks_.begin(); block != blocks_.end(); ++block)
-      if (block->nbytes >= nbytes && block->nbytes / 2 <= nbytes &&
-          (best == blocks_.end() || block->nbytes < best->nbytes))
-        best = block;
-    if (best != blocks_.end()) {
-      const Block block = *best;
-      blocks_.erase(best);
-      return {*this, block.data, block.nbytes};
-    }
+    if (const std::optional<Block> block = take_fitting(pinned_, nbytes)) return {*this, block->data, block->nbytes};
   }
   const Current current(*this);
   void* data = nullptr;
@@ -236,13 +254,38 @@ PinnedMemory Device::pinned(size_t nbytes) {
     std::vector<Block> idle;
     {
       const std::lock_guard lock(mutex_);
-      idle.swap(blocks_);
+      idle.swap(pinned_);
     }
     for (const Block& block : idle) driver_->cuMemFreeHost(block.data);
     result = driver_->cuMemHostAlloc(&data, nbytes, kPortable);
   }
   check(result, ("cuMemHostAlloc of " + std::to_string(nbytes) + " bytes").c_str());
   return {*this, static_cast<std::byte*>(data), nbytes};
+}
+
+void Device::keep(std::shared_ptr<DeviceMark> until, std::shared_ptr<void> what) {
+  keeps_nothing();
+  const std::lock_guard lock(kept_mutex_);
+  kept_.emplace_back(std::move(until), std::move(what));
+}
+
+bool Device::keeps_nothing() {
+  const std::lock_guard lock(kept_mutex_);
+  std::erase_if(kept_, [](const auto& entry) {
+    try {
+      return entry.first->reached();
+    } catch (const Error&) {
+      return true;  // the device has failed and uses nothing any more
+    }
+  });
+  return kept_.empty();
+}
+
+bool Device::keep_nothing() {
+  AllDevices& all = all_devices();
+  const std::lock_guard lock(all.mutex);
+  return std::all_of(all.list.begin(), all.list.end(),
+                     [](Device* device) { return device == nullptr || device->keeps_nothing(); });
 }
 
 DeviceMark::~DeviceMark() {
@@ -271,7 +314,7 @@ PinnedMemory& PinnedMemory::operator=(PinnedMemory&& other) noexcept {
 PinnedMemory::~PinnedMemory() {
   if (data_ == nullptr) return;
   const std::lock_guard lock(device_->mutex_);
-  device_->blocks_.push_back({data_, nbytes_});
+  device_->pinned_.push_back({data_, nbytes_});
 }
 
 std::unique_ptr<PageLock> PageLock::try_lock(Device& device, std::byte* data, size_t nbytes) {
@@ -324,11 +367,6 @@ void DeviceStream::launch(void* kernel, const Launch& what, unsigned blocks, uns
   device_->check(device_->driver_->cuLaunchKernel(kernel, blocks, 1, 1, threads, 1, 1, 0, stream_, nullptr,
                                                   static_cast<void**>(extra)),
                  "cuLaunchKernel");
-}
-
-void DeviceStream::wait(const DeviceMark& mark) {
-  const Device::Current current(*device_);
-  device_->check(device_->driver_->cuStreamWaitEvent(stream_, mark.event(), 0), "cuStreamWaitEvent");
 }
 
 std::shared_ptr<DeviceMark> DeviceStream::mark() { return device_->record(stream_); }

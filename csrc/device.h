@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -91,8 +92,6 @@ class DeviceStream {
   void copy(void* to, const void* from, size_t nbytes);
   // A kernel of Device::kernel().
   void launch(void* kernel, const Launch& what, unsigned blocks, unsigned threads);
-  // What is queued after this starts when the mark has been reached.
-  void wait(const DeviceMark& mark);
   std::shared_ptr<DeviceMark> mark();
 
  private:
@@ -132,13 +131,13 @@ class Device {
   std::pair<int, int> compute_capability() const { return {attribute(75), attribute(76)}; }
   int multiprocessors() const { return multiprocessors_; }
 
-  // The kernels, compiled for this device; or why there are none. Once, before the first array is submitted. Throws
-  // kInternal where the driver does not take them.
-  void load_kernels(const std::string& image);
+  // The kernels of these names, compiled for this device; or why there are none. Once, before the first array is
+  // submitted. Throws kInternal where the driver does not take them.
+  void load_kernels(const std::string& image, const std::vector<std::string>& names);
   void do_without_kernels(const std::string& why);
   // Why there are none; empty: there are.
   std::string why_no_kernels();
-  // By its name; throws kInternal where there is none such.
+  // By its name, one of those loaded.
   void* kernel(const std::string& name);
 
   // Whether MPI sends memory of this device, and if not why, as far as this rank has tried.
@@ -152,31 +151,33 @@ class Device {
   // What is queued on a user's stream by now; `stream` as CUDA's array interface has it: a CUstream, or 0 or 1 for the
   // legacy default stream, 2 for that of the thread. From any thread. Throws kInvalid while the stream is captured.
   std::shared_ptr<DeviceMark> mark(uintptr_t stream);
-  // Lets a user's stream go on only when the mark has been reached.
-  void hold(uintptr_t stream, const DeviceMark& mark);
   // From any thread.
   PinnedMemory pinned(size_t nbytes);
+  // Keeps something until the mark has been reached.
+  void keep(std::shared_ptr<DeviceMark> until, std::shared_ptr<void> what);
+  // Lets go what need not be kept any more; whether nothing is left on any device.
+  static bool keep_nothing();
 
-  // Memory of the device, and what other processes map it by.
-  struct Shared {
+  // Memory of the device on loan.
+  struct Block {
     std::byte* data = nullptr;
     size_t nbytes = 0;
-    CudaMemoryHandle handle{};
+    // By which other processes map it. Once it has been asked for the memory is never freed, but kept for the next: that
+    // would have to wait for all of them, and nobody can know of a process that has died.
+    std::optional<CudaMemoryHandle> handle{};
   };
-  // It may be freed only after all others have unmapped it, which nobody can know of a process that has died: so it
-  // never is, but kept for the next.
-  Shared lend(size_t nbytes);
-  void take_back(const Shared& memory);
+  Block lend(size_t nbytes);
+  void take_back(const Block& block);
+  // Makes the block's handle, unless it has one.
+  void share(Block& block);
   // That of another process.
   std::byte* map(const CudaMemoryHandle& handle);
   void unmap(std::byte* data);
 
-  // One for each way, since devices copy both ways at once; one for kernels between ranks, which others wait for; and
-  // one for results that are wanted in the order of a user's stream, and may wait for that.
+  // One for each way, since devices copy both ways at once; and one for kernels between ranks, which others wait for.
   DeviceStream& loads() { return *loads_; }
   DeviceStream& stores() { return *stores_; }
   DeviceStream& work() { return *work_; }
-  DeviceStream& results() { return *results_; }
 
  private:
   friend class DeviceMark;
@@ -187,6 +188,7 @@ class Device {
   Device(const CudaDriver& driver, int number);
   void check(int result, const char* what) const;
   int attribute(int which) const;
+  bool keeps_nothing();
   void* take_event();
   std::shared_ptr<DeviceMark> record(void* stream);
 
@@ -194,17 +196,15 @@ class Device {
   int number_;
   int multiprocessors_ = 0;
   void* context_ = nullptr;  // the primary one, which frameworks use
-  std::unique_ptr<DeviceStream> loads_, stores_, work_, results_;
+  std::unique_ptr<DeviceStream> loads_, stores_, work_;
+
+  std::mutex kept_mutex_;  // guards the next, whose end may take the other one
+  std::vector<std::pair<std::shared_ptr<DeviceMark>, std::shared_ptr<void>>> kept_;
 
   std::mutex mutex_;           // guards what follows
   std::vector<void*> events_;  // idle
-  struct Block {
-    std::byte* data;
-    size_t nbytes;
-  };
-  std::vector<Block> blocks_;   // page-locked and idle
-  std::vector<Shared> shared_;  // idle
-  void* module_ = nullptr;      // of kernels
+  std::vector<Block> pinned_;  // page-locked and idle
+  std::vector<Block> blocks_;  // of the device, idle
   std::string why_no_kernels_ = "they have not been loaded";
   Messages messages_;
   std::unordered_map<std::string, void*> kernels_;

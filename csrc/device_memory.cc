@@ -9,18 +9,20 @@
 
 namespace collective {
 
-DeviceMemory::DeviceMemory(Device& device, int rank, const Device::Shared& own, std::vector<std::byte*> parts)
+DeviceMemory::DeviceMemory(Device& device, int rank, const Device::Block& own, std::vector<std::byte*> parts)
     : device_(&device), rank_(rank), pid_(getpid()), own_(own), parts_(std::move(parts)) {}
 
 DeviceMemory::~DeviceMemory() {
   if (getpid() != pid_) return;
-  device_->take_back(own_);
-  try {
-    for (std::byte* part : parts_)
-      if (part != nullptr && part != own_.data) device_->unmap(part);
-  } catch (const Error&) {
-    return;  // the driver has ended, and its mappings with it
+  for (std::byte* part : parts_) {
+    if (part == nullptr || part == own_.data) continue;
+    try {
+      device_->unmap(part);
+    } catch (const Error&) {
+      // The driver has ended, and its mappings with it.
+    }
   }
+  device_->take_back(own_);
 }
 
 DeviceMemoryCreation::DeviceMemoryCreation(const Comm& comm, int tag, Device* device, std::string why_not,
@@ -60,7 +62,10 @@ void DeviceMemoryCreation::reserve() {
   own_ = device_->lend(nbytes_ + kCookieBytes);
   parts_[static_cast<size_t>(comm_->rank())] = own_.data;
   Report& report = reports_.own();
-  report.handle = own_.handle;
+  if (comm_->size() > 1) {
+    device_->share(own_);
+    report.handle = *own_.handle;
+  }
   std::random_device random;
   for (std::byte& byte : report.cookie) byte = static_cast<std::byte>(random());
   cookies_ = device_->pinned(kCookieBytes * static_cast<size_t>(comm_->size()));
@@ -70,10 +75,10 @@ void DeviceMemoryCreation::reserve() {
 }
 
 void DeviceMemoryCreation::map() {
-  for (size_t rank = 0; rank < parts_.size(); ++rank) {
+  for (size_t rank = 0; rank < parts_.size(); ++rank)
     if (parts_[rank] == nullptr) parts_[rank] = device_->map(reports_.all()[rank].handle);
+  for (size_t rank = 0; rank < parts_.size(); ++rank)
     device_->loads().copy(cookies_.data() + rank * kCookieBytes, parts_[rank] + nbytes_, kCookieBytes);
-  }
   copied_ = device_->loads().mark();
 }
 

@@ -22,7 +22,7 @@ namespace collective {
 class DeviceMemory {
  public:
   // own: lent by `device`. parts: by rank; the own one, and what is mapped of the others', null where nothing is.
-  DeviceMemory(Device& device, int rank, const Device::Shared& own, std::vector<std::byte*> parts);
+  DeviceMemory(Device& device, int rank, const Device::Block& own, std::vector<std::byte*> parts);
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;
   // Only when all ranks have finished what they do there.
@@ -38,7 +38,7 @@ class DeviceMemory {
   Device* device_;
   int rank_;
   int pid_;  // a forked child has no driver
-  Device::Shared own_;
+  Device::Block own_;
   std::vector<std::byte*> parts_;
 };
 
@@ -82,7 +82,7 @@ class DeviceMemoryCreation final : public Operation {
   size_t nbytes_;
   Phase phase_ = Phase::kReserve;
   Reports<Report> reports_;
-  Device::Shared own_;
+  Device::Block own_;
   std::vector<std::byte*> parts_;  // by rank; null where it is not mapped
   PinnedMemory cookies_;           // by rank
   std::shared_ptr<DeviceMark> copied_;

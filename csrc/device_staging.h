@@ -3,11 +3,16 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
+#include "../collective/kernels/launch.h"
 #include "device_memory.h"
 #include "shared_memory.h"
 
 namespace collective {
+
+// Why ranks do not use one: the kernels take no more sources.
+inline std::string why_of_too_many_ranks() { return "more than " + std::to_string(kMostRanks) + " ranks on a node"; }
 
 class DeviceStaging {
  public:

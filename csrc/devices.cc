@@ -1,8 +1,11 @@
 #include "devices.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include "device_memory.h"
@@ -15,7 +18,11 @@ namespace {
 // Of device memory, each of two places: what of a long array is on its way between the ranks. (Not measured on a device.)
 constexpr size_t kPlaceBytes = size_t{16} << 20, kPlaces = 2;
 
+std::atomic<Device*> sent_from{nullptr};
+
 }  // namespace
+
+Device* Devices::whose_memory_is_sent() { return sent_from.load(std::memory_order_relaxed); }
 
 bool has_kernels(const Descriptor& d) {
   return (d.kind == Kind::kAllreduce || d.kind == Kind::kReduce) && d.op != ReduceOp::kAdasum;
@@ -56,11 +63,22 @@ class Devices::Messages final : public Operation {
  public:
   Messages(Devices& devices, int tag, Device* device, const std::string& why_no_kernels)
       : devices_(&devices), device_(device), reports_(*devices.comm_, tag) {
+    Report& own = reports_.own();
+    char host[256] = {};
+    gethostname(host, sizeof host - 1);
+    own.node = std::hash<std::string>()(host);
+    own.absent = device == nullptr;
     const Device::Messages found = device == nullptr ? Device::Messages{} : device->messages();
-    reports_.own().absent = device == nullptr;
-    reports_.own().tried = found.tried;
+    own.tried = found.tried;
     reports_.fail(device == nullptr ? "it has no array on a device yet"
                                     : (why_no_kernels.empty() ? found.why_not : why_no_kernels));
+    if (own.failure[0] == '\0') {
+      try {
+        for (size_t i = 0; i < kPlaces; ++i) places_.push_back(std::make_shared<DeviceRingPlace>(*device, kPlaceBytes));
+      } catch (const Error& error) {
+        reports_.fail(error.what());
+      }
+    }
     reports_.exchange();
   }
 
@@ -72,13 +90,16 @@ class Devices::Messages final : public Operation {
       return Step::kDone;
     }
     std::string why = reports_.failure("rank ");
-    // One rank of a node tries for all of its ranks.
-    if (why.empty() && std::none_of(all.begin(), all.end(), [](const Report& r) { return r.tried; }))
-      why = "none of these ranks has tried whether MPI sends memory of devices";
+    // One rank of a node tries for all of its ranks; in a set of ranks it may be missing.
+    for (const Report& rank : all)
+      if (why.empty() &&
+          std::none_of(all.begin(), all.end(), [&](const Report& r) { return r.node == rank.node && r.tried; }))
+        why = "of some node no rank takes part that has tried whether MPI sends memory of devices";
     devices_->know(why);
     if (!why.empty()) return Step::kDone;
     devices_->way_ = "sent by MPI from the memory of devices, and reduced there";
-    devices_->messages_ = device_;
+    devices_->places_ = std::move(places_);
+    sent_from = device_;
     return Step::kDone;
   }
   std::string describe() const override {
@@ -87,11 +108,13 @@ class Devices::Messages final : public Operation {
 
  private:
   struct Report {
+    uint64_t node;
     bool absent, tried;
     char failure[300];
   };
   Devices* devices_;
   Device* device_;
+  std::vector<std::shared_ptr<DeviceRingPlace>> places_;
   Reports<Report> reports_;
 };
 
@@ -104,6 +127,7 @@ bool Devices::is_wanted_by(const Descriptor& d) const {
 std::unique_ptr<Operation> Devices::look(int tag, Device* device) {
   state_ = State::kLooking;
   std::string why_not = device == nullptr ? "" : device->why_no_kernels();
+  if (comm_->size() > kMostRanks && memory_ != nullptr) why_not = why_of_too_many_ranks();
   if (comm_->size() == 1) {
     alone_ = Buffer(kCounterBytes);
     std::memset(alone_.data(), 0, alone_.nbytes());

@@ -5,7 +5,9 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "allreduce_device_ring.h"
 #include "buffer.h"
 #include "comm.h"
 #include "descriptor.h"
@@ -43,7 +45,11 @@ class Devices {
   // The memory that the ranks share of their devices, or null.
   DeviceStaging* staging() const { return staging_.get(); }
   // The device whose memory this rank sends and receives, as the others do theirs; or null.
-  Device* messages() const { return messages_; }
+  Device* messages() const { return places_.empty() ? nullptr : &places_[0]->device(); }
+  // Where the next agreed operation has its data there.
+  std::shared_ptr<DeviceRingPlace> next_place() { return places_[next_place_++ % places_.size()]; }
+  // That of any group: while there is one, its context must be current where MPI is called.
+  static Device* whose_memory_is_sent();
 
  private:
   enum class State { kUnknown, kLooking, kNotYet, kKnown };
@@ -57,7 +63,8 @@ class Devices {
   State state_ = State::kUnknown;
   Buffer alone_;  // in the place of the node's memory, of a group of one rank
   std::unique_ptr<DeviceStaging> staging_;
-  Device* messages_ = nullptr;
+  std::vector<std::shared_ptr<DeviceRingPlace>> places_;
+  size_t next_place_ = 0;
   std::string way_ = "nobody has wanted to know yet";
 };
 

@@ -94,7 +94,8 @@ bool Group::submit_what_is_ready() {
     submit_ready(std::move(ready.ticket), std::move(ready.submission));
     moved = true;
   }
-  if (join_ != nullptr && !join_told_ && not_ready_.empty()) {
+  // Not before the results of its buckets have been fetched, for the others may want to run them again.
+  if (join_ != nullptr && !join_told_ && not_ready_.empty() && Device::keep_nothing()) {
     join_told_ = true;
     agreement_.join();
   }
@@ -181,7 +182,7 @@ bool Group::progress() {
   }
   // MPI wants it, where it sends what is there.
   std::optional<Device::Current> current;
-  if (devices_.messages() != nullptr) current.emplace(*devices_.messages());
+  if (Device* const device = Devices::whose_memory_is_sent()) current.emplace(*device);
   bool moved = submit_what_is_ready();
   moved |= agreement_.progress(decisions_);
   for (Decision& decision : decisions_) {
@@ -351,6 +352,7 @@ bool Group::step_running() {
 void Group::check_stalls(Clock::time_point now) {
   next_check_ = now + kCheckEvery;
   inquiry_.progress(channels_.started());
+  Device::keep_nothing();  // of what is over
   std::erase_if(not_ready_, [&](Pending& waiting) {
     const auto waited = now - waiting.since;
     if (waited >= limits_.timeout) {

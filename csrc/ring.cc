@@ -79,7 +79,7 @@ Ring::Ring(const Comm& comm, BufferPool& pool, int tag, Phases phases, const voi
   scratch_stride_ = std::min(largest, segment_count_) * element_size_;
   if (reduce_steps_ == 0 || largest == 0) return;
   if (reducer_ != nullptr) {
-    scratch_ = reducer_->scratch(depth_ * scratch_stride_);
+    scratch_ = reducer_->scratch();
   } else {
     pooled_ = pool.take(depth_ * scratch_stride_);
     scratch_ = pooled_.data();

@@ -68,10 +68,10 @@ class RingReducer {
                      bool last) = 0;
   // Whether the oldest that has been started is over; it is then forgotten.
   virtual bool pop_over() = 0;
-  // Of what size segments should be, and how many in flight each way; the memory for what is received, depth of them.
+  // Of what size segments are, and how many are in flight each way; the memory for as many that are received.
   virtual size_t segment_bytes() const = 0;
   virtual size_t depth() const = 0;
-  virtual std::byte* scratch(size_t nbytes) = 0;
+  virtual std::byte* scratch() = 0;
 };
 
 class Ring final : public Operation {

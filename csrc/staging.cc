@@ -61,7 +61,7 @@ std::byte* offset(const void* data, size_t nbytes) {
 // Arrays on another device than the one that this rank shares are on the host in between, in page-locked memory, which
 // kernels can read and write.
 std::unique_ptr<Operation> make_on_devices(const Place& place, int tag, const std::vector<Task>& bucket,
-                                           const Devices& devices) {
+                                           Devices& devices) {
   Device& here = devices.staging() != nullptr ? devices.staging()->device() : *devices.messages();
   std::vector<PinnedMemory> memory;
   std::vector<Staged::Part> parts(1);
@@ -86,8 +86,8 @@ std::unique_ptr<Operation> make_on_devices(const Place& place, int tag, const st
   if (devices.staging() != nullptr)
     parts[0].operation = std::make_unique<AllreduceDevice>(*devices.staging(), spec, std::move(slots), Marks{});
   else
-    parts[0].operation = std::make_unique<AllreduceDeviceRing>(place.comm, place.pool, tag, here, spec,
-                                                               std::move(slots), nullptr, Marks{});
+    parts[0].operation = std::make_unique<AllreduceDeviceRing>(place.comm, place.pool, tag, devices.next_place(), spec,
+                                                               std::move(slots), Marks{});
   if (memory.empty()) return std::move(parts[0].operation);
   return std::make_unique<Staged>(Marks{}, std::move(memory), std::move(parts), 1);
 }
@@ -95,7 +95,7 @@ std::unique_ptr<Operation> make_on_devices(const Place& place, int tag, const st
 }  // namespace
 
 std::unique_ptr<Operation> make_staged(const Place& place, const std::function<int()>& next_tag,
-                                       const std::vector<Task>& bucket, const Devices& devices) {
+                                       const std::vector<Task>& bucket, Devices& devices) {
   size_t nbytes = 0;
   for (const Task& task : bucket) nbytes += task.descriptor->count() * size_of(task.descriptor->wire);
   if ((devices.staging() != nullptr || devices.messages() != nullptr) && has_kernels(*bucket[0].descriptor) &&

@@ -21,7 +21,7 @@ inline bool is_staged(const Descriptor& d) { return d.device != "cpu"; }
 // As make_operation(). The number of parts, and so that of tags, follows from what is agreed. devices: what the ranks
 // can do with theirs.
 std::unique_ptr<Operation> make_staged(const Place& place, const std::function<int()>& next_tag,
-                                       const std::vector<Task>& bucket, const Devices& devices);
+                                       const std::vector<Task>& bucket, Devices& devices);
 
 // A send or receive of an array on a device; `make` makes the one of its copy on the host.
 std::unique_ptr<Operation> make_staged(const PairSubmission& pair,

@@ -91,6 +91,36 @@ def test_the_heat_example(tmp_path: Path) -> None:
     assert told[0] == told[1] == told[2]
 
 
+def test_messages_need_no_shared_memory_of_devices(stand_in: dict[str, str]) -> None:
+    arguments = [*CASES, "-k", "messages and (reductions or buckets)"]
+    settings = {"STAND_IN_CUDA_OPEN": "1", "COLLECTIVE_CUDA_AWARE": "1", "STAND_IN_CUDA_REFUSE": "cuIpcGetMemHandle"}
+    done = run_ranks(2, arguments, 120, env={**stand_in, **settings})
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_rank_without_memory_on_its_device(stand_in: dict[str, str]) -> None:
+    """All ranks then take the way by the host."""
+    script = """
+import os, cupy, numpy as np
+import collective
+collective.init()
+x = cupy.asarray(np.full(100_000, collective.rank() + 1.0, "float32"))
+if collective.rank() == 1:
+    os.environ["STAND_IN_CUDA_REFUSE"] = "cuMemAlloc_v2"
+for _ in range(3):
+    collective.allreduce_(x, collective.Sum, prescale_factor=0.5)
+    assert (x.get() == x.get()[0]).all()
+print(collective.rank(), x.get()[0])
+"""
+    aware = {"STAND_IN_CUDA_OPEN": "1", "COLLECTIVE_CUDA_AWARE": "1", "COLLECTIVE_SHARED_MEMORY": "0"}
+    for settings in ({}, aware):
+        done = run_ranks(2, ["-c", script], 60, env={**stand_in, **settings})
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert sorted(done.stdout.split()) == ["0", "1", "1.5", "1.5"]
+        assert "arrays on devices are reduced by way of the host" in done.stderr
+        assert "rank 1: CUDA device 0: cuMemAlloc of" in done.stderr
+
+
 def test_info_shows_the_devices(stand_in: dict[str, str]) -> None:
     done = run_ranks(3, ["-m", "collective.info"], 60, env=stand_in)
     assert done.returncode == 0, done.stderr
