@@ -8,6 +8,7 @@ array interface.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,18 @@ import numpy as np
 from ._core import DType, address_of
 from .errors import UnsupportedTypeError
 
-__all__ = ["View", "contiguous", "copy", "empty_like", "from_bytes", "itemsize", "place_of_tensor", "view"]
+__all__ = [
+    "View",
+    "contiguous",
+    "copy",
+    "current_streams",
+    "device_bytes",
+    "empty_like",
+    "from_bytes",
+    "itemsize",
+    "place_of_tensor",
+    "view",
+]
 
 _BY_NAME: dict[str, DType] = dict(DType.__members__)
 _NUMPY_DTYPES: dict[np.dtype, DType] = {}  # filled as they come
@@ -129,6 +141,29 @@ def place_of_tensor(x: Any) -> tuple[int, int]:
     if not x.is_cuda or _torch().version.hip is not None:
         raise UnsupportedTypeError(f"a tensor on device {x.device}: only CPU and CUDA tensors are supported")
     return x.device.index, _torch().cuda.current_stream(x.device).cuda_stream
+
+
+def current_streams(ordinals: Iterable[int]) -> list[tuple[int, int]]:
+    """Of these devices, on which their frameworks queue the caller's work now."""
+    streams = []
+    torch, cupy = _torch(), sys.modules.get("cupy")
+    for ordinal in ordinals:
+        if torch is not None and torch.cuda.is_available():
+            streams.append((ordinal, torch.cuda.current_stream(ordinal).cuda_stream))
+        if cupy is not None:
+            streams.append((ordinal, cupy.cuda.get_current_stream(ordinal).ptr))
+    return streams
+
+
+def device_bytes(pointer: int, nbytes: int, owner: object, device: Any) -> Any:
+    """A uint8 tensor of torch over memory of a device, which it keeps by its owner."""
+    return _torch().as_tensor(_DeviceBytes(pointer, nbytes, owner), device=device)
+
+
+class _DeviceBytes:
+    def __init__(self, pointer: int, nbytes: int, owner: object) -> None:
+        self.owner = owner
+        self.__cuda_array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (pointer, False), "version": 3}
 
 
 def _supported() -> str:

@@ -355,7 +355,7 @@ def join(*, process_set: ProcessSet = global_process_set) -> int:
     group = process_set.group
     if group is None:
         raise InvalidArgumentError(f"rank {runtime.rank()}: join: this rank is not in {process_set}")
-    ticket = state.engine.submit_join(group, "join")
+    ticket = state.engine.submit_join(group, "join", arrays.current_streams(state.prepared_devices))
     last: int = Handle(state.engine, ticket, None, lambda done: done.rows[0]).wait()
     state.restart_names(group)
     process_set.joins += 1

@@ -81,13 +81,24 @@ py::array_t<uint8_t> take_output(Ticket& ticket, size_t nbytes) {
   return py::array_t<uint8_t>(static_cast<py::ssize_t>(nbytes), reinterpret_cast<uint8_t*>(data), owner);
 }
 
-// The bytes of a tensor's place in a bucket, which live as long as the array or the bucket.
-py::array_t<uint8_t> place_of(const Bucket& bucket, size_t i) {
+// What a tensor's place in a bucket belongs to: it lives as long as this or the bucket.
+py::capsule owner_of(const Bucket& bucket, size_t i) {
   auto place = std::make_unique<std::shared_ptr<std::byte>>(bucket.place(i));
-  auto* const data = reinterpret_cast<uint8_t*>(place->get());
-  const py::capsule owner(place.get(), [](void* p) { delete static_cast<std::shared_ptr<std::byte>*>(p); });
+  py::capsule owner(place.get(), [](void* p) { delete static_cast<std::shared_ptr<std::byte>*>(p); });
   place.release();  // the capsule's now
-  return py::array_t<uint8_t>(static_cast<py::ssize_t>(bucket.place_nbytes(i)), data, owner);
+  return owner;
+}
+
+// The bytes of the place.
+py::array_t<uint8_t> place_of(const Bucket& bucket, size_t i) {
+  auto* const data = reinterpret_cast<uint8_t*>(bucket.place(i).get());
+  return py::array_t<uint8_t>(static_cast<py::ssize_t>(bucket.place_nbytes(i)), data, owner_of(bucket, i));
+}
+
+// Its address, its bytes and its owner, where it is on a device.
+py::tuple device_place_of(const Bucket& bucket, size_t i) {
+  return py::make_tuple(reinterpret_cast<uintptr_t>(bucket.place(i).get()), bucket.place_nbytes(i),
+                        owner_of(bucket, i));
 }
 
 }  // namespace
@@ -176,10 +187,13 @@ PYBIND11_MODULE(_core, m) {
           py::arg("data"), py::arg("caller_waits"), py::arg("device") = -1, py::arg("stream") = 0)
       .def(
           "submit_join",
-          [](Engine& engine, size_t group, const std::string& name) {
-            return engine.submit(group, name, JoinSubmission{}, true);
+          [](Engine& engine, size_t group, const std::string& name,
+             const std::vector<std::pair<int, uintptr_t>>& streams) {
+            JoinSubmission submission;
+            for (const auto& [device, stream] : streams) submission.marks.push_back(mark_of(device, stream));
+            return engine.submit(group, name, std::move(submission), true);
           },
-          py::arg("group"), py::arg("name"))
+          py::arg("group"), py::arg("name"), py::arg("streams"))
       .def(
           "add_group", [](Engine& engine, uintptr_t comm) { return engine.add_group(comm_from<MPI_Comm>(comm)); },
           py::arg("comm"), py::call_guard<py::gil_scoped_release>())
@@ -219,6 +233,7 @@ PYBIND11_MODULE(_core, m) {
           py::arg("tensors"), py::arg("notes"), py::arg("device") = -1, py::arg("stream") = 0,
           py::call_guard<py::gil_scoped_release>())
       .def("place", &place_of, py::arg("tensor"))
+      .def("device_place", &device_place_of, py::arg("tensor"))
       .def("present", &Bucket::present)
       .def("noted", &Bucket::noted)
       .def(

@@ -104,7 +104,8 @@ std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, c
 }
 
 std::shared_ptr<std::byte> Bucket::place(size_t i) const {
-  return {storage_, storage_->bucket + offsets_.at(i) * size_of(spec_.wire)};
+  std::byte* const begin = storage_->on_device == nullptr ? storage_->bucket : storage_->on_device.get();
+  return {storage_, begin + offsets_.at(i) * size_of(spec_.wire)};
 }
 
 bool Bucket::flag(size_t i) const {

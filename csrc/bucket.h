@@ -30,8 +30,8 @@ class Bucket {
   std::shared_ptr<Ticket> start(const std::vector<const void*>& tensors, const std::vector<size_t>& notes,
                                 std::shared_ptr<DeviceMark> mark = nullptr);
 
-  // Where tensor i lies in the bucket, in the wire's type; shares the bucket's ownership. A run may be started from
-  // there, without a copy; it leaves its result there.
+  // Where tensor i lies in the bucket, in the wire's type, on the device if the bucket is there; shares the bucket's
+  // ownership. A run may be started from there, without a copy; it leaves its result there.
   std::shared_ptr<std::byte> place(size_t i) const;
   size_t place_nbytes(size_t i) const { return counts_.at(i) * size_of(spec_.wire); }
 

@@ -71,9 +71,10 @@ std::vector<Conversion> conversions(const Slots& slots, const AllreduceSpec& spe
     const Slot& slot = slots.list()[i];
     std::byte* const inside = place + (at - range.begin) * size_of(spec.wire);
     const size_t skip = (at - slots.offset(i)) * size_of(spec.dtype);
-    if (packs)
-      result.push_back({slot.in == nullptr ? nullptr : static_cast<const std::byte*>(slot.in) + skip, inside, count});
-    else if (slot.out != nullptr)
+    const std::byte* const in = slot.in == nullptr ? nullptr : static_cast<const std::byte*>(slot.in) + skip;
+    if (packs && (in != inside || !slots.unchanged()))
+      result.push_back({in, inside, count});
+    else if (!packs && slot.out != nullptr)
       result.push_back({inside, static_cast<std::byte*>(slot.out) + skip, count});
     at += count;
   }

@@ -27,7 +27,7 @@ struct Conversion {
 void queue_convert(Device& device, DeviceStream& stream, DType to_type, DType from_type,
                    const std::vector<Conversion>& pieces, double scale, ReduceOp op);
 
-// What of elements [begin, end) of the slots goes to a place, or (packs: no) comes from there.
+// What of elements [begin, end) of the slots goes to a place, unless it is there, or (packs: no) comes from there.
 std::vector<Conversion> conversions(const Slots& slots, const AllreduceSpec& spec, Range range, std::byte* place,
                                     bool packs);
 

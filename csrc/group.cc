@@ -94,8 +94,10 @@ bool Group::submit_what_is_ready() {
     submit_ready(std::move(ready.ticket), std::move(ready.submission));
     moved = true;
   }
-  // Not before the results of its buckets have been fetched, for the others may want to run them again.
-  if (join_ != nullptr && !join_told_ && not_ready_.empty() && Device::keep_nothing()) {
+  // Not before the results of its buckets have been fetched and used, for the others may want to run them again.
+  if (join_ != nullptr && !join_told_ && not_ready_.empty() && Device::keep_nothing() &&
+      std::all_of(join_marks_.begin(), join_marks_.end(), [](const auto& mark) { return mark->reached(); })) {
+    join_marks_.clear();
     join_told_ = true;
     agreement_.join();
   }
@@ -160,7 +162,7 @@ void Group::submit(std::shared_ptr<Ticket> ticket, PairSubmission submission) {
   running_.push_back(std::move(running));
 }
 
-void Group::submit(std::shared_ptr<Ticket> ticket, JoinSubmission) {
+void Group::submit(std::shared_ptr<Ticket> ticket, JoinSubmission submission) {
   if (!departed_.empty()) {
     finish_(*ticket, ErrorCode::kShutdown, "join: " + left_text(departed_[0].first));
     return;
@@ -168,6 +170,7 @@ void Group::submit(std::shared_ptr<Ticket> ticket, JoinSubmission) {
   join_ = std::move(ticket);
   has_joined_ = true;
   join_told_ = false;
+  join_marks_ = std::move(submission.marks);
 }
 
 bool Group::progress() {

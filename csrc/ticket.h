@@ -56,7 +56,10 @@ struct PairSubmission {
 inline constexpr int kPairTags = 1024;
 
 // This rank has run out of data; finished when all ranks have, `rows` then holds the last one's number.
-struct JoinSubmission {};
+struct JoinSubmission {
+  // Of devices: until these are reached its script may use results that lie in buckets, and those are not run again.
+  std::vector<std::shared_ptr<DeviceMark>> marks{};
+};
 
 // One run of an open channel: starts at once, since all ranks have agreed to run it equally often.
 struct ChannelSubmission {

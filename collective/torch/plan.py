@@ -100,11 +100,12 @@ def open_plan(
         )
         bucket = Bucket(members, core, getattr(torch, dtypes[number].name))
         buckets.append(bucket)
-        viewable = devices[number] < 0 and layout.may_view and wires[number] == dtypes[number]
+        in_memory = devices[number] < 0 or ticket.on_device
+        viewable = in_memory and layout.may_view and wires[number] == dtypes[number]
         for i, slot in enumerate(members):
             slot.bucket = bucket
             if viewable and counts[number][i] > 0:
-                slot.view = view_of(core.place(i), slot)
+                slot.view = view_of(core, i, slot)
                 slot.place = slot.view.data_ptr()
     return buckets, notes
 
@@ -143,7 +144,12 @@ def _described(slot: Slot) -> str:
     return f"{slot.name} {str(slot.dtype).removeprefix('torch.')} {tuple(slot.shape)}{strides}{device}"
 
 
-def view_of(place: np.ndarray, slot: Slot) -> torch.Tensor:
+def view_of(core: _core.Bucket, number: int, slot: Slot) -> torch.Tensor:
     """A tensor over its place in the bucket; of a storage of its own, so that saving one gradient saves no others."""
-    storage = torch.from_numpy(place).untyped_storage()
-    return torch.empty(0, dtype=slot.dtype).set_(storage, 0, slot.shape, slot.strides)
+    if arrays.place_of_tensor(slot.parameter)[0] < 0:
+        place = torch.from_numpy(core.place(number))
+    else:
+        place = arrays.device_bytes(*core.device_place(number), slot.device)
+    return torch.empty(0, dtype=slot.dtype, device=slot.device).set_(
+        place.untyped_storage(), 0, slot.shape, slot.strides
+    )

@@ -376,9 +376,9 @@ class GradientReducer:
                 continue
             if slot.view is not None and (target is None or _owns_storage(target)):
                 if not slot.holds(slot.view):
-                    slot.view = view_of(bucket.core.place(number), slot)
+                    slot.view = view_of(bucket.core, number, slot)
                 p.grad = slot.view
-                slot.retired = target
+                slot.retired = target if slot.device.type == "cpu" else None  # see there: an allocator keeps it
                 targets.append(0)
                 continue
             if target is None or 0 in target.stride():  # several elements at one address

@@ -44,7 +44,7 @@ def same(got: Any, wanted: Any) -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int64", "bool", "complex64"])
 def test_reductions(world: World, size: int, dtype: str) -> None:
-    if size > 200_000 and dtype not in ("float32", "float16"):
+    if size > 200_000 and dtype != "float32":
         return
     each = [fill(size, dtype, rank) for rank in range(world.size)]
     mine = each[world.rank]
@@ -102,7 +102,7 @@ def test_page_locked_memory_is_bounded(world: World) -> None:
     """A model that is broadcast takes no more of it than what is on its way."""
     stand_in.standInPinned.restype = ctypes.c_size_t
     before = stand_in.standInPinned()
-    xs = [put(np.full(5_000_000, world.rank * 100 + i, "float32")) for i in range(40)]  # 20 MB each
+    xs = [put(np.full(5_000_000, world.rank * 100 + i, "float32")) for i in range(25)]  # 20 MB each
     for handle in [collective.broadcast_async_(x, 0, name=f"layer.{i}") for i, x in enumerate(xs)]:
         handle.wait()
     for i, x in enumerate(xs):
@@ -229,7 +229,7 @@ def test_many_at_once_on_several_devices_and_the_host(world: World) -> None:
 
 
 def test_handles_that_are_dropped(world: World) -> None:
-    for number in range(20):
+    for number in range(8):
         collective.allreduce_async(put(np.ones(30_000)), Sum, name=f"dropped.{number}")
         gc.collect()
     same(collective.allreduce(put(np.ones(10)), Sum), np.full(10, float(world.size)))
@@ -266,7 +266,7 @@ def test_other_arrays_of_devices(world: World) -> None:
 @pytest.mark.parametrize("dtype", [name for name in _core.DType.__members__ if name != "bfloat16"])
 def test_values_are_the_hosts(world: World, dtype: str, op: collective.Op, request: pytest.FixtureRequest) -> None:
     """Of every dtype and operator, by the kernels where ranks can use them."""
-    if (dtype == "bool" and op is Average) or ("complex" in dtype and op in (Min, Max)):
+    if (dtype == "bool" and op is Average) or ("complex" in dtype and op in (Min, Max)) or world.size == 1:
         return
     values = fill(70_001, dtype, world.rank)
     factors = {"prescale_factor": 0.75, "postscale_factor": 3.0} if dtype != "bool" else {}
@@ -277,7 +277,7 @@ def test_values_are_the_hosts(world: World, dtype: str, op: collective.Op, reque
     # In messages sums are rounded on the way from rank to rank, and in another order where they are short.
     exact = in_memory or dtype != "float16"
     np.testing.assert_allclose(got.get(), wanted, rtol=0 if exact else 5e-3)
-    kernels = world.size == 1 or (SHARES if in_memory else SENDS)
+    kernels = SHARES if in_memory else SENDS
     assert (stand_in.standInLaunches() > before) == (kernels and values.nbytes >= 1 << 16)
     root = world.size - 1
     total, wanted = collective.reduce(put(values), root, op), collective.reduce(values, root, op)
@@ -355,6 +355,13 @@ def test_buckets(world: World, wire: str, way: str, request: pytest.FixtureReque
         time.sleep(0.05)
 
 
+def device_bytes(pointer: int, nbytes: int, owner: object, device: object) -> torch.Tensor:
+    """As arrays.device_bytes(), of memory that the host can touch."""
+    memory = (ctypes.c_uint8 * nbytes).from_address(pointer)
+    memory.owner = owner
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
 def opened_bucket(engine: Any, group: int, name: str, counts: list[int], device: str) -> _core.Bucket:
     """Of float32, with two notes."""
     dtype, total = _core.DType.float32, _core.ReduceOp.Sum
@@ -397,14 +404,18 @@ def test_results_that_are_still_fetched_when_a_rank_joins(world: World, device: 
             same(x, np.full(n, world.size, "float32"))
 
 
+@pytest.mark.parametrize("as_view", [None, True, False])
 @pytest.mark.parametrize("compression", [hvd.Compression.none, hvd.Compression.fp16])
-def test_an_optimizer(world: World, monkeypatch: pytest.MonkeyPatch, compression: type) -> None:
+def test_an_optimizer(world: World, monkeypatch: pytest.MonkeyPatch, compression: type, as_view: bool | None) -> None:
     """On stand-ins, gradients of the host are taken for a device's, since there are no others. What torch does on a
     device it would do on its stream, behind the results; here it must wait for them."""
     if IS_REAL and not torch.cuda.is_available():
         pytest.skip("torch has no CUDA")
     if not IS_REAL:
+        if as_view is not False and not SENDS:
+            return  # the host cannot touch what lies in a bucket
         stand_in.standInTakeHost(1)
+        monkeypatch.setattr(arrays, "device_bytes", device_bytes)
         monkeypatch.setattr(arrays, "place_of_tensor", lambda x: (0, cupy.cuda.get_current_stream().ptr))
         fetch = _core.Bucket.fetch
 
@@ -420,7 +431,11 @@ def test_an_optimizer(world: World, monkeypatch: pytest.MonkeyPatch, compression
         for p in model.parameters():
             torch.nn.init.ones_(p)
         optimizer = hvd.DistributedOptimizer(
-            torch.optim.SGD(model.parameters(), lr=0.0), model.named_parameters(), compression=compression, groups=4
+            torch.optim.SGD(model.parameters(), lr=0.0),
+            model.named_parameters(),
+            compression=compression,
+            groups=4,
+            gradient_as_bucket_view=as_view,
         )
         own = torch.nn.Sequential(*(torch.nn.Linear(9, 9) for _ in range(6))).to(device)
         own.load_state_dict(model.state_dict())
