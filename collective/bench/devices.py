@@ -28,7 +28,7 @@ COPY = "copy"
 """The case that they are compared with: a copy on the device."""
 
 _REDUCED = 64 << 20  # bytes of each source
-_CALLS = 10
+_CALLS = 5
 
 
 def devices(job: Job, sizes: Sequence[int], rounds: int, peers: Sequence[str]) -> list[Result]:
