@@ -26,7 +26,9 @@ class DeviceRingPlace {
  public:
   // Throws where the device has no more memory.
   DeviceRingPlace(Device& device, size_t nbytes)
-      : device_(&device), nbytes_(nbytes), block_(device.lend(nbytes + kScratchBytes)) {}
+      : device_(&device), nbytes_(nbytes), block_(device.lend(nbytes + kScratchBytes)) {
+    block_.sent = true;
+  }
   DeviceRingPlace(const DeviceRingPlace&) = delete;
   DeviceRingPlace& operator=(const DeviceRingPlace&) = delete;
   ~DeviceRingPlace() { device_->take_back(block_); }

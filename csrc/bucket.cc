@@ -85,7 +85,8 @@ std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, c
   slots.push_back({flags, nullptr, flag_count()});
   ChannelSubmission run{channel_, spec_.dtype, std::move(slots), storage_->bucket, storage_};
   if (mark != nullptr) run.marks.push_back(mark);
-  if (storage_->fetched != nullptr) run.marks.push_back(storage_->fetched);
+  for (auto& fetched : storage_->fetched) run.marks.push_back(std::move(fetched));
+  storage_->fetched.clear();
   if (mark != nullptr && storage_->on_device == nullptr) {
     Device& device = mark->device();
     std::byte* base = storage_->bucket;
@@ -144,8 +145,8 @@ void Bucket::fetch(const std::vector<void*>& targets, Device& device, uintptr_t 
     for (size_t i = 0; i < counts_.size(); ++i)
       if (targets[i] != nullptr) queue.copy(targets[i], hosts[i], counts_[i] * size_of(spec_.dtype));
   }
-  storage.fetched = device.mark(stream);
-  device.keep(storage.fetched,
+  storage.fetched.push_back(device.mark(stream));
+  device.keep(storage.fetched.back(),
               std::make_shared<std::pair<std::shared_ptr<void>, std::shared_ptr<void>>>(storage_, bounce));
 }
 

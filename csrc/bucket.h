@@ -53,8 +53,8 @@ class Bucket {
     std::shared_ptr<NodeBucket> shared;
     std::shared_ptr<std::byte> on_device;
     std::byte* bucket;  // in the wire's type: tensors (unless they are on_device), then flags
-    // Behind the last fetch, for which a run that follows must wait.
-    std::shared_ptr<DeviceMark> fetched;
+    // Behind the fetches since the last run, for which the next must wait.
+    std::vector<std::shared_ptr<DeviceMark>> fetched;
     PinnedMemory pinned;             // instead of `own`, of a bucket for a device
     std::unique_ptr<PageLock> lock;  // of `shared`, likewise
     // The device copies to and from the bucket itself.

@@ -106,7 +106,7 @@ class Channels::Opening final : public Operation {
 
   // Bit i: of the plan that was opened i + 1 before. Besides `plans_` those who run it have it, and the script.
   uint64_t let_go() const {
-    Device::keep_nothing();  // of what has been fetched by now
+    Device::let_go();  // what has been fetched by now
     uint64_t bits = 0;
     for (uint64_t i = 0; i < kTold && i < number_; ++i) {
       const auto plan = channels_->plans_.find(number_ - 1 - i);
@@ -262,7 +262,10 @@ Channels::Run Channels::start(ChannelSubmission submission) {
     run.operation = std::make_unique<AllreduceBucketNode>(bucket, spec, std::move(submission.slots));
   } else if (channel.on_device) {
     std::shared_ptr<DeviceRingPlace> place = channel.place.lock();
-    if (place == nullptr) place = make_place(*channel.device, channel);  // the script has let it go, and has joined
+    if (place == nullptr) {  // the script has let it go, and has joined
+      place = make_place(*channel.device, channel);
+      channels_[number].place = place;
+    }
     run.operation = std::make_unique<OnDevice>(
         std::make_unique<AllreduceDeviceRing>(*comm_, *pool_, tag, std::move(place), spec, std::move(submission.slots),
                                               std::move(submission.marks)),

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <iterator>
 #include <utility>
 
 #include "../collective/kernels/launch.h"
@@ -162,7 +163,8 @@ Device::Block Device::lend(size_t nbytes) {
     std::vector<Block> idle;
     {
       const std::lock_guard lock(mutex_);
-      const auto shared = std::partition(blocks_.begin(), blocks_.end(), [](const Block& b) { return !!b.handle; });
+      const auto shared =
+          std::partition(blocks_.begin(), blocks_.end(), [](const Block& b) { return b.handle || b.sent; });
       idle.assign(shared, blocks_.end());
       blocks_.erase(shared, blocks_.end());
     }
@@ -264,28 +266,45 @@ PinnedMemory Device::pinned(size_t nbytes) {
 }
 
 void Device::keep(std::shared_ptr<DeviceMark> until, std::shared_ptr<void> what) {
-  keeps_nothing();
+  let_go_own();
   const std::lock_guard lock(kept_mutex_);
   kept_.emplace_back(std::move(until), std::move(what));
 }
 
-bool Device::keeps_nothing() {
-  const std::lock_guard lock(kept_mutex_);
-  std::erase_if(kept_, [](const auto& entry) {
+void Device::let_go_own() {
+  const auto is_over = [](const auto& entry) {
     try {
       return entry.first->reached();
     } catch (const Error&) {
       return true;  // the device has failed and uses nothing any more
     }
-  });
-  return kept_.empty();
+  };
+  decltype(kept_) over;  // to end when nothing is locked: that may call the driver, and wait for it
+  const std::lock_guard lock(kept_mutex_);
+  const auto begin = std::stable_partition(kept_.begin(), kept_.end(), [&](const auto& e) { return !is_over(e); });
+  over.assign(std::make_move_iterator(begin), std::make_move_iterator(kept_.end()));
+  kept_.erase(begin, kept_.end());
 }
 
-bool Device::keep_nothing() {
+std::vector<Device*> Device::all() {
   AllDevices& all = all_devices();
   const std::lock_guard lock(all.mutex);
-  return std::all_of(all.list.begin(), all.list.end(),
-                     [](Device* device) { return device == nullptr || device->keeps_nothing(); });
+  std::vector<Device*> devices = all.list;
+  std::erase(devices, nullptr);
+  return devices;
+}
+
+void Device::let_go() {
+  for (Device* device : all()) device->let_go_own();
+}
+
+std::vector<std::shared_ptr<DeviceMark>> Device::kept_marks() {
+  std::vector<std::shared_ptr<DeviceMark>> marks;
+  for (Device* device : all()) {
+    const std::lock_guard lock(device->kept_mutex_);
+    for (const auto& entry : device->kept_) marks.push_back(entry.first);
+  }
+  return marks;
 }
 
 DeviceMark::~DeviceMark() {

@@ -155,16 +155,20 @@ class Device {
   PinnedMemory pinned(size_t nbytes);
   // Keeps something until the mark has been reached.
   void keep(std::shared_ptr<DeviceMark> until, std::shared_ptr<void> what);
-  // Lets go what need not be kept any more; whether nothing is left on any device.
-  static bool keep_nothing();
+  // Lets go what need not be kept any more, on all devices.
+  static void let_go();
+  // The marks for which something is kept, of all devices.
+  static std::vector<std::shared_ptr<DeviceMark>> kept_marks();
 
   // Memory of the device on loan.
   struct Block {
     std::byte* data = nullptr;
     size_t nbytes = 0;
-    // By which other processes map it. Once it has been asked for the memory is never freed, but kept for the next: that
-    // would have to wait for all of them, and nobody can know of a process that has died.
+    // By which other processes map it; and whether it has been sent by MPI, which may have such handles of its own. Then
+    // the memory is never freed, but kept for the next: that would have to wait for all of them, and nobody can know of a
+    // process that has died.
     std::optional<CudaMemoryHandle> handle{};
+    bool sent = false;
   };
   Block lend(size_t nbytes);
   void take_back(const Block& block);
@@ -188,7 +192,8 @@ class Device {
   Device(const CudaDriver& driver, int number);
   void check(int result, const char* what) const;
   int attribute(int which) const;
-  bool keeps_nothing();
+  static std::vector<Device*> all();
+  void let_go_own();
   void* take_event();
   std::shared_ptr<DeviceMark> record(void* stream);
 
@@ -198,7 +203,7 @@ class Device {
   void* context_ = nullptr;  // the primary one, which frameworks use
   std::unique_ptr<DeviceStream> loads_, stores_, work_;
 
-  std::mutex kept_mutex_;  // guards the next, whose end may take the other one
+  std::mutex kept_mutex_;  // guards the next; never taken together with the other one
   std::vector<std::pair<std::shared_ptr<DeviceMark>, std::shared_ptr<void>>> kept_;
 
   std::mutex mutex_;           // guards what follows

@@ -24,6 +24,8 @@ constexpr int kFirstPairTag = kAgreedTags;
 constexpr int kFirstChannelTag = kFirstPairTag + 2 * kPairTags;
 constexpr int kMostChannels = 32767 - kFirstChannelTag;
 
+constexpr const char* kJoinWaits = "join: waits for what its user has queued on a device before";
+
 // In a rank's part of the node's memory.
 constexpr size_t kDevicesAt = Lane::nbytes(), kMailAt = kDevicesAt + Devices::kCounterBytes;
 
@@ -95,7 +97,7 @@ bool Group::submit_what_is_ready() {
     moved = true;
   }
   // Not before the results of its buckets have been fetched and used, for the others may want to run them again.
-  if (join_ != nullptr && !join_told_ && not_ready_.empty() && Device::keep_nothing() &&
+  if (join_ != nullptr && !join_told_ && not_ready_.empty() &&
       std::all_of(join_marks_.begin(), join_marks_.end(), [](const auto& mark) { return mark->reached(); })) {
     join_marks_.clear();
     join_told_ = true;
@@ -170,7 +172,10 @@ void Group::submit(std::shared_ptr<Ticket> ticket, JoinSubmission submission) {
   join_ = std::move(ticket);
   has_joined_ = true;
   join_told_ = false;
-  join_marks_ = std::move(submission.marks);
+  join_since_ = Clock::now();
+  join_warned_ = false;
+  join_marks_ = Device::kept_marks();
+  join_marks_.insert(join_marks_.end(), submission.marks.begin(), submission.marks.end());
 }
 
 bool Group::progress() {
@@ -185,7 +190,16 @@ bool Group::progress() {
   }
   // MPI wants it, where it sends what is there.
   std::optional<Device::Current> current;
-  if (Device* const device = Devices::whose_memory_is_sent()) current.emplace(*device);
+  if (Device* const device = devices_.messages()) {
+    current.emplace(*device);
+  } else if (Device* const other =
+                 Devices::whose_memory_is_sent()) {  // any call may go on with another group's messages
+    try {
+      current.emplace(*other);
+    } catch (const Error&) {
+      current.reset();  // it has failed, which is not this group's matter
+    }
+  }
   bool moved = submit_what_is_ready();
   moved |= agreement_.progress(decisions_);
   for (Decision& decision : decisions_) {
@@ -242,11 +256,14 @@ void Group::execute_agreed() {
 bool Group::look_at_devices(const Decision& decision) {
   const Decision::Entry& entry = decision.entries[0];
   const auto pending = pending_.find(entry.name);
-  const bool is_here = pending != pending_.end();
-  if (!devices_.is_wanted_by(is_here ? pending->second.submission.descriptor : Descriptor::decode(entry.encoded)))
-    return false;
-  Device* const device =
-      is_here && pending->second.submission.mark != nullptr ? &pending->second.submission.mark->device() : nullptr;
+  Device* device = nullptr;
+  if (pending == pending_.end()) {
+    if (entry.encoded.empty() || !devices_.is_wanted_by(Descriptor::decode(entry.encoded))) return false;
+  } else {
+    const NamedSubmission& submission = pending->second.submission;
+    if (!devices_.is_wanted_by(submission.descriptor)) return false;
+    if (submission.mark != nullptr) device = &submission.mark->device();
+  }
   Running running;
   running.since = Clock::now();
   running.what = "what devices share";
@@ -324,6 +341,10 @@ void Group::serve_demands() {
     // A demand may come before this rank knows the channel, or while its memory is being made.
     if (!channels_.is_open(demand.channel)) return false;
     while (channels_.started()[demand.channel] < demand.run && left_before(demand.channel) < 0) {
+      // One after the other, as scripts do it: they have one tag, and one place.
+      if (std::any_of(running_.begin(), running_.end(),
+                      [&](const Running& running) { return running.channel == demand.channel; }))
+        return false;
       auto ticket = std::make_shared<Ticket>();
       ticket->name = "of another rank, after join()";
       start(std::move(ticket), demand.channel, channels_.start_neutral(demand.channel));
@@ -355,7 +376,7 @@ bool Group::step_running() {
 void Group::check_stalls(Clock::time_point now) {
   next_check_ = now + kCheckEvery;
   inquiry_.progress(channels_.started());
-  Device::keep_nothing();  // of what is over
+  Device::let_go();
   std::erase_if(not_ready_, [&](Pending& waiting) {
     const auto waited = now - waiting.since;
     if (waited >= limits_.timeout) {
@@ -369,6 +390,16 @@ void Group::check_stalls(Clock::time_point now) {
     }
     return false;
   });
+  if (join_ != nullptr && !join_told_ && not_ready_.empty()) {
+    if (now - join_since_ >= limits_.timeout) {
+      join_marks_.clear();
+      finish_(*std::exchange(join_, nullptr), ErrorCode::kTimeout,
+              kJoinWaits + (". It did not get there within " + seconds_text(limits_.timeout)));
+    } else if (!join_warned_ && now - join_since_ >= limits_.stall_warning) {
+      join_warned_ = true;
+      log_warning(std::string("stalled: ") + kJoinWaits);
+    }
+  }
   for (const auto& [name, pending] : pending_)
     if (now - pending.since > limits_.timeout + kCoordinatorGrace)
       throw Error(ErrorCode::kTimeout, std::string(name_of(pending.submission.descriptor.kind)) + " '" + name +
@@ -459,6 +490,7 @@ std::string Group::describe() const {
   };
   for (const Pending& waiting : not_ready_)
     text += "  submitted " + age(waiting.since) + " ago: " + waiting.waits_text() + "\n";
+  if (join_ != nullptr && !join_told_) text += std::string("  ") + kJoinWaits + "\n";
   for (const auto& [name, pending] : pending_)
     text += "  submitted " + age(pending.since) + " ago, not agreed: " + name_of(pending.submission.descriptor.kind) +
             " '" + name + "'\n";

@@ -133,7 +133,8 @@ class Group {
   std::vector<std::pair<int, std::vector<uint32_t>>> departed_;  // ranks that left, and the runs they had started
   std::shared_ptr<Ticket> join_;                                 // of this rank
   std::vector<std::shared_ptr<DeviceMark>> join_marks_;          // that come before
-  bool join_told_ = false;
+  Clock::time_point join_since_{};
+  bool join_told_ = false, join_warned_ = false;
   bool has_joined_ = false;  // some time; a demand of that time may come after all others have joined as well
   std::unordered_map<int, std::shared_ptr<bool>> pair_over_;  // the last operation by pair tag and peer
   uint64_t executions_ = 0;                                   // agreed operations, alike on all ranks

@@ -166,7 +166,8 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         sparse_as_dense: turn sparse gradients into dense ones before they are reduced; else they are gathered.
         process_set: the ranks that train together; all others must not call this.
         gradient_as_bucket_view: after synchronize() or step(), `.grad` is a view of the memory in which gradients were
-            reduced, and the next reduction overwrites it.
+            reduced, and the next reduction overwrites it; on a device, streams that read it beside the current one must
+            be waited for before the next backward.
             None: so where zero_grad() sets gradients to None and they are no parts of larger buffers; else results are
             copied into the gradients, which stay the tensors that they are.
             True: always, and a gradient that is still there when backward adds to it, as after

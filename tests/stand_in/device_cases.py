@@ -362,6 +362,27 @@ def device_bytes(pointer: int, nbytes: int, owner: object, device: object) -> to
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
+@pytest.mark.skipif(IS_REAL, reason="needs the stand-in")
+def test_a_join_that_waits_for_a_stream_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    collective.shutdown()
+    monkeypatch.setenv("COLLECTIVE_TIMEOUT", "2")
+    monkeypatch.setenv("COLLECTIVE_STALL_WARNING", "1")
+    collective.init()
+    same(collective.allreduce(put(np.ones(3)), Sum), np.full(3, float(world.size)))
+    stream = cupy.cuda.Stream()
+    stand_in.standInHold(ctypes.c_void_p(stream.ptr))
+    with stream, pytest.raises(collective.CollectiveTimeoutError, match="join: waits for .* queued on a device"):
+        collective.join()
+    assert "stalled: join: waits for" in capfd.readouterr().err
+    stand_in.standInRelease()
+    same(collective.allreduce(put(np.ones(3)), Sum), np.full(3, float(world.size)))
+    collective.shutdown()
+    monkeypatch.undo()
+    collective.init()
+
+
 def opened_bucket(engine: Any, group: int, name: str, counts: list[int], device: str) -> _core.Bucket:
     """Of float32, with two notes."""
     dtype, total = _core.DType.float32, _core.ReduceOp.Sum
