@@ -373,7 +373,7 @@ def test_a_join_that_waits_for_a_stream_for_ever(
     same(collective.allreduce(put(np.ones(3)), Sum), np.full(3, float(world.size)))
     stream = cupy.cuda.Stream()
     stand_in.standInHold(ctypes.c_void_p(stream.ptr))
-    with stream, pytest.raises(collective.CollectiveTimeoutError, match="join: waits for .* queued on a device"):
+    with stream, pytest.raises(collective.CollectiveTimeoutError, match=r"join: waits for .* queued on a device"):
         collective.join()
     assert "stalled: join: waits for" in capfd.readouterr().err
     stand_in.standInRelease()
