@@ -174,7 +174,7 @@ def test_a_stream_that_is_slow_holds_up_its_own_work_only(world: World) -> None:
 
 
 @pytest.mark.skipif(IS_REAL, reason="needs the stand-in")
-def test_a_stream_that_never_gets_there(
+def test_a_stream_that_does_not_ever_get_there(
     world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     collective.shutdown()
@@ -363,7 +363,7 @@ def device_bytes(pointer: int, nbytes: int, owner: object, device: object) -> to
 
 
 @pytest.mark.skipif(IS_REAL, reason="needs the stand-in")
-def test_a_join_that_waits_for_a_stream_for_ever(
+def test_a_join_that_waits_for_ever(
     world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     collective.shutdown()
