@@ -140,18 +140,10 @@ class Channels::OpeningOnDevices final : public Operation {
         device_(device),
         ticket_(std::move(ticket)),
         reports_(*channels.comm_, channels.first_tag_ + static_cast<int>(first)) {
-    if (device == nullptr || device != sends) {
-      reports_.fail("its gradients are on several devices, or it has joined");
-    } else {
-      try {
-        for (size_t i = 0; i < count; ++i) {
-          const Channel& channel = channels.channels_[first + i];
-          places_.push_back(make_place(*device, channel));
-        }
-      } catch (const Error& error) {
-        reports_.fail(error.what());
-      }
-    }
+    if (device == nullptr || device != sends) reports_.fail("its gradients are on several devices, or it has joined");
+    reports_.attempt([&] {
+      for (size_t i = 0; i < count; ++i) places_.push_back(make_place(*device, channels.channels_[first + i]));
+    });
     reports_.exchange();
   }
 

@@ -44,17 +44,6 @@ void DeviceMemoryCreation::give_back() noexcept {
   own_ = {};
 }
 
-// What goes wrong here, all ranks are told, and go another way.
-template <typename Work>
-void DeviceMemoryCreation::attempt(const Work& work) {
-  if (reports_.own().failure[0] != '\0') return;
-  try {
-    work();
-  } catch (const Error& error) {
-    reports_.fail(error.what());
-  }
-}
-
 void DeviceMemoryCreation::reserve() {
   reports_.own().absent = device_ == nullptr && why_not_.empty();
   if (device_ == nullptr)
@@ -92,10 +81,10 @@ void DeviceMemoryCreation::compare() {
 Step DeviceMemoryCreation::step() {
   bool copied = true;
   if (phase_ == Phase::kWrite || phase_ == Phase::kRead)
-    attempt([&] { copied = copied_ == nullptr || copied_->reached(); });
+    reports_.attempt([&] { copied = copied_ == nullptr || copied_->reached(); });
   switch (phase_) {
     case Phase::kReserve:
-      attempt([this] { reserve(); });
+      reports_.attempt([this] { reserve(); });
       phase_ = Phase::kWrite;
       return Step::kMoved;
     case Phase::kWrite:
@@ -108,12 +97,12 @@ Step DeviceMemoryCreation::step() {
       why_ = reports_.failure();
       not_yet_ = std::any_of(reports_.all().begin(), reports_.all().end(), [](const Report& r) { return r.absent; });
       if (!why_.empty()) break;
-      attempt([this] { map(); });
+      reports_.attempt([this] { map(); });
       phase_ = Phase::kRead;
       return Step::kMoved;
     case Phase::kRead:
       if (!copied) return Step::kIdle;
-      attempt([this] { compare(); });
+      reports_.attempt([this] { compare(); });
       reports_.exchange();
       phase_ = Phase::kVerdicts;
       return Step::kMoved;

@@ -69,8 +69,6 @@ class DeviceMemoryCreation final : public Operation {
   };
   enum class Phase { kReserve, kWrite, kOffers, kRead, kVerdicts, kDone };
 
-  template <typename Work>
-  void attempt(const Work& work);
   void reserve();
   void map();
   void compare();

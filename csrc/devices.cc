@@ -72,13 +72,9 @@ class Devices::Messages final : public Operation {
     own.tried = found.tried;
     reports_.fail(device == nullptr ? "it has no array on a device yet"
                                     : (why_no_kernels.empty() ? found.why_not : why_no_kernels));
-    if (own.failure[0] == '\0') {
-      try {
-        for (size_t i = 0; i < kPlaces; ++i) places_.push_back(std::make_shared<DeviceRingPlace>(*device, kPlaceBytes));
-      } catch (const Error& error) {
-        reports_.fail(error.what());
-      }
-    }
+    reports_.attempt([&] {
+      for (size_t i = 0; i < kPlaces; ++i) places_.push_back(std::make_shared<DeviceRingPlace>(*device, kPlaceBytes));
+    });
     reports_.exchange();
   }
 

@@ -188,16 +188,15 @@ bool Group::progress() {
     left_ = true;
     agreement_.leave(channels_.started());
   }
-  // MPI wants it, where it sends what is there.
+  // MPI wants the context of memory that it sends, and any call may go on with another group's messages.
   std::optional<Device::Current> current;
-  if (Device* const device = devices_.messages()) {
-    current.emplace(*device);
-  } else if (Device* const other =
-                 Devices::whose_memory_is_sent()) {  // any call may go on with another group's messages
+  if (Device* const own = devices_.messages()) {
+    current.emplace(*own);
+  } else if (Device* const other = Devices::whose_memory_is_sent()) {
     try {
       current.emplace(*other);
     } catch (const Error&) {
-      current.reset();  // it has failed, which is not this group's matter
+      current.reset();  // it has failed, which its own group tells
     }
   }
   bool moved = submit_what_is_ready();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdio>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -22,6 +23,16 @@ class Reports {
 
   // This rank's: to be changed between an exchange and the next.
   Report& own() { return own_; }
+  // Does something, unless this rank has failed already; what it throws is what the others are told.
+  template <typename Work>
+  void attempt(const Work& work) {
+    if (own_.failure[0] != '\0') return;
+    try {
+      work();
+    } catch (const std::runtime_error& error) {
+      fail(error.what());
+    }
+  }
   void fail(const std::string& why) { std::snprintf(own_.failure, sizeof own_.failure, "%s", why.c_str()); }
 
   void exchange() {

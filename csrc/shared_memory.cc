@@ -174,16 +174,9 @@ void SharedMemoryCreation::map_peers() {
 }
 
 Step SharedMemoryCreation::step() {
-  const auto attempt = [this](void (SharedMemoryCreation::*work)()) {
-    try {
-      (this->*work)();
-    } catch (const Failure& failure) {
-      reports_.fail(failure.what());
-    }
-  };
   switch (phase_) {
     case Phase::kReserve:
-      attempt(&SharedMemoryCreation::reserve_own);
+      reports_.attempt([this] { reserve_own(); });
       reports_.own().nbytes = nbytes_;
       reports_.own().pid = getpid();
       reports_.own().fd = fd_;
@@ -202,7 +195,7 @@ Step SharedMemoryCreation::step() {
         phase_ = Phase::kDone;
         break;
       }
-      attempt(&SharedMemoryCreation::map_peers);
+      reports_.attempt([this] { map_peers(); });
       reports_.exchange();
       phase_ = Phase::kVerdicts;
       return Step::kMoved;
