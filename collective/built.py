@@ -45,7 +45,7 @@ def gloo_built() -> bool:
 
 
 def nccl_built() -> int:
-    """0: NCCL is not used. (Horovod returns NCCL's version number.)"""
+    """0: nothing is built with NCCL; COLLECTIVE_NCCL=1 loads it. (Horovod returns NCCL's version number.)"""
     return 0
 
 

@@ -13,11 +13,13 @@ HOROVOD_FUSION_THRESHOLD |
 HOROVOD_THREAD_AFFINITY |
 | COLLECTIVE_CUDA_AWARE | found out | 0 or 1 | whether the MPI can send device memory; unset: two processes try it \
 where that matters, see `cuda_aware` | |
+| COLLECTIVE_NCCL | 0 | 0 or 1 | 1, on all ranks: NCCL makes the sums between the GPUs of a node, where ranks have one \
+each | |
 | COLLECTIVE_TIMELINE | none | file | record a timeline from init() on, see `start_timeline` | HOROVOD_TIMELINE, \
 unless DYNAMIC |
 
 COLLECTIVE_* wins over HOROVOD_*. Rank 0's values hold for the whole job where ranks must agree (time-outs, fusion).
-HOROVOD_* variables that have no meaning here (cycle time, cache, autotuning, gloo, NCCL) are ignored.
+HOROVOD_* variables that have no meaning here (cycle time, cache, autotuning, gloo, NCCL's) are ignored.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ class Config:
     thread_affinity: tuple[int, ...]
     timeline: str
     cuda_aware: bool | None  # None: find out
+    nccl: bool
 
     @classmethod
     def from_environment(cls) -> Config:
@@ -72,6 +75,7 @@ class Config:
                 ),
                 timeline=_timeline(env),
                 cuda_aware=env.bool(_PREFIX + "CUDA_AWARE", None),
+                nccl=env.bool(_PREFIX + "NCCL", False),
             )
         except EnvError as error:
             raise InvalidArgumentError(str(error)) from None

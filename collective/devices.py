@@ -3,7 +3,9 @@ its memory."""
 
 from __future__ import annotations
 
+import importlib.util
 import threading
+from pathlib import Path
 
 from . import _core, cuda_aware, kernels, runtime
 from .errors import InternalError
@@ -11,6 +13,16 @@ from .errors import InternalError
 __all__ = ["prepare"]
 
 _preparing = threading.Lock()
+
+
+def _nccl_files() -> list[str]:
+    """Where the wheels nvidia-nccl-cu12 and -cu13 have it, which torch for CUDA installs."""
+    if importlib.util.find_spec("nvidia") is None:
+        return []
+    spec = importlib.util.find_spec("nvidia.nccl")
+    places = spec.submodule_search_locations if spec is not None else None
+    files = (Path(place) / "lib" / "libnccl.so.2" for place in places or ())
+    return [str(file) for file in files if file.exists()]
 
 
 def prepare(ordinal: int) -> None:
@@ -27,6 +39,8 @@ def prepare(ordinal: int) -> None:
             _core.load_kernels(ordinal, kernels.image(_core.compute_capability(ordinal)))
         except (kernels.KernelsUnavailableError, InternalError) as error:
             _core.do_without_kernels(ordinal, str(error))
+        if state.config.nccl:
+            _core.load_nccl(_nccl_files())
         # One rank of a node tries for all of its ranks.
         if not state.engine.shares_memory() and runtime.local_rank() == 0:
             answer = cuda_aware.find_out(several_nodes=runtime.cross_size() > 1)

@@ -48,6 +48,7 @@ class _Runtime:
             stall_warning=config.stall_warning,
             timeout=config.timeout,
             shared_memory=config.shared_memory,
+            nccl=config.nccl,
             cores=config.thread_affinity,
         )
         self.prepared_devices: set[int] = set()  # see devices.py

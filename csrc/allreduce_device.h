@@ -13,6 +13,9 @@
 // a rank reads and writes in others' places only between their two counters. With two places or more a piece is packed
 // while the one before is on its way between the ranks.
 //
+// Where ranks have an NCCL communicator it reduces whole places, if it can, and its kernels are the second
+// synchronisation; the average's factor is then applied when packing.
+//
 // steps:           2 synchronisations by the hosts
 // memory traffic:  per rank 3 N loads and 3 N stores of device memory, of those (p-1)/p N each way between devices; a
 //                  bucket, whose result stays in its place, 2 N and 2 N
@@ -41,6 +44,7 @@ class AllreduceDevice final : public Operation {
   // in a staging in the order of their construction, which must be the same on all ranks.
   AllreduceDevice(DeviceStaging& staging, const AllreduceSpec& spec, std::vector<Slot> slots,
                   std::vector<std::shared_ptr<DeviceMark>> after);
+  ~AllreduceDevice() override;
 
   Step step() override;
   std::string describe() const override;
@@ -53,17 +57,20 @@ class AllreduceDevice final : public Operation {
   bool look();
   bool pack();
   bool reduce();
+  bool reduce_by_nccl(uint64_t piece);
   bool unpack();
 
   DeviceStaging* staging_;
   AllreduceSpec spec_;
   Scaling scaling_;
+  NcclComm* nccl_ = nullptr;
   Slots slots_;
   std::vector<std::shared_ptr<DeviceMark>> after_;
   size_t element_size_;   // of the wire's type
   size_t piece_count_;    // elements of a piece
   uint64_t first_, end_;  // pieces of the staging
   uint64_t over_ = 0;     // pieces that are
+  bool calling_ = false;  // NCCL has not taken the last call in
   Queued packing_, reducing_, unpacking_;
 };
 

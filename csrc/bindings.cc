@@ -159,15 +159,15 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init([](uintptr_t comm, size_t fusion_threshold, double stall_warning, double timeout,
-                       bool shared_memory, const std::vector<int>& cores) {
+                       bool shared_memory, bool nccl, const std::vector<int>& cores) {
              using Seconds = std::chrono::duration<double>;
              const py::gil_scoped_release nogil;
              return std::make_shared<Engine>(
                  comm_from<MPI_Comm>(comm),
-                 Limits{fusion_threshold, Seconds(stall_warning), Seconds(timeout), shared_memory}, cores);
+                 Limits{fusion_threshold, Seconds(stall_warning), Seconds(timeout), shared_memory, nccl}, cores);
            }),
            py::arg("comm"), py::arg("fusion_threshold"), py::arg("stall_warning"), py::arg("timeout"),
-           py::arg("shared_memory"), py::arg("cores"))
+           py::arg("shared_memory"), py::arg("nccl"), py::arg("cores"))
       .def_property_readonly("topology", &Engine::topology)
       .def("device_way", &Engine::device_way, py::call_guard<py::gil_scoped_release>())
       .def("shares_memory", &Engine::shares_memory, py::call_guard<py::gil_scoped_release>())
@@ -284,6 +284,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("do_without_kernels", [](int device, const std::string& why) { Device::get(device).do_without_kernels(why); });
   m.def("set_messages",
         [](int device, const std::string& why_not) { Device::get(device).set_messages({true, why_not}); });
+  m.def("load_nccl", &load_nccl, py::arg("files"), py::call_guard<py::gil_scoped_release>());
   m.attr("PAIR_TAGS") = kPairTags;
   // ndarray.ctypes.data takes ten times as long.
   m.def("address_of", [](const py::array& array) { return reinterpret_cast<uintptr_t>(array.data()); });

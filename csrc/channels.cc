@@ -15,8 +15,13 @@ Channels::Channels(const Comm& comm, BufferPool& pool, int first_tag, size_t mos
 class Channels::Opening final : public Operation {
  public:
   Opening(Channels& channels, uint32_t first, size_t count, std::shared_ptr<Ticket> ticket, bool on_devices,
-          Device* device)
-      : channels_(&channels), first_(first), count_(count), number_(channels.opened_++), ticket_(std::move(ticket)) {
+          Device* device, std::shared_ptr<NcclComm> nccl)
+      : channels_(&channels),
+        first_(first),
+        count_(count),
+        number_(channels.opened_++),
+        ticket_(std::move(ticket)),
+        nccl_(std::move(nccl)) {
     channels.plans_[number_] = nullptr;  // not let go before it is there
     size_t nbytes = 0;
     for (size_t i = 0; i < count_; ++i) nbytes += device_nbytes(channel(i));
@@ -64,6 +69,8 @@ class Channels::Opening final : public Operation {
         const size_t counters_at = offset + NodeBucket::nbytes(channel.spec.wire, shared_count(channel));
         plan->on_device.emplace_back(device_memory_, device_offset, device_nbytes(channel), 1, plan->memory,
                                      counters_at);
+        if (nccl_ != nullptr && nccl_->places() == device_memory_->places())
+          plan->on_device.back().use(nccl_, first_ + static_cast<uint32_t>(i) + 1);
         ticket_->on_device.emplace_back(plan, plan->on_device.back().own());
         device_offset += device_nbytes(channel);
         channel.on_device = true;
@@ -120,6 +127,7 @@ class Channels::Opening final : public Operation {
   size_t count_;
   uint64_t number_;  // of the plan
   std::shared_ptr<Ticket> ticket_;
+  std::shared_ptr<NcclComm> nccl_;
   std::unique_ptr<DeviceMemoryCreation> on_device_;
   std::shared_ptr<DeviceMemory> device_memory_;
   std::unique_ptr<SharedMemoryCreation> creation_;
@@ -201,7 +209,8 @@ class Channels::OnDevice final : public Operation {
 };
 
 std::unique_ptr<Operation> Channels::open(uint32_t first, const Descriptor& d, std::shared_ptr<Ticket> ticket,
-                                          bool shares_memory, Device* device, Device* sends) {
+                                          bool shares_memory, Device* device, Device* sends,
+                                          const std::shared_ptr<NcclComm>& nccl) {
   const size_t count = d.channel_count();
   if (first + count > most_)
     throw Error(ErrorCode::kInternal, "more than " + std::to_string(most_) + " buckets were opened");
@@ -221,7 +230,7 @@ std::unique_ptr<Operation> Channels::open(uint32_t first, const Descriptor& d, s
   if (sends_from_devices)
     return std::make_unique<OpeningOnDevices>(*this, first, count, std::move(ticket), device, sends);
   if (!shares_memory) return nullptr;
-  return std::make_unique<Opening>(*this, first, count, std::move(ticket), d.device != "cpu", device);
+  return std::make_unique<Opening>(*this, first, count, std::move(ticket), d.device != "cpu", device, nccl);
 }
 
 Channels::Run Channels::start(ChannelSubmission submission) {

@@ -93,10 +93,11 @@ class DeviceStream {
   // A kernel of Device::kernel().
   void launch(void* kernel, const Launch& what, unsigned blocks, unsigned threads);
   std::shared_ptr<DeviceMark> mark();
+  void* handle() const { return stream_; }  // CUstream
 
  private:
   Device* device_;
-  void* stream_ = nullptr;  // CUstream
+  void* stream_ = nullptr;
 };
 
 class Device {

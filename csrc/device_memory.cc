@@ -9,8 +9,9 @@
 
 namespace collective {
 
-DeviceMemory::DeviceMemory(Device& device, int rank, const Device::Block& own, std::vector<std::byte*> parts)
-    : device_(&device), rank_(rank), pid_(getpid()), own_(own), parts_(std::move(parts)) {}
+DeviceMemory::DeviceMemory(Device& device, int rank, const Device::Block& own, std::vector<std::byte*> parts,
+                           std::vector<std::string> places)
+    : device_(&device), rank_(rank), pid_(getpid()), own_(own), parts_(std::move(parts)), places_(std::move(places)) {}
 
 DeviceMemory::~DeviceMemory() {
   if (getpid() != pid_) return;
@@ -40,7 +41,7 @@ DeviceMemoryCreation::~DeviceMemoryCreation() {
 }
 
 void DeviceMemoryCreation::give_back() noexcept {
-  if (own_.data != nullptr) DeviceMemory(*device_, comm_->rank(), own_, std::move(parts_));
+  if (own_.data != nullptr) DeviceMemory(*device_, comm_->rank(), own_, std::move(parts_), {});
   own_ = {};
 }
 
@@ -51,6 +52,7 @@ void DeviceMemoryCreation::reserve() {
   own_ = device_->lend(nbytes_ + kCookieBytes);
   parts_[static_cast<size_t>(comm_->rank())] = own_.data;
   Report& report = reports_.own();
+  std::snprintf(report.place, sizeof report.place, "%s", Device::look_up(device_->number()).second.c_str());
   if (comm_->size() > 1) {
     device_->share(own_);
     report.handle = *own_.handle;
@@ -110,7 +112,11 @@ Step DeviceMemoryCreation::step() {
       if (!reports_.exchanged()) return Step::kIdle;
       why_ = reports_.failure();
       if (!why_.empty()) break;
-      memory_ = std::make_unique<DeviceMemory>(*device_, comm_->rank(), own_, std::move(parts_));
+      {
+        std::vector<std::string> places;
+        for (const Report& report : reports_.all()) places.emplace_back(report.place);
+        memory_ = std::make_unique<DeviceMemory>(*device_, comm_->rank(), own_, std::move(parts_), std::move(places));
+      }
       own_ = {};
       break;
     case Phase::kDone: break;

@@ -22,7 +22,9 @@ namespace collective {
 class DeviceMemory {
  public:
   // own: lent by `device`. parts: by rank; the own one, and what is mapped of the others', null where nothing is.
-  DeviceMemory(Device& device, int rank, const Device::Block& own, std::vector<std::byte*> parts);
+  // places: of the ranks' devices in the machine.
+  DeviceMemory(Device& device, int rank, const Device::Block& own, std::vector<std::byte*> parts,
+               std::vector<std::string> places);
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;
   // Only when all ranks have finished what they do there.
@@ -33,6 +35,8 @@ class DeviceMemory {
   int rank() const { return rank_; }
   int size() const { return static_cast<int>(parts_.size()); }
   std::byte* part(int rank) const { return parts_[static_cast<size_t>(rank)]; }
+  // Where the ranks' devices are in the machine, alike on all ranks.
+  const std::vector<std::string>& places() const { return places_; }
 
  private:
   Device* device_;
@@ -40,6 +44,7 @@ class DeviceMemory {
   int pid_;  // a forked child has no driver
   Device::Block own_;
   std::vector<std::byte*> parts_;
+  std::vector<std::string> places_;
 };
 
 // Makes it, without blocking. `tag` is of this creation alone while it lasts.
@@ -64,6 +69,7 @@ class DeviceMemoryCreation final : public Operation {
   struct Report {
     CudaMemoryHandle handle;
     std::byte cookie[kCookieBytes];
+    char place[32];     // of its device
     bool absent;        // has no device yet
     char failure[300];  // empty: all is well so far
   };

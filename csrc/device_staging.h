@@ -7,6 +7,7 @@
 
 #include "../collective/kernels/launch.h"
 #include "device_memory.h"
+#include "nccl.h"
 #include "shared_memory.h"
 
 namespace collective {
@@ -32,6 +33,12 @@ class DeviceStaging {
   // Of this rank's memory.
   Device& device() const { return memory_->device(); }
   int size() const { return memory_->size(); }
+  // Sums are NCCL's from now on, where it can; before the first operation. number: of this staging among those of the
+  // communicator, alike on all ranks.
+  void use(std::shared_ptr<NcclComm> nccl, uint32_t number) {
+    nccl_ = std::move(nccl);
+    number_ = number;
+  }
   // Of the first place of this rank.
   std::byte* own() const { return place(memory_->rank(), 0); }
 
@@ -41,12 +48,16 @@ class DeviceStaging {
     return memory_->part(rank) + offset_ + piece % depth_ * place_nbytes_;
   }
 
+  DeviceStream& stream() const { return nccl_ != nullptr ? nccl_->stream() : device().work(); }
+
   std::shared_ptr<DeviceMemory> memory_;
   size_t offset_, place_nbytes_, depth_;
   // Pieces that the rank's device has packed (they may be read), and whose slices it has reduced into all places.
   Counters packed_, reduced_;
   // Pieces that belong to the operations so far, and those that this rank has queued the three stages of.
   uint64_t reserved_ = 0, packs_ = 0, reductions_ = 0, unpacks_ = 0;
+  std::shared_ptr<NcclComm> nccl_;
+  uint32_t number_ = 0;
 };
 
 }  // namespace collective

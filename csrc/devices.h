@@ -12,6 +12,7 @@
 #include "comm.h"
 #include "descriptor.h"
 #include "device_staging.h"
+#include "nccl.h"
 #include "operation.h"
 
 namespace collective {
@@ -22,8 +23,9 @@ bool has_kernels(const Descriptor& descriptor);
 class Devices {
  public:
   // What it takes of each part of the node's memory.
-  static constexpr size_t kCounterBytes = DeviceStaging::kCounterBytes;
-  explicit Devices(const Comm& comm) : comm_(&comm) {}
+  static constexpr size_t kHostBytes = DeviceStaging::kCounterBytes + NcclCreation::kBytes;
+  // wants_nccl: alike on all ranks.
+  Devices(const Comm& comm, bool wants_nccl) : comm_(&comm), wants_nccl_(wants_nccl) {}
   // The memory that the ranks share on their node, from byte `offset` on; before anything is wanted.
   void use(const SharedMemory& memory, size_t offset) {
     memory_ = &memory;
@@ -44,6 +46,8 @@ class Devices {
   const std::string& way() const { return way_; }
   // The memory that the ranks share of their devices, or null.
   DeviceStaging* staging() const { return staging_.get(); }
+  // What sums there, if not kernels of this package; or null.
+  const std::shared_ptr<NcclComm>& nccl() const { return nccl_; }
   // The device whose memory this rank sends and receives, as the others do theirs; or null.
   Device* messages() const { return places_.empty() ? nullptr : &places_[0]->device(); }
   // Where the next agreed operation has its data there.
@@ -55,14 +59,20 @@ class Devices {
   enum class State { kUnknown, kLooking, kNotYet, kKnown };
   class Sharing;
   class Messages;
-  void know(const std::string& why_not);
+  // Why the ranks' devices do nothing together.
+  void know_host_way(const std::string& why_not);
+  // What sums between them, or why NCCL does not.
+  void know_nccl(std::shared_ptr<NcclComm> nccl, const std::string& why_not);
+  void warn_of_nccl(const std::string& why_not) const;
 
   const Comm* comm_;
+  bool wants_nccl_;
   const SharedMemory* memory_ = nullptr;
   size_t offset_ = 0;
   State state_ = State::kUnknown;
   Buffer alone_;  // in the place of the node's memory, of a group of one rank
   std::unique_ptr<DeviceStaging> staging_;
+  std::shared_ptr<NcclComm> nccl_;
   std::vector<std::shared_ptr<DeviceRingPlace>> places_;
   size_t next_place_ = 0;
   std::string way_ = "nobody has wanted to know yet";

@@ -27,7 +27,7 @@ constexpr int kMostChannels = 32767 - kFirstChannelTag;
 constexpr const char* kJoinWaits = "join: waits for what its user has queued on a device before";
 
 // In a rank's part of the node's memory.
-constexpr size_t kDevicesAt = Lane::nbytes(), kMailAt = kDevicesAt + Devices::kCounterBytes;
+constexpr size_t kDevicesAt = Lane::nbytes(), kMailAt = kDevicesAt + Devices::kHostBytes;
 
 // Of the host's memory, that agreed operations on devices take at a time; the last one may exceed it.
 constexpr size_t kMostPageLocked = size_t{256} << 20;
@@ -49,7 +49,7 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
       limits_(limits),
       timeline_(&timeline),
       finish_(std::move(finish)),
-      devices_(data_),
+      devices_(data_, on_all_ranks(comm, limits.nccl)),
       channels_(data_, pool_, kFirstChannelTag, kMostChannels) {
   // One rank's setting is enough to switch it off.
   if (size() > 1 && on_all_ranks(comm, limits.shared_memory) && find_topology(comm).local_size == size())
@@ -303,8 +303,8 @@ void Group::execute(const Decision& decision) {
   running.number = executions_;
   Device* const device = bucket[0].mark == nullptr ? nullptr : &bucket[0].mark->device();
   if (d.kind == Kind::kChannel)
-    running.operation =
-        channels_.open(decision.channel, d, held->front().ticket, lane_ != nullptr, device, devices_.messages());
+    running.operation = channels_.open(decision.channel, d, held->front().ticket, lane_ != nullptr, device,
+                                       devices_.messages(), devices_.nccl());
   else if (is_staged(d))
     running.operation = make_staged({data_, pool_, 0, lane_.get()}, [this] { return next_tag(); }, bucket, devices_);
   else

@@ -140,6 +140,12 @@ class Counters {
     next_ = 0;
     return true;
   }
+  // The same from the start: for who only looks on.
+  bool all_have(uint64_t value) const {
+    for (size_t rank = 0; rank < counters_.size(); ++rank)
+      if (!reached(static_cast<int>(rank), value)) return false;
+    return true;
+  }
   // After all_reached() said no: the first rank that is missing.
   int missing() const { return static_cast<int>(next_); }
 

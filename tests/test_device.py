@@ -1,5 +1,6 @@
 """Arrays on devices: the cases of stand_in/device_cases.py on stand-ins for CuPy and the driver, and on real ones."""
 
+import importlib.util
 import os
 import subprocess
 from pathlib import Path
@@ -22,12 +23,20 @@ def stand_in() -> dict[str, str]:
     return {"LD_LIBRARY_PATH": paths, "PYTHONPATH": str(HERE / "stand_in")}
 
 
-def has_device() -> bool:
+@pytest.fixture(scope="module")
+def stand_in_nccl(stand_in: dict[str, str]) -> dict[str, str]:
+    """The same with one for NCCL, asked for, and a device for each rank."""
+    packages = build("stand_in/nccl/nvidia/nccl/lib/libnccl.so.2").parents[3]
+    path = os.pathsep.join([stand_in["PYTHONPATH"], str(packages)])
+    return {**stand_in, "PYTHONPATH": path, "COLLECTIVE_NCCL": "1", "STAND_IN_CUDA_OWN": "1"}
+
+
+def has_device(count: int = 1) -> bool:
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError:
         return False
-    return listed.returncode == 0 and "GPU 0" in listed.stdout
+    return listed.returncode == 0 and f"GPU {count - 1}" in listed.stdout
 
 
 # MPI can send what the stand-in's devices have, where the host can touch it.
@@ -49,6 +58,91 @@ LONG = "(get_there or for_ever or bounded or dropped)"
 def test_cases_on_stand_ins(size: int, chosen: str, settings: dict[str, str], stand_in: dict[str, str]) -> None:
     done = run_ranks(size, [*CASES, "-k", chosen], 300, env=stand_in | settings)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+def test_cases_with_nccl(size: int, stand_in_nccl: dict[str, str]) -> None:
+    chosen = "memory and (order_of_each or nccl)"
+    if size == 3:
+        chosen = "memory and (reductions or values or order_of_each or nccl or buckets or optimizer or join)"
+    done = run_ranks(size, [*CASES, "-k", chosen], 300, env=stand_in_nccl)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+SUMS = """
+import os, cupy, numpy as np
+import collective
+collective.init()
+{before}
+x = cupy.asarray(np.full(100_000, collective.rank() + 1.0, "float32"))
+for _ in range(3):
+    y = collective.allreduce(x, collective.Sum)
+    assert (y.get() == collective.size() * (collective.size() + 1) / 2).all()
+print("summed")
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "settings", "told"),
+    [
+        ("", {"STAND_IN_CUDA_OWN": None}, "local rank 0: it shares a device with local rank 1"),
+        ("", {"STAND_IN_NCCL_FAIL": "ncclGetUniqueId"}, "local rank 0: NCCL: ncclGetUniqueId: the stand-in's error"),
+        (
+            "if collective.rank() == 1: os.environ['STAND_IN_NCCL_FAIL'] = 'ncclCommInitRankConfig'",
+            {},
+            "local rank 1: NCCL: ncclCommInitRankConfig: the stand-in's error",
+        ),
+        (
+            "if collective.rank() == 1: os.environ['STAND_IN_NCCL_FAIL'] = 'connect'",
+            {},
+            "local rank 1: NCCL: ncclCommInitRankConfig: the stand-in's error",
+        ),
+        ("", {"COLLECTIVE_SHARED_MEMORY": "0"}, "the ranks are on several nodes, or share no memory"),
+    ],
+    ids=["shared device", "no id", "one cannot begin", "one cannot connect", "messages"],
+)
+def test_ranks_that_nccl_does_not_connect(
+    before: str, settings: dict[str, str | None], told: str, stand_in_nccl: dict[str, str]
+) -> None:
+    """Kernels of the package then make the sums, or the host, and one warning says why."""
+    env = {name: value for name, value in (stand_in_nccl | settings).items() if value is not None}
+    done = run_ranks(3, ["-c", SUMS.format(before=before)], 60, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("summed") == 3
+    assert done.stderr.count(f"COLLECTIVE_NCCL=1, but NCCL is not used: {told}") == 1, done.stderr
+
+
+def test_nccl_that_is_not_there(stand_in: dict[str, str]) -> None:
+    if importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.nccl") is not None:
+        pytest.skip("NCCL is installed")
+    env = {**stand_in, "COLLECTIVE_NCCL": "1", "STAND_IN_CUDA_OWN": "1"}
+    done = run_ranks(2, ["-c", SUMS.format(before="")], 60, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("summed") == 2
+    assert "NCCL is not used: local rank 0: libnccl.so.2: cannot open shared object file" in done.stderr, done.stderr
+
+
+def test_a_rank_whose_nccl_fails_leaves_the_others_free(stand_in_nccl: dict[str, str]) -> None:
+    """Their devices wait for it already."""
+    script = (
+        SUMS.format(before="")
+        + """
+if collective.rank() == 1:
+    os.environ["STAND_IN_NCCL_FAIL"] = "ncclAllReduce"
+try:
+    collective.allreduce(x, collective.Sum)
+except collective.CollectiveError as error:
+    print(f"rank {collective.rank()}: {error}")
+    if collective.rank() == 0:
+        import ctypes
+        print("under way:", ctypes.CDLL("libnccl.so.2").standInNcclUnderWay())
+"""
+    )
+    done = run_ranks(2, ["-c", script], 60, env={**stand_in_nccl, "COLLECTIVE_TIMEOUT": "5"})
+    assert "rank 1: NCCL: ncclAllReduce: the stand-in's error" in done.stdout, done.stdout + done.stderr
+    assert "rank 0: allreduce 'allreduce.unnamed.3': waits for NCCL on device 0" in done.stdout, done.stdout
+    assert "under way: 0" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -76,6 +170,19 @@ def test_cases_on_a_device(size: int) -> None:
         pytest.skip("no CUDA device")
     done = run_ranks(size, CASES, 300)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_cases_with_nccl_on_devices() -> None:
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    if not has_device(2):
+        pytest.skip("no two CUDA devices")
+    own = "import os; os.environ['CUDA_VISIBLE_DEVICES'] = os.environ['OMPI_COMM_WORLD_LOCAL_RANK']; "
+    cases = own + "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    done = run_ranks(2, ["-c", cases, *CASES[2:], "-k", "memory"], 300, env={"COLLECTIVE_NCCL": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "NCCL is not used" not in done.stdout + done.stderr
 
 
 def test_the_heat_example(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@
 // whatever the real driver does otherwise.
 //
 //   STAND_IN_CUDA_DEVICES=2           how many there are
+//   STAND_IN_CUDA_OWN=1               each rank of a node has its own, as where CUDA_VISIBLE_DEVICES differs
 //   STAND_IN_CUDA_OPEN=1              device memory can be read and written at its address: as for a CUDA-aware MPI
 //   STAND_IN_CUDA_FAIL=cuMemcpyAsync:3   the third call of this function fails, and so does every call after
 //   STAND_IN_CUDA_REFUSE=cuIpcOpenMemHandle_v2   this function is not supported
@@ -289,7 +290,10 @@ int cuDeviceGetName(char* name, int length, int device) {
   return kSuccess;
 }
 int cuDeviceGetPCIBusId(char* id, int length, int device) {
-  std::snprintf(id, static_cast<size_t>(length), "0000:%02x:00.0", device);
+  const char* const rank =
+      std::getenv("STAND_IN_CUDA_OWN") != nullptr ? std::getenv("OMPI_COMM_WORLD_LOCAL_RANK") : nullptr;
+  const int first = rank != nullptr ? std::atoi(rank) * device_count() : 0;
+  std::snprintf(id, static_cast<size_t>(length), "0000:%02x:00.0", first + device);
   return kSuccess;
 }
 int cuDeviceGetAttribute(int* value, int attribute, int device) {
@@ -526,6 +530,11 @@ size_t standInPinned() {
 int standInLaunches() { return world().launches; }
 // This stream is being captured; null: none.
 void standInCapture(void* stream) { world().captured = stream; }
+// For the stand-in for NCCL: queues this, and where the bytes are that a device has at this address; null: nowhere.
+void standInQueue(void* stream, void (*work)(void*), void* argument) {
+  stream_of(stream).put([=] { work(argument); });
+}
+void* standInReach(uintptr_t address, size_t nbytes) { return reach(address, nbytes).data; }
 // From now on all memory of the host counts as a device's.
 void standInTakeHost(int yes) { world().host_is_device = yes != 0; }
 // Everything queued on the stream after this waits for the next standInRelease().

@@ -1,0 +1,172 @@
+#include "nccl.h"
+
+#include <unistd.h>
+
+#include <utility>
+
+namespace collective {
+namespace {
+
+constexpr int kInProgress = 7;  // ncclInProgress
+constexpr int kSum = 0;         // ncclSum
+
+// ncclDataType_t; -1: it has none.
+int nccl_type(DType dtype) {
+  switch (dtype) {
+    case DType::kInt8: return 0;
+    case DType::kUInt8: return 1;
+    case DType::kInt32: return 2;
+    case DType::kInt64: return 4;
+    case DType::kFloat16: return 6;
+    case DType::kFloat32: return 7;
+    case DType::kFloat64: return 8;
+    case DType::kBFloat16: return 9;
+    default: return -1;
+  }
+}
+
+void abort(const Device& device, void* comm) noexcept {
+  try {
+    const Device::Current current(device);
+    nccl().ncclCommAbort(comm);
+  } catch (const Error&) {
+    return;  // the driver has ended, or the device has failed, and everything on it
+  }
+}
+
+}  // namespace
+
+Turns::Turns(const SharedMemory& memory, size_t offset)
+    : rank_(memory.rank()),
+      call_(reinterpret_cast<uint64_t*>(memory.part(0) + offset)),
+      taken_(memory, offset + kLineBytes) {}
+
+bool Turns::take(uint32_t what) {
+  const uint64_t next = uint64_t{taken_so_far_ + 1} << 32 | what;
+  if (rank_ == 0) {
+    if (!taken_.all_reached(taken_.own())) return false;
+    call().store(next, std::memory_order_release);  // pairs with the load below
+  } else if (call().load(std::memory_order_acquire) != next) {
+    return false;
+  }
+  ++taken_so_far_;
+  taken_.publish(taken_.own() + 1);
+  return true;
+}
+
+NcclComm::NcclComm(Device& device, void* comm, std::vector<std::string> places, const Turns& turns)
+    : device_(&device), comm_(comm), pid_(getpid()), places_(std::move(places)), turns_(turns), stream_(device, true) {}
+
+NcclComm::~NcclComm() {
+  if (getpid() == pid_) give_up();
+}
+
+bool NcclComm::sums(const Arithmetic& arithmetic) {
+  const bool is_float = arithmetic.dtype == DType::kFloat16 || arithmetic.dtype == DType::kBFloat16 ||
+                        arithmetic.dtype == DType::kFloat32 || arithmetic.dtype == DType::kFloat64;
+  return nccl_type(arithmetic.dtype) >= 0 && (arithmetic.op == ReduceOp::kSum || arithmetic.op == ReduceOp::kAverage) &&
+         arithmetic.divisor == 1 && (is_float || arithmetic.scale == 1.0);
+}
+
+bool NcclComm::ready() const {
+  if (comm_ == nullptr) throw Error(ErrorCode::kInternal, "NCCL: its communicator has been given up");
+  int state = 0;
+  nccl().check(nccl().ncclCommGetAsyncError(comm_, &state), "ncclCommGetAsyncError");
+  nccl().check(state, "all-reduce");
+  return state != kInProgress;
+}
+
+void NcclComm::all_reduce(DType dtype, void* place, size_t count) {
+  const Device::Current current(*device_);
+  nccl().check(nccl().ncclAllReduce(place, place, count, nccl_type(dtype), kSum, comm_, stream_.handle()),
+               "ncclAllReduce");
+}
+
+void NcclComm::give_up() noexcept {
+  if (comm_ != nullptr) abort(*device_, std::exchange(comm_, nullptr));
+}
+
+NcclCreation::NcclCreation(const Comm& comm, int tag, const DeviceMemory& devices, const SharedMemory& memory,
+                           size_t offset)
+    : comm_(&comm),
+      device_(&devices.device()),
+      places_(devices.places()),
+      turns_(memory, offset),
+      verdicts_(memory, offset + Turns::kBytes),
+      reports_(comm, tag) {}
+
+NcclCreation::~NcclCreation() { give_up(); }
+
+void NcclCreation::give_up() noexcept {
+  if (nccl_comm_ != nullptr) abort(*device_, std::exchange(nccl_comm_, nullptr));
+}
+
+// Whether it is, or never will be.
+bool NcclCreation::connected() {
+  for (int rank = 0; rank < comm_->size(); ++rank)
+    if (verdicts_.reached(rank, kFailed)) {
+      give_up();  // the other one says why
+      return true;
+    }
+  int state = 0;
+  nccl().check(nccl().ncclCommGetAsyncError(nccl_comm_, &state), "ncclCommGetAsyncError");
+  nccl().check(state, "ncclCommInitRankConfig");
+  return state != kInProgress;
+}
+
+Step NcclCreation::step() {
+  switch (phase_) {
+    case Phase::kStart:
+      reports_.attempt([this] {
+        if (!nccl().missing.empty()) throw Error(ErrorCode::kInvalid, nccl().missing);
+        for (int rank = 0; rank < comm_->size(); ++rank)
+          if (rank != comm_->rank() &&
+              places_[static_cast<size_t>(rank)] == places_[static_cast<size_t>(comm_->rank())])
+            throw Error(ErrorCode::kInvalid, "it shares a device with local rank " + std::to_string(rank));
+        const Device::Current current(*device_);
+        if (comm_->rank() == 0) nccl().check(nccl().ncclGetUniqueId(&reports_.own().id), "ncclGetUniqueId");
+      });
+      reports_.exchange();
+      phase_ = Phase::kIds;
+      return Step::kMoved;
+    case Phase::kIds:
+      if (!reports_.exchanged()) return Step::kIdle;
+      why_ = reports_.failure();
+      if (!why_.empty()) break;
+      reports_.attempt([this] {
+        const Device::Current current(*device_);
+        NcclConfig config;
+        nccl().check(
+            nccl().ncclCommInitRankConfig(&nccl_comm_, comm_->size(), reports_.all()[0].id, comm_->rank(), &config),
+            "ncclCommInitRankConfig");
+      });
+      phase_ = Phase::kConnect;
+      return Step::kMoved;
+    case Phase::kConnect: {
+      bool over = true;
+      reports_.attempt([&] { over = connected(); });
+      if (!over) return Step::kIdle;
+      verdicts_.publish(nccl_comm_ != nullptr && reports_.own().failure[0] == '\0' ? kConnected : kFailed);
+      reports_.exchange();
+      phase_ = Phase::kVerdicts;
+      return Step::kMoved;
+    }
+    case Phase::kVerdicts:
+      if (!reports_.exchanged()) return Step::kIdle;
+      why_ = reports_.failure();
+      if (!why_.empty()) break;
+      made_ = std::make_shared<NcclComm>(*device_, std::exchange(nccl_comm_, nullptr), places_, turns_);
+      break;
+    case Phase::kDone: break;
+  }
+  phase_ = Phase::kDone;
+  give_up();
+  return Step::kDone;
+}
+
+std::string NcclCreation::describe() const {
+  if (phase_ == Phase::kConnect) return "NCCL: waits for its communicator";
+  return "NCCL: waits for local rank " + std::to_string(reports_.missing());
+}
+
+}  // namespace collective

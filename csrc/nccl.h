@@ -1,0 +1,116 @@
+// Sums between the devices of a node by NCCL, in the place of this package's kernels: an option, for ranks that have a
+// device each. Packing, unpacking and everything else stay as they are (see allreduce_device.h).
+//
+// NCCL's kernels wait for each other on the devices, so all ranks must call it in one order, and soon; two ranks that
+// call in different order hang. Here operations start in any order. So a call is made only when all ranks' data is there
+// (nobody's device waits for anybody's script), and local rank 0 says which is next (Turns).
+//
+// limits:  sums and averages of types that NCCL has; sums of float16 and bfloat16 are rounded wherever NCCL adds, and
+//          their order is NCCL's: the same bits on all ranks, but perhaps not in the next release
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "arithmetic.h"
+#include "device.h"
+#include "device_memory.h"
+#include "nccl_library.h"
+#include "operation.h"
+#include "reports.h"
+#include "shared_memory.h"
+
+namespace collective {
+
+// An order that the ranks of a node take things in, as local rank 0 comes to them.
+class Turns {
+ public:
+  static constexpr size_t kBytes = 2 * kLineBytes;
+  // At `offset` of every part of `memory`, zero there, which must outlive this.
+  Turns(const SharedMemory& memory, size_t offset);
+  // Whether it is the turn of `what`, which is then taken: this rank must act on it at once, for the others will. To be
+  // asked only when every rank is ready for it, or soon will be whatever the others do.
+  bool take(uint32_t what);
+
+ private:
+  std::atomic_ref<uint64_t> call() const { return std::atomic_ref<uint64_t>(*call_); }
+  int rank_;
+  uint32_t taken_so_far_ = 0;
+  uint64_t* call_;  // of local rank 0: how many there were, and the last one, 32 bits each
+  Counters taken_;
+};
+
+// Of the ranks of a group, all on one node and on devices of their own.
+class NcclComm {
+ public:
+  // comm: a communicator that is ready. places: of the ranks' devices.
+  NcclComm(Device& device, void* comm, std::vector<std::string> places, const Turns& turns);
+  NcclComm(const NcclComm&) = delete;
+  NcclComm& operator=(const NcclComm&) = delete;
+  ~NcclComm();
+
+  // Whether it does this; a scale must have been applied before.
+  static bool sums(const Arithmetic& arithmetic);
+  const std::vector<std::string>& places() const { return places_; }
+  // That all stages of its operations are queued on; the devices' common one will not do, for groups differ in order.
+  DeviceStream& stream() { return stream_; }
+
+  Turns& turns() { return turns_; }
+  // Whether NCCL has taken the last call in; a mark tells when that is over. Throws what has gone wrong.
+  bool ready() const;
+  // Sums up count elements of every rank, in their place. When ready, and it is this one's turn.
+  void all_reduce(DType dtype, void* place, size_t count);
+  // Ends what is under way; there is no going on after.
+  void give_up() noexcept;
+
+ private:
+  Device* device_;
+  void* comm_;
+  int pid_;  // a forked child has no driver
+  std::vector<std::string> places_;
+  Turns turns_;
+  DeviceStream stream_;
+};
+
+// Makes one, without blocking but for what NCCL does when it starts (it may take some 100 ms). `tag` is of this creation
+// alone while it lasts.
+class NcclCreation final : public Operation {
+ public:
+  // What it takes of each part of the node's memory.
+  static constexpr size_t kBytes = Turns::kBytes + kLineBytes;
+  // devices: where they are is known from this. At `offset` of every part of `memory`, zero there.
+  NcclCreation(const Comm& comm, int tag, const DeviceMemory& devices, const SharedMemory& memory, size_t offset);
+  ~NcclCreation() override;
+
+  Step step() override;
+  std::string describe() const override;
+
+  // Once done: the communicator, or why there is none, alike on all ranks.
+  std::shared_ptr<NcclComm> take() { return std::move(made_); }
+  const std::string& why() const { return why_; }
+
+ private:
+  struct Report {
+    NcclId id;
+    char failure[300];
+  };
+  enum class Phase { kStart, kIds, kConnect, kVerdicts, kDone };
+  enum Verdict : uint64_t { kConnected = 1, kFailed = 2 };
+  bool connected();
+  void give_up() noexcept;
+
+  const Comm* comm_;
+  Device* device_;
+  std::vector<std::string> places_;
+  Turns turns_;
+  Counters verdicts_;  // to be seen by who is still connecting
+  Reports<Report> reports_;
+  Phase phase_ = Phase::kStart;
+  void* nccl_comm_ = nullptr;
+  std::shared_ptr<NcclComm> made_;
+  std::string why_;
+};
+
+}  // namespace collective
