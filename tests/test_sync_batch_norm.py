@@ -61,3 +61,42 @@ def test_without_running_statistics_and_with_an_empty_rank(world: World) -> None
     torch.testing.assert_close(y[:2], torch.nn.BatchNorm1d(3, affine=False)(batch(0, (4,)))[: len(y)])
     with pytest.raises(ValueError, match="at least 2 dimensions"):
         ours(torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_batches_far_from_zero(world: World, dtype: torch.dtype) -> None:
+    """A mean of a hundred deviations, which differs between ranks."""
+    batches = [batch(rank, (4, 3)).mul(0.5).add(50 + rank).to(dtype) for rank in range(world.size)]
+    x = batches[world.rank].clone().requires_grad_()
+    whole = torch.cat(batches).double().requires_grad_()
+    y, wanted = hvd.SyncBatchNorm(3, affine=False).to(dtype)(x), torch.nn.BatchNorm2d(3, affine=False).double()(whole)
+    assert y.dtype == dtype
+    mine = slice(sum(rank + 2 for rank in range(world.rank)), None)
+    tolerance = {torch.float32: 2e-5, torch.float64: 1e-11, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(y.double(), wanted[mine][: len(y)], rtol=tolerance, atol=tolerance)
+    y.pow(3).sum().backward()
+    wanted.pow(3).sum().backward()
+    assert x.grad.dtype == dtype
+    near = 10 * tolerance
+    torch.testing.assert_close(x.grad.double(), whole.grad[mine][: len(y)], rtol=near, atol=near)
+
+
+def test_a_model_is_converted(world: World) -> None:
+    inner = torch.nn.Sequential(torch.nn.BatchNorm2d(4, affine=False, track_running_stats=False), torch.nn.ReLU())
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4, momentum=None), inner)
+    model.eval()
+    before = dict(model.state_dict(keep_vars=True))
+    assert hvd.SyncBatchNorm.convert_sync_batchnorm(model) is model
+    after = dict(model.state_dict(keep_vars=True))
+    assert list(before) == list(after)
+    assert all(after[name] is tensor for name, tensor in before.items())
+    assert [type(m) for m in (model[1], inner[0])] == [hvd.SyncBatchNorm] * 2
+    assert model[1].momentum is None
+    assert not model[1].training
+    assert repr(model[1]).startswith("SyncBatchNorm(4, eps=1e-05, momentum=None, affine=True")
+    x = batch(world.rank, (4, 4))
+    model.train()
+    assert model(x).shape == (len(x), 4, 4, 4)
+    alone = hvd.SyncBatchNorm.convert_sync_batchnorm(torch.nn.BatchNorm1d(3))
+    assert isinstance(alone, hvd.SyncBatchNorm)
+    assert hvd.SyncBatchNorm.convert_sync_batchnorm(alone) is alone

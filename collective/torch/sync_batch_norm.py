@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import ops
@@ -39,6 +40,27 @@ class SyncBatchNorm(_BatchNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
         self.process_set = process_set
 
+    @classmethod
+    def convert_sync_batchnorm(
+        cls, module: torch.nn.Module, process_set: ProcessSet = global_process_set
+    ) -> torch.nn.Module:
+        """The module with every `torch.nn.BatchNorm1d/2d/3d` in it replaced by one of this class.
+
+        As `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, whose modules are replaced, too. Parameters and buffers
+        stay the same tensors, so an optimizer may have been made before. Returns the module itself, unless it is one
+        of these.
+        """
+        if isinstance(module, _BatchNorm) and not isinstance(module, cls):
+            new = cls(module.num_features, module.eps, module.momentum, False, module.track_running_stats, process_set)
+            new.affine = module.affine
+            new.train(module.training)
+            for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+                setattr(new, name, getattr(module, name))
+            return new
+        for name, child in module.named_children():
+            setattr(module, name, cls.convert_sync_batchnorm(child, process_set))
+        return module
+
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
         if input.dim() < 2:
             raise ValueError(f"expected an input of at least 2 dimensions, got {input.dim()}")
@@ -65,47 +87,68 @@ class SyncBatchNorm(_BatchNorm):
 
 
 class _SyncBatchNorm(torch.autograd.Function):
+    """Elements are float32 here (float64 where they come so), numbers of a channel float64."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, process_set: ProcessSet
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        over = [d for d in range(x.dim()) if d != 1]
-        # Sums in double precision: a variance from sums of squares loses half the digits.
-        wide = x.double()
-        sums = torch.cat([wide.sum(over), (wide * wide).sum(over), wide.new_tensor([x.numel() / x.size(1)])])
-        sums = ops.allreduce(sums, Sum, process_set=process_set)
         channels = x.size(1)
+        over, shape = _dimensions(x)
+        wide = _wide_type(x)
+        size = x.numel() // max(channels, 1)
+        mean = x.sum(over, dtype=wide) / max(size, 1)
+        # The squares are summed up around this rank's mean: around zero they would lose half the digits.
+        squares = (x - mean.view(shape)).square_().sum(over).double()
+        mean = mean.double()
+        sums = torch.cat([size * mean, squares + size * mean * mean, mean.new_tensor([size])])
+        sums = ops.allreduce(sums, Sum, process_set=process_set)
         count = sums[-1]
         mean = sums[:channels] / count
         var = (sums[channels : 2 * channels] / count - mean * mean).clamp(min=0)
-        scale = torch.rsqrt(var + eps)
-        shape = [1, channels] + [1] * (x.dim() - 2)
-        normalised = ((wide - mean.view(shape)) * scale.view(shape)).to(x.dtype)
-        ctx.save_for_backward(normalised, weight, scale, count)
+        result = torch.nn.functional.batch_norm(
+            x,
+            mean.to(wide),
+            var.to(wide),
+            None if weight is None else weight.to(wide),
+            None if bias is None else bias.to(wide),
+            training=False,
+            eps=eps,
+        )
+        ctx.save_for_backward(x, weight, bias, mean, torch.rsqrt(var + eps), count)
         ctx.process_set = process_set
-        result = normalised if weight is None else normalised * weight.view(shape).to(x.dtype)
-        if bias is not None:
-            result = result + bias.view(shape).to(x.dtype)
         ctx.mark_non_differentiable(mean, var, count)
-        return result.clone() if weight is None and bias is None else result, mean, var, count
+        return result, mean, var, count
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        normalised, weight, scale, count = ctx.saved_tensors
-        grad = grads[0]
-        over = [d for d in range(grad.dim()) if d != 1]
-        shape = [1, grad.size(1)] + [1] * (grad.dim() - 2)
-        wide = grad.double()
-        grad_sum = wide.sum(over)
-        grad_dot = (wide * normalised.double()).sum(over)
+        x, weight, bias, mean, scale, count = ctx.saved_tensors
+        channels = x.size(1)
+        over, shape = _dimensions(x)
+        wide = _wide_type(x)
+        grad, centred = grads[0], x - mean.to(wide).view(shape)
+        grad_sum = grad.sum(over, dtype=wide).double()
+        grad_dot = (grad * centred).sum(over).double() * scale
         grad_x = None
         if ctx.needs_input_grad[0]:
-            channels = grad.size(1)
+            # (grad - average(grad) - normalised * average(grad * normalised)) * scale * weight
             totals = ops.allreduce(torch.cat([grad_sum, grad_dot]), Sum, process_set=ctx.process_set) / count
-            centred = wide - totals[:channels].view(shape) - normalised.double() * totals[channels:].view(shape)
             factor = scale if weight is None else scale * weight.double()
-            grad_x = (centred * factor.view(shape)).to(grad.dtype)
+            slope = -totals[channels:] * scale * factor
+            offset = -totals[:channels] * factor
+            factor, slope, offset = (v.to(wide).view(shape) for v in (factor, slope, offset))
+            grad_x = centred.mul_(slope).add_(offset).add_(grad * factor).to(x.dtype)
         # The gradients of weight and bias stay local: the optimizer reduces them like all others.
-        grad_weight = grad_dot.to(weight.dtype) if weight is not None and ctx.needs_input_grad[1] else None
-        grad_bias = grad_sum.to(grad.dtype if weight is None else weight.dtype) if ctx.needs_input_grad[2] else None
+        grad_weight = grad_dot.to(weight.dtype) if ctx.needs_input_grad[1] else None
+        grad_bias = grad_sum.to(bias.dtype) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias, None, None
+
+
+def _dimensions(x: Tensor) -> tuple[list[int], list[int]]:
+    """All but the channels', and the shape in which a number of each channel meets x."""
+    return [d for d in range(x.dim()) if d != 1], [1, -1] + [1] * (x.dim() - 2)
+
+
+def _wide_type(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
