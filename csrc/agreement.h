@@ -36,7 +36,7 @@ struct Limits {
   std::chrono::duration<double> stall_warning;  // name the missing ranks after this long
   std::chrono::duration<double> timeout;        // give up after this long
   bool shared_memory;                           // use it between the ranks of a node, where they can have it
-  bool nccl;                                    // use it between their devices, likewise
+  bool nccl;                                    // it sums between their devices, where it can
 };
 
 struct Decision {

@@ -6,8 +6,8 @@
 namespace collective {
 namespace {
 
-// NCCL does not scale. (It can, by a factor in the type itself, where a third of bfloat16 is 0.2 % off.) Tensors that are
-// packed anyway are scaled on the way; a bucket whose gradients are views is read and written once more.
+// NCCL does not scale. (It can, by a factor in the type itself, where a third of bfloat16 is 0.2 % off.) Tensors that
+// are packed anyway are scaled on the way; a bucket whose gradients are views is read and written once more.
 double scale_first(Scaling& scaling) {
   scaling.before *= std::exchange(scaling.arithmetic.scale, 1.0);
   return scaling.before;
@@ -61,7 +61,7 @@ bool AllreduceDevice::pack() {
   if (piece < first_ || piece >= end_ || piece >= staging.unpacks_ + staging.depth_) return false;
   const std::vector<Conversion> pieces =
       conversions(slots_, spec_, range_of(piece), staging.place(staging.memory_->rank(), piece), true);
-  DeviceStream& stream = staging.stream();
+  DeviceStream& stream = staging.device().work();
   ++staging.packs_;
   queue_convert(staging.device(), stream, spec_.wire, spec_.dtype, pieces, scaling_.before, spec_.op);
   packing_.push_back(stream.mark());
@@ -83,7 +83,7 @@ bool AllreduceDevice::reduce() {
     sources.push_back(targets.back());
   }
   ++staging.reductions_;
-  DeviceStream& stream = staging.stream();
+  DeviceStream& stream = staging.device().work();
   queue_reduce(staging.device(), stream, scaling_.arithmetic, sources, targets, own.end - own.begin,
                staging.size() > 1 ? kBlocksBetweenDevices : 0);
   reducing_.push_back(own.end > own.begin ? stream.mark() : nullptr);
@@ -102,7 +102,7 @@ bool AllreduceDevice::reduce_by_nccl(uint64_t piece) {
   }
   calling_ = false;
   ++staging.reductions_;
-  reducing_.push_back(staging.stream().mark());
+  reducing_.push_back(staging.device().work().mark());
   return true;
 }
 
@@ -110,11 +110,12 @@ bool AllreduceDevice::unpack() {
   DeviceStaging& staging = *staging_;
   const uint64_t piece = staging.unpacks_;
   if (piece < first_ || piece >= staging.reductions_ || piece >= end_) return false;
-  if (nccl_ == nullptr && !staging.reduced_.all_reached(piece + 1)) return false;
+  // NCCL's kernel has met the others'. But it may wait for ever, and nothing that writes to tensors may stand behind it.
+  if (nccl_ != nullptr ? staging.reduced_.own() <= piece : !staging.reduced_.all_reached(piece + 1)) return false;
   const std::vector<Conversion> pieces =
       conversions(slots_, spec_, range_of(piece), staging.place(staging.memory_->rank(), piece), false);
   ++staging.unpacks_;
-  DeviceStream& stream = staging.stream();
+  DeviceStream& stream = staging.device().work();
   queue_convert(staging.device(), stream, spec_.dtype, spec_.wire, pieces, 1.0, spec_.op);
   unpacking_.push_back(pieces.empty() ? nullptr : stream.mark());
   return true;
@@ -127,7 +128,7 @@ Step AllreduceDevice::step() {
   moved |= unpack();  // the last stage first: it makes room
   moved |= reduce();
   moved |= pack();
-  if (over_ == end_ - first_ && reducing_.empty()) return Step::kDone;  // which has then been counted
+  if (over_ == end_ - first_) return Step::kDone;
   return moved ? Step::kMoved : Step::kIdle;
 }
 

@@ -63,7 +63,7 @@ class AllreduceDevice final : public Operation {
   DeviceStaging* staging_;
   AllreduceSpec spec_;
   Scaling scaling_;
-  NcclComm* nccl_ = nullptr;
+  NcclComm* nccl_;  // null: kernels reduce
   Slots slots_;
   std::vector<std::shared_ptr<DeviceMark>> after_;
   size_t element_size_;   // of the wire's type

@@ -25,7 +25,8 @@ class Channels {
   // Opens the channels that `descriptor` describes, from number `first` on, as all ranks have agreed; `ticket` gets
   // their first number and their memory, in so far as the ranks have any in common (shares_memory); that of their
   // devices where the descriptor is about these and all ranks can take part: `device` is this rank's, or null; sends:
-  // whose memory it can send, or null; nccl: what sums on these devices, or null. Returns the operation that makes it, or null.
+  // whose memory it can send, or null; nccl: what sums on these devices, or null. Returns the operation that makes it,
+  // or null.
   std::unique_ptr<Operation> open(uint32_t first, const Descriptor& descriptor, std::shared_ptr<Ticket> ticket,
                                   bool shares_memory, Device* device, Device* sends,
                                   const std::shared_ptr<NcclComm>& nccl);

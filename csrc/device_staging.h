@@ -48,8 +48,6 @@ class DeviceStaging {
     return memory_->part(rank) + offset_ + piece % depth_ * place_nbytes_;
   }
 
-  DeviceStream& stream() const { return nccl_ != nullptr ? nccl_->stream() : device().work(); }
-
   std::shared_ptr<DeviceMemory> memory_;
   size_t offset_, place_nbytes_, depth_;
   // Pieces that the rank's device has packed (they may be read), and whose slices it has reduced into all places.

@@ -37,6 +37,10 @@ class Devices {
   bool is_looking() const { return state_ == State::kLooking; }
   // Finds out; collective. device: this rank's, null where it has none yet. The operation must be gone before this is.
   std::unique_ptr<Operation> look(int tag, Device* device);
+  // Collective, when no operation is left.
+  void release() {
+    if (nccl_ != nullptr) nccl_->close();
+  }
   // An operation has been made: a rank that had no device then may have one for the next.
   void forget_absence() {
     if (state_ == State::kNotYet) state_ = State::kUnknown;

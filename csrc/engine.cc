@@ -86,7 +86,10 @@ Engine::Engine(MPI_Comm comm, const Limits& limits, const std::vector<int>& core
       limits_(limits),
       has_core_(topology_.local_size <= static_cast<int>(std::thread::hardware_concurrency())) {
   set_log_rank(topology_.rank);
+  limits_.nccl = on_all_ranks(comm, limits.nccl);
+  if (limits.nccl && !limits_.nccl) log_warning("NCCL is not used: COLLECTIVE_NCCL=1 is not set on all ranks");
   groups_.push_back(make_group(comm));
+  limits_.nccl = false;  // of other groups, see nccl.h
   thread_ = std::thread([this] { run(); });
   if (!cores.empty()) bind_thread(cores);
 }

@@ -49,7 +49,7 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
       limits_(limits),
       timeline_(&timeline),
       finish_(std::move(finish)),
-      devices_(data_, on_all_ranks(comm, limits.nccl)),
+      devices_(data_, limits.nccl),
       channels_(data_, pool_, kFirstChannelTag, kMostChannels) {
   // One rank's setting is enough to switch it off.
   if (size() > 1 && on_all_ranks(comm, limits.shared_memory) && find_topology(comm).local_size == size())
@@ -464,6 +464,7 @@ void Group::peer_left(const Decision& decision) {
 void Group::leave() { leaving_ = true; }
 
 void Group::release() {
+  devices_.release();
   data_.release();
   control_.release();
 }

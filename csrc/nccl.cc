@@ -1,14 +1,19 @@
 #include "nccl.h"
 
-#include <unistd.h>
-
+#include <chrono>
+#include <future>
+#include <system_error>
+#include <thread>
 #include <utility>
+
+#include "log.h"
 
 namespace collective {
 namespace {
 
 constexpr int kInProgress = 7;  // ncclInProgress
 constexpr int kSum = 0;         // ncclSum
+constexpr auto kLongestEnd = std::chrono::seconds(10);
 
 // ncclDataType_t; -1: it has none.
 int nccl_type(DType dtype) {
@@ -21,16 +26,27 @@ int nccl_type(DType dtype) {
     case DType::kFloat32: return 7;
     case DType::kFloat64: return 8;
     case DType::kBFloat16: return 9;
-    default: return -1;
+    case DType::kUInt16:
+    case DType::kInt16:
+    case DType::kComplex64:
+    case DType::kComplex128:
+    case DType::kBool: return -1;
   }
+  return -1;  // unreachable: the switch is exhaustive
 }
 
-void abort(const Device& device, void* comm) noexcept {
+// In a thread of its own: it waits for kernels, and may wait until all ranks have called it. Nobody here can.
+std::future<void> abort(const Device& device, void* comm) noexcept {
   try {
-    const Device::Current current(device);
-    nccl().ncclCommAbort(comm);
-  } catch (const Error&) {
-    return;  // the driver has ended, or the device has failed, and everything on it
+    std::packaged_task<void()> task([&device, comm] {
+      const Device::Current current(device);
+      nccl().ncclCommAbort(comm);
+    });
+    std::future<void> over = task.get_future();
+    std::thread(std::move(task)).detach();
+    return over;
+  } catch (const std::system_error&) {
+    return {};  // no more threads: it stays until the process ends
   }
 }
 
@@ -55,17 +71,14 @@ bool Turns::take(uint32_t what) {
 }
 
 NcclComm::NcclComm(Device& device, void* comm, std::vector<std::string> places, const Turns& turns)
-    : device_(&device), comm_(comm), pid_(getpid()), places_(std::move(places)), turns_(turns), stream_(device, true) {}
-
-NcclComm::~NcclComm() {
-  if (getpid() == pid_) give_up();
-}
+    : device_(&device), comm_(comm), places_(std::move(places)), turns_(turns) {}
 
 bool NcclComm::sums(const Arithmetic& arithmetic) {
-  const bool is_float = arithmetic.dtype == DType::kFloat16 || arithmetic.dtype == DType::kBFloat16 ||
-                        arithmetic.dtype == DType::kFloat32 || arithmetic.dtype == DType::kFloat64;
-  return nccl_type(arithmetic.dtype) >= 0 && (arithmetic.op == ReduceOp::kSum || arithmetic.op == ReduceOp::kAverage) &&
-         arithmetic.divisor == 1 && (is_float || arithmetic.scale == 1.0);
+  const DType dtype = arithmetic.dtype;
+  if (nccl_type(dtype) < 0 || arithmetic.divisor != 1) return false;
+  if (arithmetic.op != ReduceOp::kSum && arithmetic.op != ReduceOp::kAverage) return false;
+  // A factor that comes first must not leave the type's range. (That of an average of float16 always comes first.)
+  return arithmetic.scale == 1.0 || dtype == DType::kBFloat16 || dtype == DType::kFloat32 || dtype == DType::kFloat64;
 }
 
 bool NcclComm::ready() const {
@@ -78,12 +91,19 @@ bool NcclComm::ready() const {
 
 void NcclComm::all_reduce(DType dtype, void* place, size_t count) {
   const Device::Current current(*device_);
-  nccl().check(nccl().ncclAllReduce(place, place, count, nccl_type(dtype), kSum, comm_, stream_.handle()),
+  nccl().check(nccl().ncclAllReduce(place, place, count, nccl_type(dtype), kSum, comm_, device_->work().handle()),
                "ncclAllReduce");
 }
 
 void NcclComm::give_up() noexcept {
   if (comm_ != nullptr) abort(*device_, std::exchange(comm_, nullptr));
+}
+
+void NcclComm::close() {
+  if (comm_ == nullptr) return;
+  const std::future<void> over = abort(*device_, std::exchange(comm_, nullptr));
+  if (!over.valid() || over.wait_for(kLongestEnd) != std::future_status::ready)
+    log_warning("NCCL: its communicator does not end");
 }
 
 NcclCreation::NcclCreation(const Comm& comm, int tag, const DeviceMemory& devices, const SharedMemory& memory,

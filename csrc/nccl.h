@@ -5,6 +5,9 @@
 // call in different order hang. Here operations start in any order. So a call is made only when all ranks' data is there
 // (nobody's device waits for anybody's script), and local rank 0 says which is next (Turns).
 //
+// Of several communicators nobody can say in which order their kernels start, and kernels of two that wait for each other
+// hang. So there is one, of all ranks; other sets of ranks use the package's kernels, which wait for nobody.
+//
 // limits:  sums and averages of types that NCCL has; sums of float16 and bfloat16 are rounded wherever NCCL adds, and
 //          their order is NCCL's: the same bits on all ranks, but perhaps not in the next release
 #pragma once
@@ -42,36 +45,34 @@ class Turns {
   Counters taken_;
 };
 
-// Of the ranks of a group, all on one node and on devices of their own.
+// Of all ranks, which are on one node and have devices of their own. Whoever ends it without close() leaves it to the end
+// of the process.
 class NcclComm {
  public:
   // comm: a communicator that is ready. places: of the ranks' devices.
   NcclComm(Device& device, void* comm, std::vector<std::string> places, const Turns& turns);
   NcclComm(const NcclComm&) = delete;
   NcclComm& operator=(const NcclComm&) = delete;
-  ~NcclComm();
 
-  // Whether it does this; a scale must have been applied before.
+  // Whether it does this; the scale is applied before.
   static bool sums(const Arithmetic& arithmetic);
   const std::vector<std::string>& places() const { return places_; }
-  // That all stages of its operations are queued on; the devices' common one will not do, for groups differ in order.
-  DeviceStream& stream() { return stream_; }
-
   Turns& turns() { return turns_; }
   // Whether NCCL has taken the last call in; a mark tells when that is over. Throws what has gone wrong.
   bool ready() const;
-  // Sums up count elements of every rank, in their place. When ready, and it is this one's turn.
+  // Queues the sum of `count` elements of every rank, in their place, on the device's stream for work between ranks. When
+  // ready, and it is this one's turn.
   void all_reduce(DType dtype, void* place, size_t count);
-  // Ends what is under way; there is no going on after.
+  // Ends what is under way, soon; there is no going on after.
   void give_up() noexcept;
+  // Ends it, when nothing is under way. Collective.
+  void close();
 
  private:
   Device* device_;
   void* comm_;
-  int pid_;  // a forked child has no driver
   std::vector<std::string> places_;
   Turns turns_;
-  DeviceStream stream_;
 };
 
 // Makes one, without blocking but for what NCCL does when it starts (it may take some 100 ms). `tag` is of this creation

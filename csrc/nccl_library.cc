@@ -41,10 +41,11 @@ void load(Nccl& nccl, const std::vector<std::string>& files) {
   COLLECTIVE_NCCL_FUNCTIONS(COLLECTIVE_LOAD)
 #undef COLLECTIVE_LOAD
   int version = 0;
-  if (nccl.ncclGetVersion == nullptr || nccl.ncclGetVersion(&version) != 0) return;
+  if (!nccl.missing.empty()) return;
+  if (nccl.ncclGetVersion(&version) != 0) nccl.missing = "NCCL does not tell its version";
   nccl.version =
       std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
-  if (version < kLeastVersion) nccl.missing = "NCCL is older than 2.14";
+  if (nccl.missing.empty() && version < kLeastVersion) nccl.missing = "NCCL is older than 2.14";
 }
 
 }  // namespace

@@ -4,7 +4,8 @@
 // Like NCCL's, its all-reduces run on a stream and keep it until all ranks have come; ranks that do not call in the same
 // order end by its message. Communicators must not block, and what they do in the background takes its time.
 //
-//   STAND_IN_NCCL_FAIL=ncclAllReduce   this function fails; "connect": the making of a communicator, in the background
+//   STAND_IN_NCCL_FAIL=ncclAllReduce   this function fails; in the background do "connect", the making of a
+//                                      communicator, and "later", an all-reduce that NCCL has taken in
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -37,7 +38,7 @@ constexpr size_t kAreaBytes = size_t{64} << 20, kHeaderBytes = 4096;
 
 // What the ranks share, before an area of each.
 struct Shared {
-  std::atomic<int> joined;
+  std::atomic<int> joined, aborted;
   struct Rank {
     std::atomic<uint64_t> wrote, read;  // all-reduces
     size_t count;
@@ -115,6 +116,7 @@ struct Call {
   size_t count;
   int dtype;
   uint64_t number;
+  bool fails;  // and does not end
 };
 
 size_t size_of(int dtype) {
@@ -131,7 +133,7 @@ void run(void* argument) {
     --comm.pending;
     --under_way;
   };
-  if (!comm.wait([&](const Shared::Rank& rank) { return rank.read >= call->number; })) return done();
+  if (!comm.wait([&](const Shared::Rank& rank) { return rank.read >= call->number && !call->fails; })) return done();
   const size_t nbytes = call->count * size_of(call->dtype);
   std::memcpy(comm.area(comm.rank), call->in, nbytes);
   own.count = call->count;
@@ -211,11 +213,14 @@ int ncclCommGetAsyncError(void* handle, int* state) {
   return kSuccess;
 }
 
-// What is under way may still look at it, so it stays.
+// Ends when all ranks have called it, as NCCL's may. What is under way may still look at it, so it stays.
 int ncclCommAbort(void* handle) {
   auto* const comm = static_cast<Comm*>(handle);
   comm->aborted = true;
   while (comm->pending > 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
+  if (comm->shared == nullptr) return kSuccess;
+  ++comm->shared->aborted;
+  while (comm->shared->aborted < comm->size) std::this_thread::sleep_for(std::chrono::microseconds(50));
   return kSuccess;
 }
 
@@ -231,8 +236,9 @@ int ncclAllReduce(const void* in, void* out, size_t count, int dtype, int op, vo
   ++all_calls;
   ++under_way;
   ++comm->pending;
-  auto* const call = new Call{comm, from, to, count, dtype, comm->calls++};
-  if (call->number % 3 == 0) {
+  auto* const call = new Call{comm, from, to, count, dtype, comm->calls++, fails("later")};
+  const bool call_fails = call->fails;
+  if (call->number % 3 == 0 && !call_fails) {
     standInQueue(stream, run, call);
     return kSuccess;
   }
@@ -241,6 +247,9 @@ int ncclAllReduce(const void* in, void* out, size_t count, int dtype, int op, vo
     take_time();
     standInQueue(stream, run, call);
     comm->state = kSuccess;
+    if (!call_fails) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    comm->state = kSystemError;
   }).detach();
   return kInProgress;
 }

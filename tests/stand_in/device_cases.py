@@ -5,7 +5,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cupy
@@ -384,13 +384,13 @@ def test_a_join_that_waits_for_ever(world: World, impatient: None, capfd: pytest
     same(collective.allreduce(put(np.ones(3)), Sum), np.full(3, float(world.size)))
 
 
-def opened_bucket(engine: Any, group: int, name: str, counts: list[int], device: str) -> _core.Bucket:
+def opened_bucket(engine: Any, group: int, name: str, counts: list[int], device: str, number: int = 0) -> _core.Bucket:
     """Of float32, with two notes."""
     dtype, total = _core.DType.float32, _core.ReduceOp.Sum
     extents = [int(dtype.value), int(dtype.value), sum(counts), len(counts) + 2]
     opening = _core.Descriptor(_core.Kind.channel, extents, dtype, dtype, total, 1.0, 1.0, 0, device, name)
-    opened = finished(engine, engine.submit(group, name, opening, 0, 0, (), False, True, 0, 0))
-    return _core.Bucket(engine, group, name, opened, 0, dtype, dtype, total, 1.0, 1.0, counts, 2, 0)
+    opened = finished(engine, engine.submit(group, name, opening, 0, 0, (), False, True, number, 0))
+    return _core.Bucket(engine, group, name, opened, 0, dtype, dtype, total, 1.0, 1.0, counts, 2, number)
 
 
 def finished(engine: Any, ticket: Any) -> Any:
@@ -405,8 +405,8 @@ def test_buckets_and_names_in_an_order_of_each_rank(world: World) -> None:
     engine, group = runtime.current().engine, process_sets.global_process_set.group
     devices.prepare(0)
     counts = [70_001, 3]
-    buckets = [opened_bucket(engine, group, f"bucket {number} of many", counts, "cuda") for number in range(5)]
-    order = list(range(8))
+    buckets = [opened_bucket(engine, group, f"bucket {number} of many", counts, "cuda") for number in range(12)]
+    order = list(range(15))
     random = np.random.default_rng(world.rank)
     for step in range(6):
         random.shuffle(order)
@@ -432,28 +432,71 @@ def test_buckets_and_names_in_an_order_of_each_rank(world: World) -> None:
                     same(run.wait(), (np.max if number % 2 else np.sum)(each, axis=0))
 
 
-@pytest.mark.skipif(not NCCL or IS_REAL, reason="needs the stand-in for NCCL")
-def test_nccl_makes_the_sums(world: World, request: pytest.FixtureRequest) -> None:
-    """Where ranks share memory; not of what it does not know, nor of what is short."""
-    if world.size == 1 or "memory" not in request.node.name:
-        pytest.skip("ranks do not share memory")
+@pytest.fixture
+def nccl_calls(world: World, transport: None, request: pytest.FixtureRequest) -> Callable[[], int]:  # noqa: F811
+    """How many all-reduces this rank has called so far in NCCL, in a runtime that is new; real ones are not counted."""
+    if not NCCL or world.size == 1 or "memory" not in request.node.name:
+        pytest.skip("without NCCL")
+    collective.shutdown()
+    collective.init()
+    return (lambda: 0) if IS_REAL else ctypes.CDLL("libnccl.so.2").standInNcclCalls
+
+
+def test_nccl_makes_the_sums(world: World, nccl_calls: Callable[[], int]) -> None:
+    """Not of what it does not know, nor of what is short, nor of other sets of ranks."""
     x = put(np.ones(1 << 16, "float32"))
     collective.allreduce(x, Sum)
-    assert ", sums by NCCL 2.29.0" in runtime.current().engine.device_way()
-    stand_in_nccl = ctypes.CDLL("libnccl.so.2")
-    for array, op, calls in (
-        (x, Sum, 1),
-        (x, Average, 1),
-        (x, Max, 0),
-        (put(np.ones(100, "float32")), Sum, 0),
-        (put(np.ones(1 << 16, "int64")), Sum, 1),
-        (put(np.ones(1 << 16, "int64")), Average, 0),
-        (put(np.ones(1 << 16, "int16")), Sum, 0),
-        (put(np.ones(5 << 20, "float32")), Sum, 2),
+    assert ", sums by NCCL 2." in runtime.current().engine.device_way()
+    for array, op, calls, factor in (
+        (x, Sum, 1, 1.0),
+        (x, Average, 1, 0.5),
+        (x, Max, 0, 1.0),
+        (put(np.ones(100, "float32")), Sum, 0, 1.0),
+        (put(np.ones(1 << 16, "int64")), Sum, 1, 1.0),
+        (put(np.ones(1 << 16, "int64")), Average, 0, 1.0),
+        (put(np.ones(1 << 16, "int16")), Sum, 0, 1.0),
+        (put(np.ones(1 << 16, "float16")), Average, 1, 1.0),
+        (put(np.full(1 << 16, 60000, "float16")), Average, 0, 0.5),
+        (put(np.ones(5 << 20, "float32")), Sum, 2, 1.0),
     ):
-        before = stand_in_nccl.standInNcclCalls()
-        collective.allreduce(array, op)
-        assert stand_in_nccl.standInNcclCalls() - before == calls
+        before = nccl_calls()
+        result = collective.allreduce(array, op, postscale_factor=factor)
+        count = world.size if op is Sum else 1
+        same(result, (array.get() * count * factor).astype(array.dtype))
+        assert nccl_calls() - before == (0 if IS_REAL else calls)
+    if world.size > 2:
+        before = nccl_calls()
+        pair = collective.add_process_set([0, 1])
+        if world.rank < 2:
+            same(collective.allreduce(x, Sum, process_set=pair), np.full(1 << 16, 2, "float32"))
+        collective.remove_process_set(pair)
+        assert nccl_calls() == before
+
+
+def test_nccl_sums_in_buckets(world: World, nccl_calls: Callable[[], int]) -> None:
+    """It is called when all ranks have packed; for buckets on the same devices as it is."""
+    engine, group = runtime.current().engine, process_sets.global_process_set.group
+    stream = cupy.cuda.Stream()
+    with stream:
+        for device in range(DEVICES):
+            devices.prepare(device)
+            bucket = opened_bucket(engine, group, f"bucket on {device}", [1000, 5], "cuda", device)
+            with cupy.cuda.Device(device):
+                queue = cupy.cuda.Stream()
+                with queue:
+                    given = [put(fill(n, "float32", world.rank), device) for n in (1000, 5)]
+                    before = nccl_calls()
+                    if world.rank == world.size - 1:
+                        time.sleep(0.3)
+                    run = bucket.start([x.data.ptr for x in given], [], device, queue.ptr)
+                    if world.rank < world.size - 1:
+                        time.sleep(0.1)
+                        assert nccl_calls() == before
+                    finished(engine, run)
+                    bucket.fetch([x.data.ptr for x in given], device, queue.ptr)
+                    for x, n in zip(given, (1000, 5), strict=True):
+                        same(x, np.sum([fill(n, "float32", rank) for rank in range(world.size)], axis=0))
+                    assert nccl_calls() - before == (0 if IS_REAL else int(device == 0))
 
 
 @pytest.mark.skipif(IS_REAL, reason="needs the stand-in")
