@@ -487,7 +487,7 @@ void test_flight(const World& world) {
     Operation& operation() const { return allreduce ? *allreduce : *movement.operation; }
   };
   std::vector<std::unique_ptr<Flight>> flights;
-  int to_launch = world.is_threads ? 60 : 250;
+  int to_launch = world.is_threads ? 30 : 250;
   unsigned salt = world.seed * 7;
   const auto start = std::chrono::steady_clock::now();
   for (;;) {
