@@ -294,33 +294,43 @@ std::vector<int> Agreement::present(const Pending& pending) const {
 
 void Agreement::check_stalls(Clock::time_point now) {
   next_check_ = now + kCheckEvery;
-  std::vector<std::string> stalled;
   for (auto it = pending_.begin(); it != pending_.end();) {
-    auto& [name, pending] = *it;
-    const auto waited = now - pending.since;
-    const auto kind = Descriptor::decode(pending.variants[0].encoded).kind;
-    if (waited >= limits_.timeout) {
-      const std::vector<int> late = absent(pending);
-      fail(name, present(pending), ErrorCode::kTimeout,
-           std::string(name_of(kind)) + " '" + name + "': " + ranks_text(late) + " did not submit it within " +
-               seconds_text(limits_.timeout));
-      auto& missed = expired_[name];
-      missed.resize(static_cast<size_t>(comm_->size()));
-      for (const int rank : late) ++missed[static_cast<size_t>(rank)];
-      it = pending_.erase(it);
+    const auto& [name, pending] = *it;
+    if (now - pending.since < limits_.timeout) {
+      ++it;
       continue;
     }
-    // Warn at 1, 2, 4, ... times the interval.
-    if (waited >= limits_.stall_warning &&
-        now - pending.warned >= (pending.warned - pending.since) + limits_.stall_warning) {
-      pending.warned = now;
-      stalled.push_back("  " + std::string(name_of(kind)) + " '" + name + "': submitted by " +
-                        ranks_text(present(pending)) + ", waits for " + ranks_text(absent(pending)) + " since " +
-                        seconds_text(waited));
-    }
-    ++it;
+    const std::vector<int> late = absent(pending);
+    fail(name, present(pending), ErrorCode::kTimeout,
+         what(name, pending) + ": " + ranks_text(late) + " did not submit it within " + seconds_text(limits_.timeout));
+    auto& missed = expired_[name];
+    missed.resize(static_cast<size_t>(comm_->size()));
+    for (const int rank : late) ++missed[static_cast<size_t>(rank)];
+    it = pending_.erase(it);
   }
-  if (stalled.empty()) return;
+  warn_of_stalls(now);
+}
+
+std::string Agreement::what(const std::string& name, const Pending& pending) {
+  return std::string(name_of(Descriptor::decode(pending.variants[0].encoded).kind)) + " '" + name + "'";
+}
+
+void Agreement::warn_of_stalls(Clock::time_point now) {
+  // At 1, 2, 4, ... times the interval.
+  const auto is_due = [&](const Pending& pending, Clock::time_point at) {
+    return at - pending.since >= limits_.stall_warning &&
+           at - pending.warned >= (pending.warned - pending.since) + limits_.stall_warning;
+  };
+  if (std::none_of(pending_.begin(), pending_.end(), [&](const auto& entry) { return is_due(entry.second, now); }))
+    return;
+  // With it those whose turn is next: what was submitted together is told together.
+  std::vector<std::string> stalled;
+  for (auto& [name, pending] : pending_) {
+    if (!is_due(pending, now + kCheckEvery)) continue;
+    pending.warned = now;
+    stalled.push_back("  " + what(name, pending) + ": submitted by " + ranks_text(present(pending)) + ", waits for " +
+                      ranks_text(absent(pending)) + " since " + seconds_text(now - pending.since));
+  }
   std::string text = "stalled: some ranks have not submitted what others wait for\n";
   std::sort(stalled.begin(), stalled.end());
   for (size_t i = 0; i < std::min(stalled.size(), kNamesInWarning); ++i) text += stalled[i] + "\n";
@@ -379,8 +389,8 @@ std::string Agreement::describe() const {
   std::string text;
   const auto now = Clock::now();
   for (const auto& [name, pending] : pending_)
-    text += "  " + std::string(name_of(Descriptor::decode(pending.variants[0].encoded).kind)) + " '" + name +
-            "': waits for " + ranks_text(absent(pending)) + " since " + seconds_text(now - pending.since) + "\n";
+    text += "  " + what(name, pending) + ": waits for " + ranks_text(absent(pending)) + " since " +
+            seconds_text(now - pending.since) + "\n";
   return text;
 }
 

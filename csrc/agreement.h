@@ -115,6 +115,8 @@ class Agreement {
   void decide_ready();
   void write_execution(const std::vector<Ready*>& bucket);
   void check_stalls(Clock::time_point now);
+  void warn_of_stalls(Clock::time_point now);
+  static std::string what(const std::string& name, const Pending& pending);  // for people
   void take_decisions(const std::string& bytes, std::vector<Decision>& decisions);
   std::vector<int> absent(const Pending& pending) const;
   std::vector<int> present(const Pending& pending) const;

@@ -51,7 +51,7 @@ LONG = "(get_there or for_ever or bounded or dropped)"
     [
         (1, f"memory and not {LONG}", {}),  # without others, one transport is like the other
         (2, f"memory or messages and not (values or {LONG})", {}),
-        (3, f"not {LONG}", AWARE),
+        (3, f"messages and not {LONG} or memory and (optimizer or join or buckets or 100003)", AWARE),
     ],
     ids=["1", "2", "3-CUDA-aware"],
 )
