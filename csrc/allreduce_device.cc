@@ -32,7 +32,7 @@ AllreduceDevice::AllreduceDevice(DeviceStaging& staging, const AllreduceSpec& sp
 
 AllreduceDevice::~AllreduceDevice() {
   // Given up: a kernel that waits for others would keep the device.
-  if (nccl_ != nullptr && (calling_ || !reducing_.empty())) nccl_->give_up();
+  if (nccl_ != nullptr && (calling_ || !reducing_.empty())) nccl_->give_up(staging_->memory_);
 }
 
 Range AllreduceDevice::range_of(uint64_t piece) const {
@@ -48,7 +48,9 @@ uint64_t AllreduceDevice::count_over(Queued& queued) {
 
 bool AllreduceDevice::look() {
   if (nccl_ != nullptr && !reducing_.empty()) nccl_->ready();  // throws where it has failed
-  const uint64_t packed = count_over(packing_), reduced = count_over(reducing_), unpacked = count_over(unpacking_);
+  const uint64_t packed = count_over(packing_), unpacked = count_over(unpacking_);
+  // In the order of the pieces: those of the operation before may be on another stream, and not be over.
+  const uint64_t reduced = staging_->reduced_.own() >= first_ ? count_over(reducing_) : 0;
   if (packed > 0) staging_->packed_.publish(staging_->packed_.own() + packed);
   if (reduced > 0) staging_->reduced_.publish(staging_->reduced_.own() + reduced);
   over_ += unpacked;
@@ -102,7 +104,7 @@ bool AllreduceDevice::reduce_by_nccl(uint64_t piece) {
   }
   calling_ = false;
   ++staging.reductions_;
-  reducing_.push_back(staging.device().work().mark());
+  reducing_.push_back(nccl_->mark());
   return true;
 }
 
@@ -110,7 +112,7 @@ bool AllreduceDevice::unpack() {
   DeviceStaging& staging = *staging_;
   const uint64_t piece = staging.unpacks_;
   if (piece < first_ || piece >= staging.reductions_ || piece >= end_) return false;
-  // NCCL's kernel has met the others'. But it may wait for ever, and nothing that writes to tensors may stand behind it.
+  // NCCL's kernel has met the others'. It is on a stream of its own, where it may wait for ever.
   if (nccl_ != nullptr ? staging.reduced_.own() <= piece : !staging.reduced_.all_reached(piece + 1)) return false;
   const std::vector<Conversion> pieces =
       conversions(slots_, spec_, range_of(piece), staging.place(staging.memory_->rank(), piece), false);

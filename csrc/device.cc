@@ -100,6 +100,11 @@ Device::Device(const CudaDriver& driver, int number) : driver_(&driver), number_
   work_ = std::make_unique<DeviceStream>(*this, true);
 }
 
+DeviceStream& Device::waiting() {
+  std::call_once(waiting_made_, [this] { waiting_ = std::make_unique<DeviceStream>(*this, true); });
+  return *waiting_;
+}
+
 int Device::attribute(int which) const {
   int handle = 0, value = 0;
   check(driver_->cuDeviceGet(&handle, number_), "cuDeviceGet");

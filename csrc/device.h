@@ -183,6 +183,8 @@ class Device {
   DeviceStream& loads() { return *loads_; }
   DeviceStream& stores() { return *stores_; }
   DeviceStream& work() { return *work_; }
+  // And one for kernels that wait for other ranks' there: nothing else may stand behind them. Made at the first use.
+  DeviceStream& waiting();
 
  private:
   friend class DeviceMark;
@@ -202,7 +204,8 @@ class Device {
   int number_;
   int multiprocessors_ = 0;
   void* context_ = nullptr;  // the primary one, which frameworks use
-  std::unique_ptr<DeviceStream> loads_, stores_, work_;
+  std::unique_ptr<DeviceStream> loads_, stores_, work_, waiting_;
+  std::once_flag waiting_made_;
 
   std::mutex kept_mutex_;  // guards the next; never taken together with the other one
   std::vector<std::pair<std::shared_ptr<DeviceMark>, std::shared_ptr<void>>> kept_;

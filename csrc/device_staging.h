@@ -19,8 +19,8 @@ class DeviceStaging {
  public:
   // What the counters take of each part of the host's memory.
   static constexpr size_t kCounterBytes = 2 * kLineBytes;
-  // `depth` places of `place_nbytes` (an element at least) each, at byte `offset` of every part of `memory`; the counters at `counters_at` of
-  // `counters`, which must be zero and outlive this. Both serve nothing else there.
+  // `depth` places of `place_nbytes` (an element at least) each, at byte `offset` of every part of `memory`; the counters
+  // at `counters_at` of `counters`, which must be zero and outlive this. Both serve nothing else there.
   DeviceStaging(std::shared_ptr<DeviceMemory> memory, size_t offset, size_t place_nbytes, size_t depth,
                 const SharedMemory& counters, size_t counters_at)
       : memory_(std::move(memory)),

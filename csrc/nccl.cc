@@ -36,9 +36,9 @@ int nccl_type(DType dtype) {
 }
 
 // In a thread of its own: it waits for kernels, and may wait until all ranks have called it. Nobody here can.
-std::future<void> abort(const Device& device, void* comm) noexcept {
+std::future<void> abort(const Device& device, void* comm, std::shared_ptr<void> memory = nullptr) noexcept {
   try {
-    std::packaged_task<void()> task([&device, comm] {
+    std::packaged_task<void()> task([&device, comm, memory] {
       const Device::Current current(device);
       nccl().ncclCommAbort(comm);
     });
@@ -91,12 +91,12 @@ bool NcclComm::ready() const {
 
 void NcclComm::all_reduce(DType dtype, void* place, size_t count) {
   const Device::Current current(*device_);
-  nccl().check(nccl().ncclAllReduce(place, place, count, nccl_type(dtype), kSum, comm_, device_->work().handle()),
+  nccl().check(nccl().ncclAllReduce(place, place, count, nccl_type(dtype), kSum, comm_, device_->waiting().handle()),
                "ncclAllReduce");
 }
 
-void NcclComm::give_up() noexcept {
-  if (comm_ != nullptr) abort(*device_, std::exchange(comm_, nullptr));
+void NcclComm::give_up(std::shared_ptr<void> memory) noexcept {
+  if (comm_ != nullptr) abort(*device_, std::exchange(comm_, nullptr), std::move(memory));
 }
 
 void NcclComm::close() {
@@ -155,6 +155,7 @@ Step NcclCreation::step() {
       if (!why_.empty()) break;
       reports_.attempt([this] {
         const Device::Current current(*device_);
+        device_->waiting();  // may fail, and must not when all have connected
         NcclConfig config;
         nccl().check(
             nccl().ncclCommInitRankConfig(&nccl_comm_, comm_->size(), reports_.all()[0].id, comm_->rank(), &config),

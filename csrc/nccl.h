@@ -60,11 +60,12 @@ class NcclComm {
   Turns& turns() { return turns_; }
   // Whether NCCL has taken the last call in; a mark tells when that is over. Throws what has gone wrong.
   bool ready() const;
-  // Queues the sum of `count` elements of every rank, in their place, on the device's stream for work between ranks. When
-  // ready, and it is this one's turn.
+  // Queues the sum of `count` elements of every rank, in their place, where they must be by now. When ready, and it is this one's turn.
   void all_reduce(DType dtype, void* place, size_t count);
-  // Ends what is under way, soon; there is no going on after.
-  void give_up() noexcept;
+  // When it has taken in the last call: what tells when that is over.
+  std::shared_ptr<DeviceMark> mark() { return device_->waiting().mark(); }
+  // Ends what is under way, soon, and keeps its memory until then; there is no going on after.
+  void give_up(std::shared_ptr<void> memory) noexcept;
   // Ends it, when nothing is under way. Collective.
   void close();
 

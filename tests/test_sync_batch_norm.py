@@ -63,6 +63,20 @@ def test_without_running_statistics_and_with_an_empty_rank(world: World) -> None
         ours(torch.ones(3))
 
 
+def test_without_anything_on_any_rank(world: World) -> None:
+    ours = hvd.SyncBatchNorm(3)
+    ours(batch(world.rank, (4,))).sum().backward()
+    mean, var = ours.running_mean.clone(), ours.running_var.clone()
+    ours.zero_grad()
+    x = torch.empty(0, 3, 4, requires_grad=True)
+    ours(x).sum().backward()
+    for grad in (ours.weight.grad, ours.bias.grad):
+        torch.testing.assert_close(grad, torch.zeros(3))
+    assert x.grad.shape == x.shape
+    torch.testing.assert_close(ours.running_mean, mean)
+    torch.testing.assert_close(ours.running_var, var)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_batches_far_from_zero(world: World, dtype: torch.dtype) -> None:
     """A mean of a hundred deviations, which differs between ranks."""

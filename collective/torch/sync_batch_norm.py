@@ -80,9 +80,10 @@ class SyncBatchNorm(_BatchNorm):
         )
         if self.training and self.running_mean is not None and self.running_var is not None:
             unbiased = var * (count / (count - 1).clamp(min=1))
+            factors = (factor * (count > 0)).to(self.running_mean.dtype)
             with torch.no_grad():
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), factor)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), factor)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), factors)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), factors)
         return result  # type: ignore[no-any-return]
 
 
@@ -104,8 +105,9 @@ class _SyncBatchNorm(torch.autograd.Function):
         sums = torch.cat([size * mean, squares + size * mean * mean, mean.new_tensor([size])])
         sums = ops.allreduce(sums, Sum, process_set=process_set)
         count = sums[-1]
-        mean = sums[:channels] / count
-        var = (sums[channels : 2 * channels] / count - mean * mean).clamp(min=0)
+        most = count.clamp(min=1)  # nothing on any rank: zeros, not NaN
+        mean = sums[:channels] / most
+        var = (sums[channels : 2 * channels] / most - mean * mean).clamp(min=0)
         result = torch.nn.functional.batch_norm(
             x,
             mean.to(wide),
@@ -133,7 +135,8 @@ class _SyncBatchNorm(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             # (grad - average(grad) - normalised * average(grad * normalised)) * scale * weight
-            totals = ops.allreduce(torch.cat([grad_sum, grad_dot]), Sum, process_set=ctx.process_set) / count
+            totals = ops.allreduce(torch.cat([grad_sum, grad_dot]), Sum, process_set=ctx.process_set)
+            totals = totals / count.clamp(min=1)
             factor = scale if weight is None else scale * weight.double()
             slope = -totals[channels:] * scale * factor
             offset = -totals[:channels] * factor

@@ -439,6 +439,7 @@ def nccl_calls(world: World, transport: None, request: pytest.FixtureRequest) ->
         pytest.skip("without NCCL")
     collective.shutdown()
     collective.init()
+    devices.prepare(0)  # loads it
     return (lambda: 0) if IS_REAL else ctypes.CDLL("libnccl.so.2").standInNcclCalls
 
 
@@ -471,6 +472,19 @@ def test_nccl_makes_the_sums(world: World, nccl_calls: Callable[[], int]) -> Non
             same(collective.allreduce(x, Sum, process_set=pair), np.full(1 << 16, 2, "float32"))
         collective.remove_process_set(pair)
         assert nccl_calls() == before
+
+
+def test_nccl_beside_kernels(world: World, nccl_calls: Callable[[], int]) -> None:
+    """They are on different streams, and what comes later may be over sooner."""
+    slow = [fill(1_000_000, "float32", rank) for rank in range(world.size)]
+    for step in range(10):
+        quick = [fill(20_000, "float32", rank, step) for rank in range(world.size)]
+        first = collective.allreduce_async(put(slow[world.rank]), Max, name="by kernels")
+        second = collective.allreduce_async(put(quick[world.rank]), Sum, name="by NCCL")
+        third = collective.allreduce_async(put(slow[world.rank]), Min, name="by kernels again")
+        same(second.wait(), np.sum(quick, axis=0))
+        same(first.wait(), np.max(slow, axis=0))
+        same(third.wait(), np.min(slow, axis=0))
 
 
 def test_nccl_sums_in_buckets(world: World, nccl_calls: Callable[[], int]) -> None:
