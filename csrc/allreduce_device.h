@@ -13,8 +13,8 @@
 // a rank reads and writes in others' places only between their two counters. With two places or more a piece is packed
 // while the one before is on its way between the ranks.
 //
-// Where ranks have an NCCL communicator it reduces whole places, if it can, and its kernels are the second
-// synchronisation; the average's factor is then applied when packing.
+// Where ranks have an NCCL communicator it reduces whole places, if it can, on a stream of its own, and its kernels are
+// the second synchronisation; the average's factor is then applied when packing.
 //
 // steps:           2 synchronisations by the hosts
 // memory traffic:  per rank 3 N loads and 3 N stores of device memory, of those (p-1)/p N each way between devices; a

@@ -11,8 +11,7 @@
 namespace collective {
 namespace {
 
-constexpr int kInProgress = 7;  // ncclInProgress
-constexpr int kSum = 0;         // ncclSum
+constexpr int kSum = 0;  // ncclSum
 constexpr auto kLongestEnd = std::chrono::seconds(10);
 
 // ncclDataType_t; -1: it has none.
@@ -46,7 +45,8 @@ std::future<void> abort(const Device& device, void* comm, std::shared_ptr<void> 
     std::thread(std::move(task)).detach();
     return over;
   } catch (const std::system_error&) {
-    return {};  // no more threads: it stays until the process ends
+    new std::shared_ptr<void>(memory);  // no more threads: both stay until the process ends
+    return {};
   }
 }
 
@@ -58,14 +58,13 @@ Turns::Turns(const SharedMemory& memory, size_t offset)
       taken_(memory, offset + kLineBytes) {}
 
 bool Turns::take(uint32_t what) {
-  const uint64_t next = uint64_t{taken_so_far_ + 1} << 32 | what;
+  const uint64_t next = (taken_.own() + 1) << 32 | what;
   if (rank_ == 0) {
     if (!taken_.all_reached(taken_.own())) return false;
     call().store(next, std::memory_order_release);  // pairs with the load below
   } else if (call().load(std::memory_order_acquire) != next) {
     return false;
   }
-  ++taken_so_far_;
   taken_.publish(taken_.own() + 1);
   return true;
 }
@@ -86,7 +85,7 @@ bool NcclComm::ready() const {
   int state = 0;
   nccl().check(nccl().ncclCommGetAsyncError(comm_, &state), "ncclCommGetAsyncError");
   nccl().check(state, "all-reduce");
-  return state != kInProgress;
+  return state != kNcclInProgress;
 }
 
 void NcclComm::all_reduce(DType dtype, void* place, size_t count) {
@@ -131,7 +130,7 @@ bool NcclCreation::connected() {
   int state = 0;
   nccl().check(nccl().ncclCommGetAsyncError(nccl_comm_, &state), "ncclCommGetAsyncError");
   nccl().check(state, "ncclCommInitRankConfig");
-  return state != kInProgress;
+  return state != kNcclInProgress;
 }
 
 Step NcclCreation::step() {

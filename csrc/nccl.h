@@ -40,7 +40,6 @@ class Turns {
  private:
   std::atomic_ref<uint64_t> call() const { return std::atomic_ref<uint64_t>(*call_); }
   int rank_;
-  uint32_t taken_so_far_ = 0;
   uint64_t* call_;  // of local rank 0: how many there were, and the last one, 32 bits each
   Counters taken_;
 };
@@ -76,7 +75,7 @@ class NcclComm {
   Turns turns_;
 };
 
-// Makes one, without blocking but for what NCCL does when it starts (it may take some 100 ms). `tag` is of this creation
+// Makes one, without blocking but for what NCCL does of its own accord when it starts. `tag` is of this creation
 // alone while it lasts.
 class NcclCreation final : public Operation {
  public:

@@ -9,7 +9,6 @@
 namespace collective {
 namespace {
 
-constexpr int kInProgress = 7;        // ncclInProgress
 constexpr int kLeastVersion = 21400;  // 2.14.0
 
 Nccl& the_nccl() {
@@ -51,7 +50,7 @@ void load(Nccl& nccl, const std::vector<std::string>& files) {
 }  // namespace
 
 void Nccl::check(int result, const char* what) const {
-  if (result == 0 || result == kInProgress) return;
+  if (result == 0 || result == kNcclInProgress) return;
   const std::string last = ncclGetLastError(nullptr);
   throw Error(ErrorCode::kInternal,
               std::string("NCCL: ") + what + ": " + ncclGetErrorString(result) + (last.empty() ? "" : ": " + last));

@@ -22,6 +22,8 @@ struct NcclConfig {
   int blocking = 0;
 };
 
+inline constexpr int kNcclInProgress = 7;  // ncclInProgress
+
 #define COLLECTIVE_NCCL_FUNCTIONS(X)                                                                            \
   X(int, ncclGetVersion, (int* version))                                                                        \
   X(int, ncclGetUniqueId, (NcclId * id))                                                                        \

@@ -1,12 +1,13 @@
 """Arrays on devices: the cases of stand_in/device_cases.py on stand-ins for CuPy and the driver, and on real ones."""
 
-import importlib.util
+import ctypes.util
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from collective import devices
 from mpirun import run_ranks
 from test_csrc import BUILD, build
 
@@ -115,7 +116,7 @@ def test_ranks_that_nccl_does_not_connect(
 
 
 def test_nccl_that_is_not_there(stand_in: dict[str, str]) -> None:
-    if importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.nccl") is not None:
+    if devices._nccl_files() or ctypes.util.find_library("nccl") is not None:
         pytest.skip("NCCL is installed")
     env = {**stand_in, "COLLECTIVE_NCCL": "1", "STAND_IN_CUDA_OWN": "1"}
     done = run_ranks(2, ["-c", SUMS.format(before="")], 60, env=env)
@@ -156,7 +157,7 @@ print("free")
 
 def test_nccl_on_some_ranks(stand_in_nccl: dict[str, str]) -> None:
     """One rank's setting is not enough."""
-    script = "import os\nif os.environ['OMPI_COMM_WORLD_RANK'] == '1': os.environ['COLLECTIVE_NCCL'] = '0'\n"
+    script = "import os\nfrom mpi4py import MPI\nif MPI.COMM_WORLD.rank == 1: os.environ['COLLECTIVE_NCCL'] = '0'\n"
     done = run_ranks(2, ["-c", script + SUMS.format(before="")], 60, env=stand_in_nccl)
     assert done.stdout.count("summed") == 2, done.stdout + done.stderr
     assert done.stderr.count("NCCL is not used: COLLECTIVE_NCCL=1 is not set on all ranks") == 1, done.stderr
@@ -197,7 +198,7 @@ def test_cases_with_nccl_on_devices() -> None:
     pytest.importorskip("cupy", reason="CuPy is not installed")
     if not has_device(2):
         pytest.skip("no two CUDA devices")
-    own = "import os; os.environ['CUDA_VISIBLE_DEVICES'] = os.environ['OMPI_COMM_WORLD_LOCAL_RANK']; "
+    own = "import os; from mpi4py import MPI; os.environ['CUDA_VISIBLE_DEVICES'] = str(MPI.COMM_WORLD.rank); "
     cases = own + "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
     done = run_ranks(2, ["-c", cases, *CASES[2:], "-k", "memory"], 300, env={"COLLECTIVE_NCCL": "1"})
     assert done.returncode == 0, done.stdout + done.stderr

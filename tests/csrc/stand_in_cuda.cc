@@ -290,8 +290,10 @@ int cuDeviceGetName(char* name, int length, int device) {
   return kSuccess;
 }
 int cuDeviceGetPCIBusId(char* id, int length, int device) {
-  const char* const rank =
-      std::getenv("STAND_IN_CUDA_OWN") != nullptr ? std::getenv("OMPI_COMM_WORLD_LOCAL_RANK") : nullptr;
+  const char* rank = nullptr;
+  if (std::getenv("STAND_IN_CUDA_OWN") != nullptr)
+    for (const char* const launchers : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"})
+      if (rank == nullptr) rank = std::getenv(launchers);
   const int first = rank != nullptr ? std::atoi(rank) * device_count() : 0;
   std::snprintf(id, static_cast<size_t>(length), "0000:%02x:00.0", first + device);
   return kSuccess;
