@@ -17,6 +17,7 @@ class Kind(Enum):
     gather = 7
     scatter = 8
     reduce = 9
+    refusal = 10
 
 class DType(Enum):
     uint8 = 0

@@ -19,6 +19,8 @@ from .errors import UnsupportedTypeError
 
 __all__ = [
     "View",
+    "address_of_tensor",
+    "changed",
     "contiguous",
     "copy",
     "current_streams",
@@ -48,6 +50,7 @@ class View:
     ordinal: int = -1  # the device's number, as CUDA_VISIBLE_DEVICES leaves it
     stream: int = 0  # the caller's, on which work on the array may be queued
     is_copy: bool = False
+    raw: str = ""  # the name of an element type that the engine does not know: it moves as bytes, `dtype` is uint8
 
 
 def _torch() -> Any:
@@ -64,12 +67,15 @@ def _is_cupy(x: Any) -> bool:
     return cupy is not None and isinstance(x, cupy.ndarray)
 
 
-def view(x: Any) -> View:
-    """Look at an array; raises UnsupportedTypeError for what no collective can take."""
+def view(x: Any, moves_only: bool = False) -> View:
+    """Look at an array; raises UnsupportedTypeError for what no collective can take.
+
+    moves_only: elements are moved, not computed with, so that any type of a fixed size will do.
+    """
     if isinstance(x, np.ndarray):
-        return _view_numpy(x)
+        return _view_numpy(x, moves_only)
     if _is_tensor(x):
-        return _view_torch(x)
+        return _view_torch(x, moves_only)
     if isinstance(x, (bool, int, float, complex, np.generic)):
         v = _view_numpy(np.array(x))
         v.is_copy = True
@@ -81,6 +87,8 @@ def view(x: Any) -> View:
     if hasattr(x, "__dlpack__"):
         on_host = x.__dlpack_device__()[0] == 1  # DLPack's kDLCPU
         return _view_numpy(np.from_dlpack(x)) if on_host else _view_cupy(_cupy(x).from_dlpack(x))
+    if isinstance(x, Exception):
+        raise x  # of a caller that could not make the array
     raise UnsupportedTypeError(
         f"expected a numpy.ndarray, a torch.Tensor, a cupy.ndarray, another array with __cuda_array_interface__ or "
         f"__dlpack__, or a number, got {type(x).__qualname__}"
@@ -98,16 +106,22 @@ def _cupy(x: Any) -> Any:
     return cupy
 
 
-def _view_numpy(x: np.ndarray) -> View:
+def _view_numpy(x: np.ndarray, moves_only: bool = False) -> View:
     dtype = _NUMPY_DTYPES.get(x.dtype)
+    raw = ""
+    if isinstance(x, np.ma.MaskedArray):
+        raise UnsupportedTypeError("a masked array would lose its mask: pass x.filled(value), or x.data and x.mask")
     if dtype is None:
         dtype = _BY_NAME.get(x.dtype.name)  # by name: bfloat16 comes from an extension such as ml_dtypes
-        if dtype is None or not x.dtype.isnative:
+        if dtype is not None and x.dtype.isnative:
+            _NUMPY_DTYPES[x.dtype] = dtype
+        elif moves_only and not x.dtype.hasobject and x.dtype.itemsize > 0:
+            dtype, raw = DType.uint8, str(x.dtype)
+        else:
             raise UnsupportedTypeError(
                 f"dtype {x.dtype} of a numpy.ndarray is not supported; supported: {_supported()}"
             )
-        _NUMPY_DTYPES[x.dtype] = dtype
-    return View(address_of(x), x.shape, dtype, "cpu", x.flags.c_contiguous, x)
+    return View(address_of(x), x.shape, dtype, "cpu", x.flags.c_contiguous, x, raw=raw)
 
 
 def _view_cupy(x: Any) -> View:
@@ -118,20 +132,51 @@ def _view_cupy(x: Any) -> View:
     return View(x.data.ptr, x.shape, dtype, "cuda", x.flags.c_contiguous, x, x.device.id, stream.ptr)
 
 
-def _view_torch(x: Any) -> View:
+def _view_torch(x: Any, moves_only: bool = False) -> View:
     dtype = _TORCH_DTYPES.get(x.dtype)
+    raw = ""
     if dtype is None:
         torch = _torch()
         _TORCH_DTYPES.update({getattr(torch, name): value for name, value in _BY_NAME.items() if hasattr(torch, name)})
         dtype = _TORCH_DTYPES.get(x.dtype)
         if dtype is None:
-            raise UnsupportedTypeError(f"dtype {x.dtype} of a torch.Tensor is not supported; supported: {_supported()}")
-    if x.layout is not _torch().strided:
-        raise UnsupportedTypeError(f"a torch.Tensor of layout {x.layout}: only strided tensors are supported")
+            if not moves_only or x.is_quantized:
+                raise UnsupportedTypeError(
+                    f"dtype {x.dtype} of a torch.Tensor is not supported; supported: {_supported()}"
+                )
+            dtype, raw = DType.uint8, str(x.dtype)
+    pointer = address_of_tensor(x)
     contiguous = x.is_contiguous() and not x.is_conj() and not x.is_neg()
     if x.is_cpu:
-        return View(x.data_ptr(), tuple(x.shape), dtype, "cpu", contiguous, x)
-    return View(x.data_ptr(), tuple(x.shape), dtype, "cuda", contiguous, x, *place_of_tensor(x))
+        return View(pointer, tuple(x.shape), dtype, "cpu", contiguous, x, raw=raw)
+    ordinal, stream = place_of_tensor(x)
+    return View(pointer, tuple(x.shape), dtype, "cuda", contiguous, x, ordinal, stream, raw=raw)
+
+
+def address_of_tensor(x: Any) -> int:
+    """Where the elements of a dense tensor begin; raises UnsupportedTypeError for one that has none of its own."""
+    if x.layout is not _torch().strided or x.is_nested:
+        layout = "nested" if x.is_nested else x.layout
+        raise UnsupportedTypeError(f"a torch.Tensor of layout {layout}: only strided tensors are supported")
+    if x.is_meta:
+        place_of_tensor(x)  # says so
+    try:
+        pointer: int = x.data_ptr()
+    except RuntimeError:  # within torch.func's transforms
+        pointer = 0
+    # Wrapper subclasses have elements, and no memory: 0 would be taken for a tensor that is not there.
+    if pointer == 0 and x.numel() > 0:
+        raise UnsupportedTypeError(
+            f"a {type(x).__qualname__} has no memory of its own that could be read: pass the tensors that it is made "
+            f"of (for a DTensor x.to_local())"
+        )
+    return pointer
+
+
+def changed(v: View) -> None:
+    """Tell the framework that the array's elements are being overwritten, as its own operations in place do."""
+    if _is_tensor(v.array):
+        _torch().autograd.graph.increment_version(v.array)
 
 
 def place_of_tensor(x: Any) -> tuple[int, int]:
@@ -175,11 +220,11 @@ def contiguous(v: View) -> View:
     if v.contiguous:
         return v
     if _is_tensor(v.array):
-        return _view_torch(v.array.detach().resolve_conj().resolve_neg().contiguous())
+        return _view_torch(v.array.detach().resolve_conj().resolve_neg().contiguous(), True)
     if _is_cupy(v.array):
         with v.array.device:
             return _view_cupy(sys.modules["cupy"].ascontiguousarray(v.array))
-    return _view_numpy(np.ascontiguousarray(v.array))
+    return _view_numpy(np.ascontiguousarray(v.array), True)
 
 
 def empty_like(v: View, shape: tuple[int, ...] | None = None) -> View:
@@ -187,11 +232,11 @@ def empty_like(v: View, shape: tuple[int, ...] | None = None) -> View:
     shape = v.shape if shape is None else shape
     if _is_tensor(v.array):
         torch = _torch()
-        return _view_torch(torch.empty(shape, dtype=v.array.dtype, device=v.array.device))
+        return _view_torch(torch.empty(shape, dtype=v.array.dtype, device=v.array.device), True)
     if _is_cupy(v.array):
         with v.array.device:
             return _view_cupy(sys.modules["cupy"].empty(shape, dtype=v.array.dtype))
-    return _view_numpy(np.empty(shape, dtype=v.array.dtype))
+    return _view_numpy(np.empty(shape, dtype=v.array.dtype), True)
 
 
 def copy(v: View) -> View:
@@ -199,11 +244,11 @@ def copy(v: View) -> View:
     if _is_tensor(v.array):
         torch = _torch()
         source = v.array.detach()
-        return _view_torch(source.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format))
+        return _view_torch(source.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format), True)
     if _is_cupy(v.array):
         with v.array.device:
             return _view_cupy(v.array.copy(order="C"))
-    return _view_numpy(v.array.copy(order="C"))
+    return _view_numpy(v.array.copy(order="C"), True)
 
 
 def from_bytes(data: np.ndarray, shape: tuple[int, ...], like: View) -> Any:

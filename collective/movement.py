@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from .arrays import View
 from .errors import InvalidArgumentError
 from .handles import Handle, Handles
 from .process_sets import ProcessSet, global_process_set
-from .submission import Call
+from .submission import Call, grouped
 
 __all__ = [
     "allgather",
@@ -59,16 +60,16 @@ class _Rows:
 def _broadcast(
     x: Any, in_place: bool, root_rank: int, name: str | None, process_set: ProcessSet, caller_waits: bool
 ) -> Handle[Any]:
-    call = Call(Kind.broadcast, name, process_set, caller_waits)
-    root = call.root(root_rank)
-    if in_place:
-        target = call.in_place(x)
-    elif process_set.rank() == root:
-        target = arrays.copy(call.view(x))
-    else:
-        target = arrays.empty_like(call.view(x))
-    ticket = call.submit(call.movement(target, root), None, target)
-    return call.handle(ticket, target.array, lambda _: target.array)
+    with Call(Kind.broadcast, name, process_set, caller_waits) as call:
+        root = call.root(root_rank)
+        if in_place:
+            target = call.in_place(x)
+        elif process_set.rank() == root:
+            target = arrays.copy(call.view(x))
+        else:
+            target = arrays.empty_like(call.view(x))
+        ticket = call.submit(call.movement(target, root), None, target)
+        return call.handle(ticket, target.array, lambda _: target.array)
 
 
 def broadcast(
@@ -112,10 +113,10 @@ def broadcast_async_(
 
 
 def _allgather(x: Any, name: str | None, process_set: ProcessSet, caller_waits: bool) -> Handle[Any]:
-    call = Call(Kind.allgather, name, process_set, caller_waits)
-    source = call.rows_view(x)
-    ticket = call.submit(call.movement(source), source, None)
-    return call.handle(ticket, source.array, _Rows(source).of)
+    with Call(Kind.allgather, name, process_set, caller_waits) as call:
+        source = call.rows_view(x)
+        ticket = call.submit(call.movement(source), source, None)
+        return call.handle(ticket, source.array, _Rows(source).of)
 
 
 def allgather(x: ArrayT, *, name: str | None = None, process_set: ProcessSet = global_process_set) -> ArrayT:
@@ -145,9 +146,7 @@ def grouped_allgather_async(
     xs: Sequence[ArrayT], *, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Handles[ArrayT]:
     """Like `allgather_async` of several arrays; the handle's result is their list."""
-    return Handles(
-        [_allgather(x, None if name is None else f"{name}.{number}", process_set, False) for number, x in enumerate(xs)]
-    )
+    return grouped(lambda x, n: _allgather(x, n, process_set, False), xs, name)
 
 
 def grouped_allgather(
@@ -166,7 +165,10 @@ def _splits(call: Call, splits: Any, rows: int) -> list[int]:
                 f"{call.where}: {rows} rows do not divide evenly among {ranks} ranks; give splits"
             )
         return [rows // ranks] * ranks
-    given = [int(n) for n in (splits.tolist() if hasattr(splits, "tolist") else splits)]
+    try:
+        given = [operator.index(n) for n in (splits.tolist() if hasattr(splits, "tolist") else splits)]
+    except TypeError:
+        raise InvalidArgumentError(f"{call.where}: splits {splits!r} are not a list of integers") from None
     if len(given) != ranks or min(given) < 0 or sum(given) != rows:
         raise InvalidArgumentError(
             f"{call.where}: splits {given} are not {ranks} numbers from 0 that add up to {rows} rows"
@@ -177,11 +179,11 @@ def _splits(call: Call, splits: Any, rows: int) -> list[int]:
 def _alltoall(
     x: Any, splits: Any, name: str | None, process_set: ProcessSet, caller_waits: bool
 ) -> Handle[tuple[Any, list[int]]]:
-    call = Call(Kind.alltoall, name, process_set, caller_waits)
-    source = call.rows_view(x)
-    ticket = call.submit(call.movement(source), source, None, _splits(call, splits, source.shape[0]))
-    rows = _Rows(source)
-    return call.handle(ticket, source.array, lambda done: (rows.of(done), list(done.rows)))
+    with Call(Kind.alltoall, name, process_set, caller_waits) as call:
+        source = call.rows_view(x)
+        ticket = call.submit(call.movement(source), source, None, _splits(call, splits, source.shape[0]))
+        rows = _Rows(source)
+        return call.handle(ticket, source.array, lambda done: (rows.of(done), list(done.rows)))
 
 
 def alltoall(
@@ -218,12 +220,12 @@ def alltoall_async(
 
 
 def _gather(x: Any, root_rank: int, name: str | None, process_set: ProcessSet, caller_waits: bool) -> Handle[Any]:
-    call = Call(Kind.gather, name, process_set, caller_waits)
-    root = call.root(root_rank)
-    source = call.rows_view(x)
-    ticket = call.submit(call.movement(source, root), source, None)
-    rows = _Rows(source)
-    return call.handle(ticket, source.array, rows.of if process_set.rank() == root else lambda _: None)
+    with Call(Kind.gather, name, process_set, caller_waits) as call:
+        root = call.root(root_rank)
+        source = call.rows_view(x)
+        ticket = call.submit(call.movement(source, root), source, None)
+        rows = _Rows(source)
+        return call.handle(ticket, source.array, rows.of if process_set.rank() == root else lambda _: None)
 
 
 def gather(
@@ -242,11 +244,11 @@ def gather_async(
 
 
 def _scatter(x: Any, root_rank: int, name: str | None, process_set: ProcessSet, caller_waits: bool) -> Handle[Any]:
-    call = Call(Kind.scatter, name, process_set, caller_waits)
-    root = call.root(root_rank)
-    source = call.rows_view(x)
-    ticket = call.submit(call.movement(source, root), source, None)
-    return call.handle(ticket, source.array, _Rows(source).of)
+    with Call(Kind.scatter, name, process_set, caller_waits) as call:
+        root = call.root(root_rank)
+        source = call.rows_view(x)
+        ticket = call.submit(call.movement(source, root), source, None)
+        return call.handle(ticket, source.array, _Rows(source).of)
 
 
 def scatter(
@@ -336,8 +338,8 @@ def recv_async(
 
 def barrier(*, name: str | None = None, process_set: ProcessSet = global_process_set) -> None:
     """Wait until every rank of the set has called it."""
-    call = Call(Kind.barrier, name, process_set, True)
-    call.handle(call.submit(call.movement(None), None, None), None, lambda _: None).wait()
+    with Call(Kind.barrier, name, process_set, True) as call:
+        call.handle(call.submit(call.movement(None), None, None), None, lambda _: None).wait()
 
 
 def join(*, process_set: ProcessSet = global_process_set) -> int:

@@ -11,7 +11,7 @@ from .arrays import View
 from .errors import InvalidArgumentError
 from .handles import Handle, Handles
 from .process_sets import ProcessSet, global_process_set
-from .submission import Average, Call, Compression, Op
+from .submission import Average, Call, Compression, Op, grouped
 
 __all__ = [
     "allreduce",
@@ -58,13 +58,13 @@ def _allreduce(
     process_set: ProcessSet,
     caller_waits: bool,
 ) -> Handle[Any]:
-    call = Call(Kind.allreduce, name, process_set, caller_waits)
-    if in_place:
-        source = target = call.in_place(x)
-    else:
-        source = arrays.contiguous(call.view(x))
-        target = arrays.empty_like(source)
-    return _start(call, source, target, op, prescale_factor, postscale_factor, compression)
+    with Call(Kind.allreduce, name, process_set, caller_waits) as call:
+        if in_place:
+            source = target = call.in_place(x)
+        else:
+            source = arrays.contiguous(call.view(x))
+            target = arrays.empty_like(source)
+        return _start(call, source, target, op, prescale_factor, postscale_factor, compression)
 
 
 def allreduce(
@@ -149,11 +149,6 @@ def allreduce_async_(
     return _allreduce(x, True, op, name, prescale_factor, postscale_factor, compression, process_set, False)
 
 
-def _names(name: str | None, count: int) -> list[str | None]:
-    """Names of a group's members."""
-    return [None if name is None else f"{name}.{number}" for number in range(count)]
-
-
 def grouped_allreduce_async(
     xs: Sequence[ArrayT],
     op: Op = Average,
@@ -165,11 +160,10 @@ def grouped_allreduce_async(
     process_set: ProcessSet = global_process_set,
 ) -> Handles[ArrayT]:
     """Like `allreduce_async` of several arrays; the handle's result is their list."""
-    return Handles(
-        [
-            _allreduce(x, False, op, n, prescale_factor, postscale_factor, compression, process_set, False)
-            for x, n in zip(xs, _names(name, len(xs)), strict=True)
-        ]
+    return grouped(
+        lambda x, n: _allreduce(x, False, op, n, prescale_factor, postscale_factor, compression, process_set, False),
+        xs,
+        name,
     )
 
 
@@ -184,11 +178,10 @@ def grouped_allreduce_async_(
     process_set: ProcessSet = global_process_set,
 ) -> Handles[ArrayT]:
     """Like `grouped_allreduce_async`, in place."""
-    return Handles(
-        [
-            _allreduce(x, True, op, n, prescale_factor, postscale_factor, compression, process_set, False)
-            for x, n in zip(xs, _names(name, len(xs)), strict=True)
-        ]
+    return grouped(
+        lambda x, n: _allreduce(x, True, op, n, prescale_factor, postscale_factor, compression, process_set, False),
+        xs,
+        name,
     )
 
 
@@ -212,16 +205,16 @@ def _reducescatter(
     process_set: ProcessSet,
     caller_waits: bool,
 ) -> Handle[Any]:
-    call = Call(Kind.reducescatter, name, process_set, caller_waits)
-    source = arrays.contiguous(call.view(x))
-    if not source.shape:
-        raise InvalidArgumentError(f"{call.where}: a scalar has no first dimension to scatter")
-    if op == Op.Adasum:
-        raise InvalidArgumentError(f"{call.where}: Adasum needs whole tensors, so it is not defined here")
-    ranks, me = process_set.size(), process_set.rank()
-    rows = source.shape[0] // ranks + (me < source.shape[0] % ranks)
-    target = arrays.empty_like(source, (rows, *source.shape[1:]))
-    return _start(call, source, target, op, prescale_factor, postscale_factor, compression)
+    with Call(Kind.reducescatter, name, process_set, caller_waits) as call:
+        source = arrays.contiguous(call.view(x))
+        if not source.shape:
+            raise InvalidArgumentError(f"{call.where}: a scalar has no first dimension to scatter")
+        if op == Op.Adasum:
+            raise InvalidArgumentError(f"{call.where}: Adasum needs whole tensors, so it is not defined here")
+        ranks, me = process_set.size(), process_set.rank()
+        rows = source.shape[0] // ranks + (me < source.shape[0] % ranks)
+        target = arrays.empty_like(source, (rows, *source.shape[1:]))
+        return _start(call, source, target, op, prescale_factor, postscale_factor, compression)
 
 
 def reducescatter(
@@ -274,11 +267,10 @@ def grouped_reducescatter_async(
     process_set: ProcessSet = global_process_set,
 ) -> Handles[ArrayT]:
     """Like `reducescatter_async` of several arrays; the handle's result is their list."""
-    return Handles(
-        [
-            _reducescatter(x, op, n, prescale_factor, postscale_factor, compression, process_set, False)
-            for x, n in zip(xs, _names(name, len(xs)), strict=True)
-        ]
+    return grouped(
+        lambda x, n: _reducescatter(x, op, n, prescale_factor, postscale_factor, compression, process_set, False),
+        xs,
+        name,
     )
 
 
@@ -313,16 +305,16 @@ def _reduce(
     process_set: ProcessSet,
     caller_waits: bool,
 ) -> Handle[Any]:
-    call = Call(Kind.reduce, name, process_set, caller_waits)
-    if op == Op.Adasum:
-        raise InvalidArgumentError(f"{call.where}: Adasum is defined for allreduce only")
-    root = call.root(root_rank)
-    source = arrays.contiguous(call.view(x))
-    is_root = process_set.rank() == root
-    target = arrays.empty_like(source) if is_root else source
-    what = call.reduction(source, op, prescale_factor, postscale_factor, compression, root)
-    ticket = call.submit(what, source, target if is_root else None)
-    return call.handle(ticket, (source.array, target.array), lambda _: target.array if is_root else None)
+    with Call(Kind.reduce, name, process_set, caller_waits) as call:
+        if op == Op.Adasum:
+            raise InvalidArgumentError(f"{call.where}: Adasum is defined for allreduce only")
+        root = call.root(root_rank)
+        source = arrays.contiguous(call.view(x))
+        is_root = process_set.rank() == root
+        target = arrays.empty_like(source) if is_root else source
+        what = call.reduction(source, op, prescale_factor, postscale_factor, compression, root)
+        ticket = call.submit(what, source, target if is_root else None)
+        return call.handle(ticket, (source.array, target.array), lambda _: target.array if is_root else None)
 
 
 def reduce(

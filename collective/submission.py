@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import Any, Literal
 
@@ -12,10 +12,10 @@ from . import arrays, devices, runtime
 from ._core import Descriptor, DType, Kind, ReduceOp, Ticket
 from .arrays import View
 from .errors import InvalidArgumentError, UnsupportedTypeError
-from .handles import Handle
+from .handles import Handle, Handles
 from .process_sets import ProcessSet
 
-__all__ = ["Average", "Call", "Compression", "Max", "Min", "Op", "Product", "Sum"]
+__all__ = ["Adasum", "Average", "Call", "Compression", "Max", "Min", "Op", "Product", "Sum", "grouped"]
 
 Compression = Literal["fp16", "bf16"]
 
@@ -36,6 +36,7 @@ Average, Sum, Adasum, Min, Max, Product = Op.Average, Op.Sum, Op.Adasum, Op.Min,
 _CORE_OPS: dict[Op, ReduceOp] = {op: getattr(ReduceOp, op.name) for op in Op}
 _WIRE = {"fp16": DType.float16, "bf16": DType.bfloat16}
 _COMPRESSIBLE = (DType.float32, DType.float64)
+_REDUCTIONS = (Kind.allreduce, Kind.reduce, Kind.reducescatter)
 _COMPLEX = (DType.complex64, DType.complex128)
 # Descriptors by the arguments that they were made from, see Call.reduction().
 _reductions: dict[tuple[Any, ...], Descriptor] = {}
@@ -46,6 +47,8 @@ _FLOATS = (DType.float16, DType.bfloat16, DType.float32, DType.float64)
 
 def checked_op(op: Any) -> Op:
     """The operator for what a caller gave; raises InvalidArgumentError."""
+    if isinstance(op, Exception):
+        raise op  # of a caller that could not tell which it is, see torch/ops.py
     try:
         return Op(op)
     except ValueError:
@@ -69,18 +72,44 @@ def wire_dtype(compression: str | None, dtype: DType) -> DType:
 
 
 class Call:
-    """One call of an operation on this rank: where it runs, under which name, and how errors speak of it."""
+    """One call of an operation on this rank: where it runs, under which name, and how errors speak of it.
+
+    A context manager: what is raised within it before the operation is submitted is told to the other ranks, if they
+    have no name by which to tell the calls apart. Their calls then fail, too, and those that follow stay paired.
+    """
 
     def __init__(self, kind: Kind, name: str | None, process_set: ProcessSet, caller_waits: bool) -> None:
         self.state = runtime.current()
         self.kind = kind
-        self.name = name
-        self.process_set = process_set
+        self.name = name if isinstance(name, str) else self._checked_name(name)
         self.caller_waits = caller_waits
+        self._submitted = False
+        if not isinstance(process_set, ProcessSet):
+            raise InvalidArgumentError(
+                f"{self.where}: process_set is a ProcessSet, such as global_process_set, not {process_set!r}"
+            )
+        self.process_set = process_set
         group = process_set.group
         if group is None:
             raise InvalidArgumentError(f"{self.where}: this rank is not in {process_set}")
         self.group: int = group
+
+    def __enter__(self) -> Call:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None or self._submitted or self.name or not isinstance(error, Exception):
+            return
+        text = f"rank {runtime.rank()} refused its own call: {type(error).__name__}: {error}"
+        refusal = Descriptor(Kind.refusal, (), DType.uint8, DType.uint8, ReduceOp.Sum, 1.0, 1.0, 0, "cpu", text)
+        self.state.engine.submit(self.group, self.full_name, refusal, 0, 0, (), False, False)
+
+    @staticmethod
+    def _checked_name(name: Any) -> str | None:
+        """Numbers will do as names, as they do for Horovod's users."""
+        if name is None or isinstance(name, (int, np.integer)):
+            return None if name is None else str(name)
+        raise InvalidArgumentError(f"rank {runtime.rank()}: name {name!r} is a {type(name).__qualname__}, not a str")
 
     @property
     def where(self) -> str:
@@ -100,16 +129,20 @@ class Call:
                 return ranks.index(int(root_rank))
         raise InvalidArgumentError(f"{self.where}: root_rank {root_rank!r} is no rank of {self.process_set}")
 
+    @property
+    def _moves_only(self) -> bool:
+        return self.kind not in _REDUCTIONS
+
     def view(self, x: Any) -> View:
         try:
-            return arrays.view(x)
+            return arrays.view(x, self._moves_only)
         except UnsupportedTypeError as error:
             raise UnsupportedTypeError(f"{self.where}: {error}") from None
 
     def in_place(self, x: Any) -> View:
         """The view of an array that the operation may overwrite."""
         try:
-            v = arrays.view(x)
+            v = arrays.view(x, self._moves_only)
         except UnsupportedTypeError as error:
             raise UnsupportedTypeError(f"{self.where}, in place: {error}") from None
         if v.is_copy:
@@ -118,6 +151,7 @@ class Call:
             raise InvalidArgumentError(f"{self.where}: in place needs a contiguous array; make a copy first")
         if isinstance(v.array, np.ndarray) and not v.array.flags.writeable:
             raise InvalidArgumentError(f"{self.where}: in place needs a writeable array")
+        arrays.changed(v)
         return v
 
     def rows_view(self, x: Any) -> View:
@@ -171,15 +205,17 @@ class Call:
 
     def movement(self, v: View | None, root: int = 0) -> Descriptor:
         """What the ranks compare of an operation that moves `v` as it is."""
-        dtype = v.dtype if v else DType.uint8
-        shape, device = (v.shape, v.device) if v else ((), "cpu")
-        return Descriptor(self.kind, shape, dtype, dtype, ReduceOp.Sum, 1.0, 1.0, root, device, "")
+        if v is None:
+            return Descriptor(self.kind, (), DType.uint8, DType.uint8, ReduceOp.Sum, 1.0, 1.0, root, "cpu", "")
+        shape = (*v.shape, arrays.itemsize(v)) if v.raw else v.shape
+        return Descriptor(self.kind, shape, v.dtype, v.dtype, ReduceOp.Sum, 1.0, 1.0, root, v.device, v.raw)
 
     def submit(self, what: Descriptor, source: View | None, target: View | None, splits: Sequence[int] = ()) -> Ticket:
         """Hand the operation to the engine."""
         at = source or target
         if at:
             devices.prepare(at.ordinal)
+        self._submitted = True  # or it has failed in the engine, where it took its number
         return self.state.engine.submit(
             self.group,
             self.full_name,
@@ -196,3 +232,21 @@ class Call:
     def handle(self, ticket: Ticket, keep: Any, result: Any) -> Handle[Any]:
         """The caller's end; `result` makes the return value of the finished ticket."""
         return Handle(self.state.engine, ticket, keep, result)
+
+
+def grouped(start: Callable[[Any, str | None], Handle[Any]], xs: Iterable[Any], name: Any) -> Handles[Any]:
+    """Several calls as one: `start` is given each array and its name.
+
+    Where one of them is refused on this rank the others are submitted all the same: other ranks wait for them, and
+    calls that follow are to meet their own.
+    """
+    members: list[Handle[Any]] = []
+    refused: Exception | None = None
+    for number, x in enumerate(xs):
+        try:
+            members.append(start(x, None if name is None else f"{name}.{number}"))
+        except Exception as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
+    return Handles(members)

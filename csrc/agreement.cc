@@ -180,6 +180,12 @@ void Agreement::take_joined(int source) {
 }
 
 void Agreement::complete(const std::string& name, Pending& pending) {
+  for (const Variant& variant : pending.variants) {
+    const auto d = Descriptor::decode(variant.encoded);
+    if (d.kind != Kind::kRefusal) continue;
+    fail(name, present(pending), ErrorCode::kMismatch, "'" + name + "': " + d.layout);
+    return;
+  }
   if (pending.variants.size() > 1) {
     for (Variant& variant : pending.variants) std::sort(variant.ranks.begin(), variant.ranks.end());
     std::sort(pending.variants.begin(), pending.variants.end(),

@@ -19,6 +19,7 @@ const char* name_of(Kind kind) {
     case Kind::kGather: return "gather";
     case Kind::kScatter: return "scatter";
     case Kind::kReduce: return "reduce";
+    case Kind::kRefusal: return "refused call";
   }
   return "?";
 }
@@ -34,7 +35,8 @@ bool rows_differ(Kind kind) {
     case Kind::kBarrier:
     case Kind::kChannel:
     case Kind::kReduceScatter:
-    case Kind::kReduce: return false;
+    case Kind::kReduce:
+    case Kind::kRefusal: return false;
   }
   return false;
 }
@@ -120,10 +122,15 @@ struct Field {
   std::function<std::string(const Descriptor&)> text;
 };
 
+// Its layout is the name of a type that is none of ours.
+bool moves_bytes(const Descriptor& d) {
+  return !d.layout.empty() && (rows_differ(d.kind) || d.kind == Kind::kBroadcast);
+}
+
 const std::vector<Field>& fields() {
   static const std::vector<Field> all = {
       {"operation", [](const Descriptor& d) { return std::string(name_of(d.kind)); }},
-      {"dtype", [](const Descriptor& d) { return std::string(name_of(d.dtype)); }},
+      {"dtype", [](const Descriptor& d) { return moves_bytes(d) ? d.layout : std::string(name_of(d.dtype)); }},
       // Of channels it says nothing to people that the parameters do not.
       {"shape", [](const Descriptor& d) { return d.kind == Kind::kChannel ? std::string() : shape_text(d.shape); }},
       {"reduction", [](const Descriptor& d) { return std::string(name_of(d.op)); }},
@@ -150,6 +157,8 @@ std::string line(const std::string& text, size_t number) {
 // The first line that is not the same in all layouts.
 size_t differing_line(const std::vector<Variant>& variants) {
   size_t first = SIZE_MAX;
+  if (moves_bytes(Descriptor::decode(variants[0].encoded)) || moves_bytes(Descriptor::decode(variants[1].encoded)))
+    return first;
   const std::string reference = Descriptor::decode(variants[0].encoded).layout;
   for (const Variant& variant : variants) {
     const std::string layout = Descriptor::decode(variant.encoded).layout;

@@ -21,6 +21,7 @@ enum class Kind : uint8_t {
   kGather = 7,
   kScatter = 8,
   kReduce = 9,
+  kRefusal = 10,  // in place of a call that its rank has refused: it fails on the others, too; `layout` says why
 };
 const char* name_of(Kind kind);
 // Whether the first dimension may differ between ranks.
@@ -34,7 +35,8 @@ struct Descriptor {
   double prescale = 1.0, postscale = 1.0;
   int32_t root = 0;
   std::string device = "cpu";
-  std::string layout;  // of channels: their tensors, a line each
+  // Of channels: their tensors, a line each. Of elements that move as bytes: the name of their type.
+  std::string layout;
   // Where the first dimension may differ between ranks it is -1 here, and travels beside the descriptor. Of channels:
   // dtype, wire, elements of tensors and flags of each.
   std::vector<int64_t> shape;

@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
 
 import collective
+import collective.torch as hvd
 from collective import Average, InvalidArgumentError, Max, Min, Sum, UnsupportedTypeError
 from mpi_plugin import World
 
@@ -44,25 +47,41 @@ def wrong_arguments(size: int) -> Iterator[Wrong]:
         yield call("allreduce_", T, **{factor: None}), InvalidArgumentError, ["allreduce", factor, "None"]
     for root in (-1, size, 0.0, "0", True, None):
         yield call("broadcast", X, root), InvalidArgumentError, ["broadcast", f"root_rank {root!r}"]
+    for splits in ([0.5] * size, "1" * size, 2):
+        yield call("alltoall", X, splits), InvalidArgumentError, ["alltoall", repr(splits)]
+    for process_set in (None, [0]):
+        yield call("allreduce", X, process_set=process_set), InvalidArgumentError, ["process_set", repr(process_set)]
 
 
 def wrong_arrays() -> Iterator[Wrong]:
+    with FakeTensorMode():
+        fake = torch.ones(2)
     arrays = [
         ([1.0, 2.0], "list"),
         (None, "None"),
         ("x", "str"),
+        (X.astype("object"), "object"),
+        (np.ma.array([1.0, 2.0], mask=[0, 1]), "mask"),
+        (T.to_sparse(), "sparse"),
+        (torch.nested.nested_tensor([T, T]), "nested"),
+        (torch.ones(2, device="meta"), "meta"),
+        (fake, "FakeTensor has no memory"),
+        (TwoTensor(T, T), "TwoTensor has no memory"),
+    ]
+    of_types_that_only_move = [
         (X.astype("uint32"), "uint32"),
         (X.astype("longdouble"), str(np.dtype("longdouble"))),
-        (X.astype("object"), "object"),
         (np.zeros(2, "M8[s]"), "datetime64"),
         (np.zeros(2, [("a", "f4")]), "'a'"),
         (X.astype(">f4"), ">f4"),
         (torch.ones(2, dtype=torch.uint32), "uint32"),
-        (T.to_sparse(), "sparse"),
-        (torch.ones(2, device="meta"), "meta"),
+        (T.to(torch.float8_e4m3fn), "float8"),
     ]
-    for verb in ("allreduce", "allreduce_async_", "broadcast", "broadcast_", "allgather", "allgather_async"):
+    for verb in ("allreduce", "allreduce_async_", "broadcast", "broadcast_", "allgather", "allgather_async", "scatter"):
         for x, told in arrays:
+            yield call(verb, x), UnsupportedTypeError, [verb.split("_")[0], told]
+    for verb in ("allreduce", "allreduce_async_", "reducescatter"):
+        for x, told in of_types_that_only_move:
             yield call(verb, x), UnsupportedTypeError, [verb.split("_")[0], told]
 
 
@@ -109,6 +128,59 @@ def test_wrong_on_one_rank_alone(world: World) -> None:
                 wrong("t")
         if number % 10 == 0:
             goes_on(world, number, told)
+
+
+@pytest.mark.ranks(2, 3)
+def test_an_unnamed_call_that_one_rank_refuses(world: World) -> None:
+    """It fails on all ranks, where else it would meet the next call of the others, and all that follow theirs."""
+    calls = [wrong for wrong in wrong_calls(world.size) if "process_set" not in wrong[2]]
+    for number, (wrong, error, told) in enumerate(calls):
+        odd = number % world.size
+        verb = told[0]
+        right = getattr(collective, verb)
+
+        def both(wrong: Any = wrong, right: Any = right, is_odd: bool = world.rank == odd) -> None:
+            result = wrong(None) if is_odd else right(torch.ones(world.size, 1))
+            if hasattr(result, "wait"):
+                result.wait()
+
+        with pytest.raises(error if world.rank == odd else collective.MismatchError) as caught:
+            both()
+        if world.rank != odd:
+            assert f"rank {odd} refused its own call" in str(caught.value), str(caught.value)
+    for number in range(3):
+        assert (collective.allreduce(np.full(2, number), Sum) == number * world.size).all()
+
+
+@pytest.mark.ranks(2)
+def test_a_group_of_which_one_member_is_refused(world: World) -> None:
+    xs: list[Any] = [np.ones(2), np.ones(2), np.ones(2)]
+    if world.rank == 1:
+        xs[1] = [1, 2]
+    with pytest.raises(UnsupportedTypeError if world.rank == 1 else collective.MismatchError):
+        collective.grouped_allreduce(xs, Sum)
+    with pytest.raises(UnsupportedTypeError if world.rank == 1 else collective.MismatchError):
+        hvd.sparse_allreduce_async(T if world.rank == 1 else T.to_sparse())()  # type: ignore[arg-type]
+    goes_on(world)
+
+
+@pytest.mark.ranks(1)
+def test_wrong_arguments_of_the_torch_interface(world: World) -> None:
+    wrong: list[tuple[Callable[[], Any], type[Exception], str]] = [
+        (lambda: hvd.allreduce(T, average="x"), InvalidArgumentError, "average='x'"),  # type: ignore[arg-type]
+        (lambda: hvd.allreduce(T, average=True, op=Sum), InvalidArgumentError, "both given"),
+        (lambda: hvd.allreduce(T, name=0.5), InvalidArgumentError, "name 0.5 is a float"),  # type: ignore[arg-type]
+        (lambda: hvd.allreduce(T, compression="fp32"), InvalidArgumentError, "'fp32'"),  # type: ignore[arg-type]
+        (lambda: hvd.synchronize(None), InvalidArgumentError, "handle"),  # type: ignore[arg-type]
+        (lambda: hvd.allgather([1, 2]), UnsupportedTypeError, "list"),  # type: ignore[arg-type]
+        (lambda: hvd.broadcast_async_(1.0, 0), UnsupportedTypeError, "float"),  # type: ignore[arg-type]
+        (lambda: hvd.alltoall(T, torch.tensor([2.0])), InvalidArgumentError, "splits"),
+    ]
+    for call, error, told in wrong:
+        with pytest.raises(error, match=told):
+            call()
+    assert hvd.allreduce_async(1.5).wait() == 1.5  # type: ignore[arg-type]
+    assert torch.equal(hvd.allreduce(T, name=7), T)  # type: ignore[arg-type]
 
 
 def mismatches() -> dict[str, tuple[Callable[[str], Any], Callable[[str], Any], str, str]]:
