@@ -69,7 +69,8 @@ class Handle(Generic[T]):
         return Handle(self._engine, self._ticket, self._keep, lambda ticket: function(result(ticket)))
 
     def __del__(self) -> None:
-        if not self._ticket.done:
+        # Without a ticket it was never whole: torch.compile makes such when it traces.
+        if hasattr(self, "_ticket") and not self._ticket.done:
             _orphans.append((self._ticket, self._keep))
 
 

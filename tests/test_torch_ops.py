@@ -172,33 +172,37 @@ def test_handles(world: World) -> None:
 
 Verb = Callable[[torch.Tensor, int], torch.Tensor]  # of this rank's tensor
 
-# Operation, the same in one process (of all ranks' tensors, and for which rank), rows of this rank's tensor.
+# Operation, the same in one process (of all ranks' tensors), rows of a rank's tensor, and whether gradients are means
+# over the ranks where the operation's adjoint has a sum (see autograd.py).
 DIFFERENTIABLE: list[
-    tuple[Callable[[torch.Tensor], Any], Callable[[list[torch.Tensor]], Any], Callable[[int], int]]
+    tuple[Callable[[torch.Tensor], Any], Callable[[list[torch.Tensor]], Any], Callable[[int], int], bool]
 ] = [
-    (lambda x: hvd.allreduce(x), lambda xs: sum(xs) / len(xs), lambda rank: 3),
-    (lambda x: hvd.allreduce(x, op=hvd.Sum), lambda xs: sum(xs), lambda rank: 3),
+    (lambda x: hvd.allreduce(x), lambda xs: sum(xs) / len(xs), lambda rank: 3, False),
+    (lambda x: hvd.allreduce(x, op=hvd.Sum), lambda xs: sum(xs), lambda rank: 3, False),
     (
         lambda x: hvd.allreduce(x, op=hvd.Sum, prescale_factor=0.5, postscale_factor=3.0),
         lambda xs: sum(xs) * 1.5,
         lambda rank: 3,
+        False,
     ),
-    (lambda x: hvd.allreduce(x.t()), lambda xs: sum(x.t() for x in xs) / len(xs), lambda rank: 2),
-    (lambda x: hvd.allgather(x), lambda xs: torch.cat(xs), lambda rank: 2),
+    (lambda x: hvd.allreduce(x.t()), lambda xs: sum(x.t() for x in xs) / len(xs), lambda rank: 2, False),
+    (lambda x: hvd.allgather(x), lambda xs: torch.cat(xs), lambda rank: 2, True),
     (lambda x: hvd.allgather(x), lambda xs: torch.cat(xs), lambda rank: (rank + 2) % 3),  # also none
-    (lambda x: hvd.allgather(x[0, 0]), lambda xs: torch.stack([x[0, 0] for x in xs]), lambda rank: 1),
+    (lambda x: hvd.allgather(x[0, 0]), lambda xs: torch.stack([x[0, 0] for x in xs]), lambda rank: 1, True),
     (
         lambda x: torch.cat(hvd.grouped_allreduce([x, x * x], op=hvd.Sum)),
         lambda xs: torch.cat([sum(xs), sum(x * x for x in xs)]),
         lambda rank: 2,
+        False,
     ),
     (
         lambda x: torch.cat(hvd.grouped_allgather([x, x[:1] * 2])),
         lambda xs: torch.cat([*xs, *(x[:1] * 2 for x in xs)]),
         lambda rank: rank + 1,
+        True,
     ),
-    (lambda x: hvd.broadcast(x, 0), lambda xs: xs[0], lambda rank: 3),
-    (lambda x: hvd.broadcast(x, hvd.size() - 1), lambda xs: xs[-1], lambda rank: 3),
+    (lambda x: hvd.broadcast(x, 0), lambda xs: xs[0], lambda rank: 3, True),
+    (lambda x: hvd.broadcast(x, hvd.size() - 1), lambda xs: xs[-1], lambda rank: 3, True),
 ]
 
 
@@ -210,22 +214,22 @@ def losses_of(result: torch.Tensor, rank: int) -> torch.Tensor:
 
 @pytest.mark.ranks(1, 2, 3)
 def test_gradients(world: World) -> None:
-    """Those of the sum of all ranks' losses, as one process has them."""
-    for distributed, alone, rows in DIFFERENTIABLE:
+    """Those of the sum of all ranks' losses, as one process has them; or of their mean."""
+    for distributed, alone, rows, is_averaged in DIFFERENTIABLE:
         xs = [values((rows(rank), 2), rank, 3).requires_grad_() for rank in range(world.size)]
         sum(losses_of(alone(xs), rank) for rank in range(world.size)).backward()  # type: ignore[union-attr]
         x = values((rows(world.rank), 2), world.rank, 3).requires_grad_()
         losses_of(distributed(x), world.rank).backward()
-        expected = xs[world.rank].grad
-        torch.testing.assert_close(
-            x.grad, torch.zeros_like(x) if expected is None else expected, rtol=1e-13, atol=1e-13
-        )
+        expected = torch.zeros_like(x) if xs[world.rank].grad is None else xs[world.rank].grad
+        if is_averaged:
+            expected /= world.size
+        torch.testing.assert_close(x.grad, expected, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.ranks(1, 2, 3)
 def test_gradients_of_gradients(world: World) -> None:
     """As gradient penalties need them: the operations in backward are differentiable themselves."""
-    for distributed, alone, rows in DIFFERENTIABLE:
+    for distributed, alone, rows, is_averaged in DIFFERENTIABLE:
         xs = [values((rows(rank), 2), rank, 3).requires_grad_() for rank in range(world.size)]
         total = sum(losses_of(alone(xs), rank) for rank in range(world.size))
         first = torch.autograd.grad(total, xs, create_graph=True, allow_unused=True)  # type: ignore[arg-type]
@@ -234,9 +238,11 @@ def test_gradients_of_gradients(world: World) -> None:
         x = values((rows(world.rank), 2), world.rank, 3).requires_grad_()
         (g,) = torch.autograd.grad(losses_of(distributed(x), world.rank), x, create_graph=True)
         (second,) = torch.autograd.grad(g.square().sum(), x)
-        torch.testing.assert_close(
-            second, torch.zeros_like(x) if expected is None else expected, rtol=1e-12, atol=1e-12
-        )
+        if expected is None:
+            expected = torch.zeros_like(x)
+        if is_averaged:  # twice in the square of the first gradient, and once more on the way back
+            expected = expected / world.size**3
+        torch.testing.assert_close(second, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.ranks(2)

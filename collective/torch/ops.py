@@ -13,12 +13,12 @@ import torch
 
 from .. import ops as _ops
 from .. import runtime
-from ..errors import InvalidArgumentError
+from ..errors import CollectiveError, InvalidArgumentError, UnsupportedTypeError
 from ..handles import Handle, Handles
 from ..process_sets import ProcessSet, global_process_set
-from ..submission import Average, Op, Sum, checked_op
+from ..submission import Average, Sum, checked_op
 from . import autograd
-from .compression import Compression, Compressor
+from .compression import Compression, Compressor, compressed, wire_of
 
 __all__ = [
     "allgather",
@@ -65,13 +65,18 @@ TensorHandle = Handle[torch.Tensor]
 TensorHandles = Handles[torch.Tensor]
 
 
-def _op_of(average: bool | None, op: int | None) -> Op:
-    """Horovod's `average=` argument is older than `op=`; at most one of them may be given."""
-    if average is not None and op is not None:
-        raise InvalidArgumentError("average= and op= were both given; op= alone says it all")
+def _op_of(average: bool | None, op: int | None) -> Any:
+    """Horovod's `average=` argument is older than `op=`; at most one of them may be given.
+
+    What is wrong with them is returned in place of an operator: the call raises it, where the other ranks learn of it.
+    """
+    if average is None:
+        return Average if op is None else op
     if op is not None:
-        return checked_op(op)
-    return Average if average is None or average else Sum
+        return InvalidArgumentError("average= and op= were both given; op= alone says it all")
+    if average not in (True, False):
+        return InvalidArgumentError(f"average={average!r} is neither True nor False; op= takes operators")
+    return Average if average else Sum
 
 
 # ---- allreduce ----
@@ -88,7 +93,7 @@ def allreduce_async(
 ) -> TensorHandle:
     """Start an `allreduce` into a new tensor."""
     return _ops.allreduce_async(
-        tensor.detach(),
+        tensor,
         _op_of(average, op),
         name=name,
         prescale_factor=prescale_factor,
@@ -168,7 +173,7 @@ def grouped_allreduce_async(
 ) -> TensorHandles:
     """Start an `allreduce` of several tensors; `synchronize` returns their list."""
     return _ops.grouped_allreduce_async(
-        [tensor.detach() for tensor in tensors],
+        tensors,
         _op_of(average, op),
         name=name,
         prescale_factor=prescale_factor,
@@ -209,9 +214,9 @@ def grouped_allreduce(
 ) -> list[Tensor]:
     """Reduce several tensors as one operation; differentiable like `allreduce`."""
     options = autograd.ReduceOptions(
-        _op_of(average, op), prescale_factor, postscale_factor, compression.wire, process_set
+        _op_of(average, op), prescale_factor, postscale_factor, wire_of(compression), process_set
     )
-    return autograd.allreduce(tensors, options, name)
+    return compressed(compression, tensors, lambda sent: autograd.allreduce(sent, options, name))
 
 
 def grouped_allreduce_(
@@ -242,23 +247,31 @@ def sparse_allreduce_async(
     Returns:
         A function without arguments that returns the reduced tensor, coalesced. `synchronize` takes it too.
     """
-    op_ = _op_of(None, op)
-    if op_ not in (Average, Sum):
-        raise InvalidArgumentError(f"sparse_allreduce_async reduces by Average or Sum, not by {op_.name}")
-    given = tensor.coalesce()
-    # Rows first, since the number of non-zero elements is what differs between ranks.
-    indices = _ops.allgather_async(
-        given.indices().t().contiguous(), name=f"{name}.indices" if name else None, process_set=process_set
-    )
-    values = _ops.allgather_async(given.values(), name=f"{name}.values" if name else None, process_set=process_set)
+    handles = _ops.grouped_allgather_async(_coordinates(tensor, op), name=name, process_set=process_set)
 
     def finish() -> Tensor:
-        gathered = torch.sparse_coo_tensor(
-            indices.wait().t(), values.wait(), given.shape, check_invariants=True
-        ).coalesce()
-        return gathered / process_set.size() if op_ is Average else gathered
+        indices, values = handles.wait()
+        gathered = torch.sparse_coo_tensor(indices.t(), values, tensor.shape, check_invariants=True).coalesce()
+        return gathered if op == Sum else gathered / process_set.size()
 
     return finish
+
+
+def _coordinates(tensor: Tensor, op: int | None) -> list[Any]:
+    """A sparse tensor's indices, a row each, and values; or what is wrong in place of both."""
+    try:
+        if op not in (None, Average, Sum):
+            raise InvalidArgumentError(
+                f"sparse_allreduce_async reduces by Average or Sum, not by {checked_op(op).name}"
+            )
+        if not isinstance(tensor, Tensor) or tensor.layout is not torch.sparse_coo:
+            what = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__qualname__
+            raise UnsupportedTypeError(f"sparse_allreduce_async takes a sparse COO tensor, not {what}")
+        given = tensor.detach().coalesce()
+        # Rows first, since the number of non-zero elements is what differs between ranks.
+        return [given.indices().t().contiguous(), given.values()]
+    except CollectiveError as error:
+        return [error, error]
 
 
 # ---- reducescatter and reduce ----
@@ -274,8 +287,8 @@ def reducescatter_async(
 ) -> TensorHandle:
     """Start a `reducescatter`."""
     return _ops.reducescatter_async(
-        tensor.detach(),
-        checked_op(op),
+        tensor,
+        _op_of(None, op),
         name=name,
         process_set=process_set,
         prescale_factor=prescale_factor,
@@ -307,8 +320,8 @@ def grouped_reducescatter_async(
 ) -> TensorHandles:
     """Start a `reducescatter` of several tensors; `synchronize` returns their list."""
     return _ops.grouped_reducescatter_async(
-        [tensor.detach() for tensor in tensors],
-        checked_op(op),
+        tensors,
+        _op_of(None, op),
         name=name,
         process_set=process_set,
         prescale_factor=prescale_factor,
@@ -326,8 +339,10 @@ def grouped_reducescatter(
     postscale_factor: float = 1.0,
 ) -> list[Tensor]:
     """Several `reducescatter` as one operation."""
-    options = autograd.ReduceOptions(checked_op(op), prescale_factor, postscale_factor, compression.wire, process_set)
-    return autograd.reducescatter(tensors, options, name)
+    options = autograd.ReduceOptions(
+        _op_of(None, op), prescale_factor, postscale_factor, wire_of(compression), process_set
+    )
+    return compressed(compression, tensors, lambda sent: autograd.reducescatter(sent, options, name))
 
 
 def reduce_async(
@@ -338,7 +353,7 @@ def reduce_async(
     process_set: ProcessSet = global_process_set,
 ) -> Handle[Tensor | None]:
     """Start a `reduce`."""
-    return _ops.reduce_async(tensor.detach(), root_rank, checked_op(op), name=name, process_set=process_set)
+    return _ops.reduce_async(tensor, root_rank, _op_of(None, op), name=name, process_set=process_set)
 
 
 def reduce(
@@ -349,7 +364,7 @@ def reduce(
     process_set: ProcessSet = global_process_set,
 ) -> Tensor | None:
     """Reduce a tensor to one rank: a new tensor there, None elsewhere; not differentiable."""
-    return _ops.reduce(tensor.detach(), root_rank, checked_op(op), name=name, process_set=process_set)
+    return _ops.reduce(tensor, root_rank, _op_of(None, op), name=name, process_set=process_set)
 
 
 # ---- gathers, broadcast, exchanges ----
@@ -359,7 +374,7 @@ def allgather_async(
     tensor: Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> TensorHandle:
     """Start an `allgather`."""
-    return _ops.allgather_async(tensor.detach(), name=name, process_set=process_set)
+    return _ops.allgather_async(tensor, name=name, process_set=process_set)
 
 
 def allgather(tensor: Tensor, name: str | None = None, process_set: ProcessSet = global_process_set) -> Tensor:
@@ -372,7 +387,7 @@ def grouped_allgather_async(
     tensors: Sequence[Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> TensorHandles:
     """Start an `allgather` of several tensors; `synchronize` returns their list."""
-    return _ops.grouped_allgather_async([tensor.detach() for tensor in tensors], name=name, process_set=process_set)
+    return _ops.grouped_allgather_async(tensors, name=name, process_set=process_set)
 
 
 def grouped_allgather(
@@ -386,7 +401,7 @@ def broadcast_async(
     tensor: Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> TensorHandle:
     """Start a `broadcast` into a new tensor."""
-    return _ops.broadcast_async(tensor.detach(), root_rank, name=name, process_set=process_set)
+    return _ops.broadcast_async(tensor, root_rank, name=name, process_set=process_set)
 
 
 def broadcast_async_(
@@ -412,37 +427,32 @@ def broadcast_(
 
 def alltoall_async(
     tensor: Tensor,
-    splits: Tensor | Sequence[int] | None = None,
+    splits: Any = None,
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> Handle[Any]:
-    """Start an `alltoall`; `synchronize` returns what that returns."""
-    handle = _ops.alltoall_async(tensor.detach(), _split_list(splits), name=name, process_set=process_set)
+    """Start an `alltoall`, whose docstring tells of `splits`; `synchronize` returns what that returns."""
+    handle = _ops.alltoall_async(tensor, splits, name=name, process_set=process_set)
     return handle.map(lambda result: _alltoall_result(result, splits))
 
 
 def alltoall(
     tensor: Tensor,
-    splits: Tensor | Sequence[int] | None = None,
+    splits: Any = None,
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> Any:
     """Send rows to every rank; differentiable.
 
     Args:
-        splits: rows for each rank; they add up to the first dimension. None: equal parts.
+        splits: rows for each rank, a tensor or a sequence of integers that add up to the first dimension. None: equal
+            parts.
 
     Returns:
         The received rows in rank order; with `splits` given, also a tensor of how many came from each rank.
     """
-    result = autograd.alltoall(tensor, _split_list(splits), process_set, name)
+    result = autograd.alltoall(tensor, splits, process_set, name)
     return _alltoall_result(result, splits)
-
-
-def _split_list(splits: Tensor | Sequence[int] | None) -> list[int] | None:
-    if splits is None:
-        return None
-    return [int(n) for n in (splits.tolist() if isinstance(splits, torch.Tensor) else splits)]
 
 
 def _alltoall_result(result: tuple[Tensor, list[int]], splits: Any) -> Any:
@@ -450,47 +460,47 @@ def _alltoall_result(result: tuple[Tensor, list[int]], splits: Any) -> Any:
     if splits is None:
         return rows
     dtype = splits.dtype if isinstance(splits, torch.Tensor) else torch.int32
-    return rows, torch.tensor(received, dtype=dtype)
+    return rows, torch.tensor(received, dtype=dtype, device="cpu")
 
 
 def gather_async(
     tensor: Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Handle[Tensor | None]:
     """Start a `gather`."""
-    return _ops.gather_async(tensor.detach(), root_rank, name=name, process_set=process_set)
+    return _ops.gather_async(tensor, root_rank, name=name, process_set=process_set)
 
 
 def gather(
     tensor: Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Tensor | None:
     """Like `allgather` to one rank: a new tensor there, None elsewhere; not differentiable."""
-    return _ops.gather(tensor.detach(), root_rank, name=name, process_set=process_set)
+    return _ops.gather(tensor, root_rank, name=name, process_set=process_set)
 
 
 def scatter_async(
     tensor: Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> TensorHandle:
     """Start a `scatter`."""
-    return _ops.scatter_async(tensor.detach(), root_rank, name=name, process_set=process_set)
+    return _ops.scatter_async(tensor, root_rank, name=name, process_set=process_set)
 
 
 def scatter(
     tensor: Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Tensor:
     """Deal out the rows of the root's tensor; elsewhere `tensor` gives dtype and trailing shape. No gradient."""
-    return _ops.scatter(tensor.detach(), root_rank, name=name, process_set=process_set)
+    return _ops.scatter(tensor, root_rank, name=name, process_set=process_set)
 
 
 def send_async(
     tensor: Tensor, dest_rank: int, tag: int = 0, process_set: ProcessSet = global_process_set
 ) -> TensorHandle:
     """Start a `send`."""
-    return _ops.send_async(tensor.detach(), dest_rank, tag=tag, process_set=process_set)
+    return _ops.send_async(tensor, dest_rank, tag=tag, process_set=process_set)
 
 
 def send(tensor: Tensor, dest_rank: int, tag: int = 0, process_set: ProcessSet = global_process_set) -> None:
     """Send a tensor to one rank, which calls `recv` with one of the same shape and dtype."""
-    _ops.send(tensor.detach(), dest_rank, tag=tag, process_set=process_set)
+    _ops.send(tensor, dest_rank, tag=tag, process_set=process_set)
 
 
 def recv_async(
@@ -530,4 +540,8 @@ def poll(handle: Handle[Any] | Handles[Any]) -> bool:
 
 def synchronize(handle: Handle[Any] | Handles[Any] | Callable[[], Any]) -> Any:
     """Wait for an asynchronous operation and return its result; raises what went wrong."""
-    return handle.wait() if isinstance(handle, (Handle, Handles)) else handle()
+    if isinstance(handle, (Handle, Handles)):
+        return handle.wait()
+    if not callable(handle):
+        raise InvalidArgumentError(f"synchronize takes the handle of an asynchronous operation, not {handle!r}")
+    return handle()
