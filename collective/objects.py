@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any, TypeVar
 
 import cloudpickle
@@ -19,7 +20,12 @@ T = TypeVar("T")
 def _pickled(obj: Any) -> tuple[np.ndarray, Exception | None]:
     """The object's bytes; where it cannot be pickled, those of a text that says so, and the error."""
     try:
-        return np.frombuffer(cloudpickle.dumps(obj), dtype=np.uint8), None
+        try:
+            # First by name: a class of the script is then the same class on every rank.
+            data = pickle.dumps(obj, protocol=pickle.HIGHEST_PROTOCOL)
+        except Exception:  # lambdas, classes made within functions, and what else has no name
+            data = cloudpickle.dumps(obj)
+        return np.frombuffer(data, dtype=np.uint8), None
     except Exception as error:  # of the object's own code: anything
         text = f"rank {runtime.rank()} could not pickle its {type(obj).__qualname__}: {error}"
         return np.frombuffer(text.encode(), dtype=np.uint8), error
@@ -39,7 +45,7 @@ def broadcast_object(
     """Send a picklable object from one rank to all.
 
     Args:
-        obj: any object that cloudpickle can serialise; only the root's counts.
+        obj: any object that pickle or, where that cannot, cloudpickle can serialise; only the root's counts.
         root_rank: the rank that sends, the same on all ranks.
         name: meets the call of the same name on the other ranks; without one, calls come in the same order everywhere.
         process_set: the ranks that take part; `root_rank` counts over all ranks.
@@ -58,7 +64,7 @@ def broadcast_object(
         data = np.empty(abs(size), dtype=np.uint8)
     data = ops.broadcast(data, root_rank, name=f"{name}.data" if name else None, process_set=process_set)
     _told(size, data, error)
-    result: T = obj if is_root else cloudpickle.loads(data.tobytes())
+    result: T = obj if is_root else pickle.loads(data.tobytes())
     return result
 
 
@@ -79,4 +85,4 @@ def allgather_object(obj: T, name: str | None = None, process_set: ProcessSet = 
     parts = np.split(gathered, np.cumsum(abs(sizes))[:-1])
     for size, part in zip(sizes, parts, strict=True):
         _told(int(size), part, error)
-    return [cloudpickle.loads(part.tobytes()) for part in parts]
+    return [pickle.loads(part.tobytes()) for part in parts]

@@ -74,6 +74,14 @@ class ProcessSet:
         shown = "" if self._ranks is None else f" {self._ranks}"
         return name + shown
 
+    def __deepcopy__(self, memo: Any) -> ProcessSet:
+        return self  # models that hold it may be copied
+
+    def __reduce__(self) -> Any:
+        if self is global_process_set:
+            return "global_process_set"
+        return _unpickled, (self.ranks,)
+
     def _resolve(self) -> None:
         """The ranks behind what was given."""
         size = runtime.size()
@@ -97,6 +105,12 @@ class ProcessSet:
 
 global_process_set = ProcessSet([])
 _registered: dict[int, ProcessSet] = {}
+
+
+def _unpickled(ranks: list[int]) -> ProcessSet:
+    """The registered set of these ranks, or a new one."""
+    known = (process_set for process_set in _registered.values() if process_set.ranks == ranks)
+    return next(known, None) or ProcessSet(ranks)
 
 
 def register_global() -> None:

@@ -11,6 +11,7 @@ import torch
 import collective
 import collective.torch as hvd
 from mpi_plugin import World
+from mpirun import run_ranks
 from training import settings
 
 
@@ -101,3 +102,23 @@ def test_object_that_cannot_be_pickled(world: World) -> None:
                 call(mine)
             assert hvd.broadcast_object(world.rank, 1) == 1
             assert hvd.allgather_object(world.rank) == list(range(world.size))
+
+
+def test_objects_of_the_scripts_own_classes() -> None:
+    """A class of `__main__` is the same class on every rank, what has no name travels all the same."""
+    script = """
+import dataclasses, enum, collective
+collective.init()
+class Colour(enum.Enum):
+    RED = 1
+@dataclasses.dataclass
+class Point:
+    x: int
+assert collective.broadcast_object(Colour.RED) is Colour.RED
+assert collective.broadcast_object(Point(1)) == Point(1)
+assert collective.allgather_object(Point(collective.rank())) == [Point(0), Point(1)]
+assert collective.broadcast_object(lambda: 3)() == 3
+print("same")
+"""
+    done = run_ranks(2, ["-c", script], 60)
+    assert done.stdout.count("same") == 2, done.stdout + done.stderr

@@ -1,8 +1,14 @@
 """SyncBatchNorm equals a single-process BatchNorm over the batches of all ranks, forward and backward."""
 
+import copy
+import io
+import pickle
+from typing import Any
+
 import pytest
 import torch
 
+import collective
 import collective.torch as hvd
 from mpi_plugin import World
 
@@ -114,3 +120,50 @@ def test_a_model_is_converted(world: World) -> None:
     alone = hvd.SyncBatchNorm.convert_sync_batchnorm(torch.nn.BatchNorm1d(3))
     assert isinstance(alone, hvd.SyncBatchNorm)
     assert hvd.SyncBatchNorm.convert_sync_batchnorm(alone) is alone
+
+
+def test_conversion_keeps_what_belongs_to_a_module(world: World) -> None:
+    """Its hooks, its attributes, and that it is one module under two names."""
+
+    class Named(torch.nn.BatchNorm1d):
+        pass
+
+    class Own(torch.nn.BatchNorm1d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+            return input
+
+    model = torch.nn.Module()
+    model.a = model.b = torch.nn.BatchNorm1d(4)
+    model.named, model.own = Named(4), Own(4)
+    model.a.note = "kept"
+    seen: list[str] = []
+    model.a.register_forward_hook(lambda *_: seen.append("after"))
+    model.a.register_forward_pre_hook(lambda *_: seen.append("before"))
+    with pytest.warns(UserWarning, match="Own has a forward"):
+        converted: Any = hvd.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert converted.a is converted.b
+    assert [type(m).__name__ for m in converted.children()] == ["SyncBatchNorm", "SyncBatchNorm", "Own"]
+    assert converted.a.note == "kept"
+    converted.a(torch.ones(2, 4))
+    assert seen == ["before", "after"]
+    with pytest.raises(collective.InvalidArgumentError, match="LazyBatchNorm1d"):
+        hvd.SyncBatchNorm.convert_sync_batchnorm(torch.nn.LazyBatchNorm1d())
+
+
+def test_models_that_hold_it_can_be_copied(world: World) -> None:
+    model = torch.nn.Sequential(hvd.SyncBatchNorm(4))
+    every: list[torch.nn.Module] = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    every.append(torch.optim.swa_utils.AveragedModel(model))
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    every.append(torch.load(file, weights_only=False))
+    for other in every:
+        x = torch.full((2, 4), float(world.rank))
+        torch.testing.assert_close(other(x), model(x))
+    if world.size == 3:
+        some = collective.add_process_set([0, 2])
+        norm = hvd.SyncBatchNorm(4, process_set=some)
+        assert copy.deepcopy(norm).process_set is some
+        assert pickle.loads(pickle.dumps(norm)).process_set is some
+        collective.remove_process_set(some)

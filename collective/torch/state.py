@@ -2,59 +2,158 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from .. import ops, runtime
+from .. import arrays, ops, runtime
 from ..errors import CollectiveError, InvalidArgumentError
-from ..objects import broadcast_object
+from ..objects import allgather_object, broadcast_object
 
 __all__ = ["broadcast_optimizer_state", "broadcast_parameters"]
 
+Named = tuple[str, Any]  # a tensor, or a NumPy array
 
-def broadcast_parameters(
-    params: Mapping[str, Any] | Iterable[tuple[str, torch.Tensor]] | Iterable[torch.Tensor], root_rank: int = 0
-) -> None:
-    """Overwrite tensors with those of one rank.
+
+def broadcast_parameters(params: Mapping[str, Any] | Iterable[Any], root_rank: int = 0) -> None:
+    """Overwrite tensors with those of one rank; collective.
 
     Args:
-        params: `model.state_dict()`, `model.named_parameters()` or `model.parameters()`: the same names (or order),
-            shapes and dtypes on all ranks. Entries that are no tensors are left alone.
+        params: `model.state_dict()`, `model.named_parameters()` or `model.parameters()`; also mappings and sequences
+            of these, and of NumPy arrays. The same names (or order), shapes and dtypes on all ranks. Elements of any
+            dtype of a fixed size travel, where need be as bytes. None is skipped; numbers, texts and other objects
+            cannot be overwritten: they are left alone, with one warning that names them.
         root_rank: the rank whose values all ranks get.
+
+    Raises:
+        InvalidArgumentError, UnsupportedTypeError: on every rank, before anything has moved, where one of them cannot
+            take part: it gave a module, a sparse tensor, or one that has no memory of its own.
+        MismatchError: names, shapes or dtypes differ between ranks.
     """
-    if isinstance(params, Mapping):
-        items: list[Any] = sorted(params.items())
-    elif isinstance(params, Iterable) and not isinstance(params, torch.Tensor):
-        items = list(params)
-    else:
-        raise InvalidArgumentError(f"broadcast_parameters takes a state_dict or parameters, not {type(params)}")
-    tensors = []
-    for number, item in enumerate(items):
-        name, tensor = item if isinstance(item, tuple) else (str(number), item)
-        if isinstance(tensor, torch.Tensor):
-            tensors.append((name, tensor))
-    _broadcast_tensors(tensors, root_rank, "broadcast_parameters")
+    error: CollectiveError | None = None
+    named: list[Named] = []
+    try:
+        named = _flat(params)
+        pairs = [(name, *_target_and_buffer(name, tensor)) for name, tensor in named]
+    except CollectiveError as raised:
+        error = raised
+    _agree("broadcast_parameters", error)
+    _broadcast(pairs, root_rank, "broadcast_parameters")
 
 
-def _broadcast_tensors(tensors: list[tuple[str, torch.Tensor]], root_rank: int, label: str) -> None:
-    """Broadcast in place; non-contiguous tensors go through a copy."""
+def _agree(label: str, error: CollectiveError | None) -> None:
+    """Raise on all ranks what is wrong on one of them; collective."""
+    own = np.frombuffer(b"" if error is None else f"{error}\n".encode(), dtype=np.uint8)
+    # An unnamed gather would do, but for ranks that come here another number of times.
+    told = ops.allgather(own, name=f"{label}.errors")
+    if error is not None:
+        raise error
+    if told.size > 0:
+        raise InvalidArgumentError(f"{label}: another rank cannot take part: {told.tobytes().decode().splitlines()[0]}")
+
+
+def _flat(params: Any) -> list[Named]:
+    """The tensors and arrays in nested mappings and sequences, with names that are alike on all ranks."""
+    named: list[Named] = []
+    skipped: list[str] = []
+
+    def take(name: str, value: Any) -> None:
+        def inner(key: Any) -> str:
+            return f"{name}.{key}" if name else str(key)
+
+        if isinstance(value, (torch.Tensor, np.ndarray)):
+            named.append((name, value))
+        elif isinstance(value, torch.nn.Module):
+            what = f"'{name}'" if name else "what it was given"
+            raise InvalidArgumentError(
+                f"rank {runtime.rank()}: broadcast_parameters: {what} is a {type(value).__qualname__}, a module: "
+                f"pass its state_dict()"
+            )
+        elif isinstance(value, Mapping):
+            for key, item in sorted(value.items(), key=lambda entry: str(entry[0])):
+                take(inner(key), item)
+        elif isinstance(value, (list, tuple)):
+            for number, item in enumerate(value):
+                if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str):
+                    take(inner(item[0]), item[1])
+                else:
+                    take(inner(number), item)
+        elif value is not None:
+            skipped.append(f"'{name}' ({type(value).__qualname__})")
+
+    if not isinstance(params, (Mapping, torch.nn.Module)):
+        if not isinstance(params, Iterable) or isinstance(params, (torch.Tensor, np.ndarray, str, bytes)):
+            raise InvalidArgumentError(
+                f"rank {runtime.rank()}: broadcast_parameters takes a state_dict or parameters, not a "
+                f"{type(params).__qualname__}"
+            )
+        params = list(params)
+    take("", params)
+    if skipped:
+        warnings.warn(
+            f"broadcast_parameters left alone what is no tensor: {', '.join(skipped[:6])}"
+            + (f" and {len(skipped) - 6} more" if len(skipped) > 6 else "")
+            + "; broadcast_object() sends such values",
+            stacklevel=4,
+        )
+    return named
+
+
+def _target_and_buffer(name: str, tensor: Any) -> tuple[Any, Any]:
+    """What is to be overwritten, and a contiguous array with its elements: the same, where that is one."""
+    try:
+        if isinstance(tensor, np.ndarray):
+            if not tensor.flags.writeable:
+                raise InvalidArgumentError("the array is not writeable")
+            v = arrays.view(tensor, moves_only=True)
+        else:
+            tensor = tensor.detach()
+            for dim in range(tensor.dim() if tensor.layout is torch.strided and not tensor.is_nested else 0):
+                if tensor.stride(dim) == 0 and tensor.size(dim) > 1:  # expanded: several elements at one address
+                    tensor = tensor.narrow(dim, 0, 1)
+            v = arrays.view(tensor, moves_only=True)
+            if not v.contiguous and _overlaps(tensor):
+                raise InvalidArgumentError("elements of the tensor overlap in memory")
+        return tensor, arrays.contiguous(v).array
+    except CollectiveError as error:
+        raise type(error)(f"rank {runtime.rank()}: broadcast_parameters: '{name}': {error}") from None
+
+
+def _overlaps(tensor: torch.Tensor) -> bool:
+    """Whether several elements may lie at one address."""
+    end = 1
+    for stride, size in sorted((tensor.stride(d), tensor.size(d)) for d in range(tensor.dim()) if tensor.size(d) > 1):
+        if stride < end:
+            return True
+        end = stride * (size - 1) + end
+    return False
+
+
+def _broadcast(pairs: list[tuple[str, Any, Any]], root_rank: int, label: str) -> None:
+    """Broadcast buffers in place, and copy them to their targets."""
     handles = []
+    errors: list[CollectiveError] = []
     with torch.no_grad():
-        for name, tensor in tensors:
-            target = tensor.detach()
-            buffer = target if target.is_contiguous() else target.contiguous()
-            handles.append((target, buffer, ops.broadcast_async_(buffer, root_rank, name=f"{label}.{name}")))
-        errors = []
+        for name, target, buffer in pairs:
+            try:
+                handles.append((target, buffer, ops.broadcast_async_(buffer, root_rank, name=f"{label}.{name}")))
+            except CollectiveError as error:
+                errors.append(error)
         for target, buffer, handle in handles:
             try:
                 handle.wait()
             except CollectiveError as error:  # told when nothing is in flight any more
                 errors.append(error)
                 continue
-            if buffer is not target:
+            if buffer is target:
+                continue
+            if isinstance(target, np.ndarray):
+                target[...] = buffer
+            else:
                 target.copy_(buffer)
     if errors:
         raise errors[0]
@@ -73,6 +172,7 @@ class _TensorAt:
 def _take_tensors(value: Any, tensors: list[torch.Tensor]) -> Any:
     """The skeleton of nested dicts, lists and tuples; their tensors go to `tensors`."""
     if isinstance(value, torch.Tensor):
+        arrays.address_of_tensor(value)  # refuses what has no memory of its own
         tensors.append(value)
         return _TensorAt(
             len(tensors) - 1, tuple(value.shape), torch.empty_like(value, device="meta").stride(), value.dtype
@@ -105,21 +205,54 @@ def _find_shapes(value: Any, found: dict[int, _TensorAt]) -> None:
             _find_shapes(item, found)
 
 
-def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int = 0) -> None:
+def broadcast_optimizer_state(
+    optimizer: torch.optim.Optimizer, root_rank: int = 0, model: torch.nn.Module | None = None
+) -> None:
     """Give every rank the optimizer state of one: options such as the learning rate, and all per-parameter state.
 
     The root's optimizer is not changed in any way, and the other ranks need no state beforehand. The optimizers are
-    of one class and have the same parameters in the same groups on all ranks.
+    of one class and have the same parameters in the same groups on all ranks. `model` is Horovod's and not needed.
+
+    Raises:
+        CollectiveError: on every rank, where the root's state cannot be read or sent, or another rank cannot load it.
     """
+    del model
     tensors: list[torch.Tensor] = []
     is_root = runtime.rank() == root_rank
-    skeleton = _take_tensors(optimizer.state_dict(), tensors) if is_root else None
-    skeleton = broadcast_object(skeleton, root_rank)
+    state: Any = None
+    if is_root:
+        try:
+            state = _take_tensors(optimizer.state_dict(), tensors)
+        except Exception as error:  # of the optimizer's own code: anything
+            state = error
+    state = broadcast_object(state if not isinstance(state, Exception) else _Unreadable(str(state)), root_rank)
+    if isinstance(state, _Unreadable):
+        raise CollectiveError(
+            f"broadcast_optimizer_state: rank {root_rank} could not read the state of its optimizer: {state.why}"
+        )
     if not is_root:
         found: dict[int, _TensorAt] = {}
-        _find_shapes(skeleton, found)
+        _find_shapes(state, found)
         places = [found[i] for i in range(len(found))]
-        tensors = [torch.empty_strided(place.shape, place.strides, dtype=place.dtype) for place in places]
-    _broadcast_tensors([(str(i), tensor) for i, tensor in enumerate(tensors)], root_rank, "broadcast_optimizer_state")
+        tensors = [torch.empty_strided(place.shape, place.strides, dtype=place.dtype, device="cpu") for place in places]
+    pairs = [(str(i), *_target_and_buffer(str(i), tensor)) for i, tensor in enumerate(tensors)]
+    _broadcast(pairs, root_rank, "broadcast_optimizer_state")
+    failure: Exception | None = None
     if not is_root:
-        optimizer.load_state_dict(_put_tensors(skeleton, tensors))
+        try:
+            optimizer.load_state_dict(_put_tensors(state, tensors))
+        except Exception as error:  # of the optimizer's own code: anything
+            failure = error
+    told = "" if failure is None else f"rank {runtime.rank()} could not load the state of rank {root_rank}: {failure}"
+    failures = [text for text in allgather_object(told) if text]
+    if failure is not None:
+        raise failure
+    if failures:
+        raise CollectiveError(f"broadcast_optimizer_state: {failures[0]}")
+
+
+@dataclass
+class _Unreadable:
+    """In place of a state: why it could not be read."""
+
+    why: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import ops
+from ..errors import InvalidArgumentError
 from ..process_sets import ProcessSet, global_process_set
 from ..submission import Sum
 
@@ -46,19 +48,40 @@ class SyncBatchNorm(_BatchNorm):
     ) -> torch.nn.Module:
         """The module with every `torch.nn.BatchNorm1d/2d/3d` in it replaced by one of this class.
 
-        As `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, whose modules are replaced, too. Parameters and buffers
-        stay the same tensors, so an optimizer may have been made before. Returns the module itself, unless it is one
-        of these.
+        As `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, whose modules are replaced, too. Parameters, buffers, hooks
+        and other attributes stay, so an optimizer may have been made before; a module that stands in several places is
+        one module afterwards. Subclasses with a `forward` of their own are left as they are, with a warning. Returns
+        the module itself, unless it is one of these.
         """
+        return cls._convert(module, process_set, {})
+
+    @classmethod
+    def _convert(
+        cls, module: torch.nn.Module, process_set: ProcessSet, done: dict[torch.nn.Module, torch.nn.Module]
+    ) -> torch.nn.Module:
+        if module in done:
+            return done[module]
+        done[module] = module
         if isinstance(module, _BatchNorm) and not isinstance(module, cls):
-            new = cls(module.num_features, module.eps, module.momentum, False, module.track_running_stats, process_set)
-            new.affine = module.affine
-            new.train(module.training)
-            for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-                setattr(new, name, getattr(module, name))
+            if isinstance(module, torch.nn.modules.lazy.LazyModuleMixin):
+                raise InvalidArgumentError(
+                    f"a {type(module).__qualname__} does not know its number of features yet: run the model once first"
+                )
+            if type(module).forward not in (_BatchNorm.forward, torch.nn.SyncBatchNorm.forward):
+                warnings.warn(
+                    f"{type(module).__qualname__} has a forward() of its own, and keeps the statistics of each rank",
+                    stacklevel=3,
+                )
+                return module
+            new = cls.__new__(cls)
+            for name, value in vars(module).items():  # those that register parameters, buffers and hooks are dicts
+                vars(new)[name] = value.copy() if isinstance(value, dict) else value
+            new.process_set = process_set
+            done[module] = new
             return new
-        for name, child in module.named_children():
-            setattr(module, name, cls.convert_sync_batchnorm(child, process_set))
+        for name, child in module._modules.items():
+            if child is not None:
+                setattr(module, name, cls._convert(child, process_set, done))
         return module
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
