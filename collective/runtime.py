@@ -55,6 +55,7 @@ class _Runtime:
         self.topology = self.engine.topology
         self.comm = comm
         self._unnamed: dict[tuple[str, int], int] = {}  # operations without a name so far, by kind and group
+        self._made: dict[tuple[str, int | None], int] = {}
         self._process_sets = 0  # registered so far, removed ones included
 
     def name_for(self, kind: str, group: int) -> str:
@@ -66,6 +67,12 @@ class _Runtime:
     def restart_names(self, group: int) -> None:
         """Count unnamed operations from zero again: ranks that joined have made fewer calls than the others."""
         self._unnamed = {key: number for key, number in self._unnamed.items() if key[1] != group}
+
+    def next_number(self, what: str, group: int | None) -> int:
+        """Counts what the ranks of a process set make in the same order, from zero in each run of the runtime."""
+        number = self._made.get((what, group), 0)
+        self._made[what, group] = number + 1
+        return number
 
     def next_process_set_id(self) -> int:
         """A number for a new process set, equal on all ranks."""
@@ -210,7 +217,7 @@ def current() -> _Runtime:
     """The runtime; raises NotInitializedError or ForkError where there is none. For this package's modules."""
     if _runtime is None or _forked_from is not None:
         _refuse_in_child()
-        raise NotInitializedError("the runtime is not initialised: call init() first")
+        raise NotInitializedError("collective has not been initialized: call init() first")
     return _runtime
 
 

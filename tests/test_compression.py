@@ -133,3 +133,84 @@ def test_predivide_factor(world: World) -> None:
             twins = Twins(world, Layers(), gradient_predivide_factor=factor)
             twins.train(lambda model, rank, step=step: model.loss(rank, step) for step in range(3))
             twins.check()
+
+
+class Scaled(hvd.Compressor):
+    """Halves travel, as float64; the context says how large they were."""
+
+    calls = 0
+
+    @classmethod
+    def compress(cls, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        cls.calls += 1
+        return tensor.double().reshape(-1) / 2, (tensor.shape, tensor.dtype)
+
+    @staticmethod
+    def decompress(tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
+        shape, dtype = ctx
+        return (tensor * 2).reshape(shape).to(dtype)
+
+
+class Doubling:
+    """Horovod asks for no base class."""
+
+    @staticmethod
+    def compress(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        return tensor, None
+
+    @staticmethod
+    def decompress(tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
+        return tensor * 2
+
+
+@pytest.mark.ranks(1, 2, 3)
+def test_a_compressor_of_the_users_own(world: World) -> None:
+    total = sum(numbers(4, rank) for rank in range(world.size))
+    x = numbers(4, world.rank).requires_grad_()
+    y = hvd.allreduce(x, op=hvd.Sum, compression=Doubling)  # type: ignore[arg-type]
+    torch.testing.assert_close(y, total * 2)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, torch.full((4,), 2.0 * world.size))
+    torch.testing.assert_close(hvd.grouped_allreduce([x, x], op=hvd.Sum, compression=Scaled)[1], total)  # type: ignore[arg-type]
+    for fp16, dtype in ((hvd.Compression.fp16, torch.float16), (hvd.Compression.bf16, torch.bfloat16)):
+        small, ctx = fp16.compress(x.detach())
+        assert small.dtype == dtype
+        assert fp16.decompress(small, ctx).dtype == torch.float32
+        assert fp16.compress(torch.ones(2, dtype=torch.int32))[0].dtype == torch.int32
+    small, ctx = hvd.Compression.none.compress(x)
+    assert hvd.Compression.none.decompress(small, ctx) is x
+
+
+@pytest.mark.ranks(1, 2, 3)
+def test_training_with_a_compressor_of_the_users_own(world: World) -> None:
+    """With gradients on some ranks or none, several passes, changes before the step, and frozen parameters."""
+    model = Layers()
+    Scaled.calls = 0
+    twins = Twins(world, model, compression=Scaled, backward_passes_per_step=2)
+    for step in range(6):
+        twins.zero_grad(set_to_none=step % 2 == 0)
+        for net in (twins.model, twins.twin):
+            net[1].requires_grad_(step != 4)
+        for number in range(2):
+            which = [2] if step == 1 else None
+
+            def loss(m: Any, rank: int, s: int = step, n: int = number, w: Any = which) -> Any:
+                return None if s == 2 and rank == 0 else m.loss(rank, 10 * s + n, w)
+
+            twins.backward(loss)
+        if step == 3:
+            for net in (twins.model, twins.twin):
+                for p in net.parameters():
+                    p.grad.mul_(0.5)
+        if step == 5:
+            twins.optimizer.synchronize()
+            for net in (twins.model, twins.twin):
+                torch.nn.utils.clip_grad_norm_(net.parameters(), 0.05)
+        twins.step()
+        twins.check()
+    assert (Scaled.calls > 0) == (world.size > 1)
+    twins = Twins(world, Layers(), compression=Doubling, op=hvd.Sum, process_set=hvd.global_process_set)
+    twins.train([lambda m, rank: m.loss(rank)])
+    if world.size > 1:
+        for p, q in zip(twins.model.parameters(), twins.twin.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad * world.size * 2, rtol=1e-12, atol=1e-12)

@@ -11,7 +11,7 @@ import torch
 import collective
 import collective.torch as hvd
 from mpi_plugin import World
-from training import EACH_ITS_OWN, SOME, Layers, Twins, parameter, settings, sgd, values
+from training import ALL, EACH_ITS_OWN, SOME, Layers, Twins, parameter, settings, sgd, values
 
 Named = list[tuple[str, torch.nn.Parameter]]
 
@@ -144,20 +144,23 @@ def test_optimizer_that_is_gone_takes_part_in_nothing(world: World) -> None:
 
 @pytest.mark.ranks(2)
 def test_optimizer_of_a_runtime_that_has_ended(world: World) -> None:
-    model = Layers()
-    with settings(SOME):
-        optimizer = hvd.DistributedOptimizer(sgd(model.parameters()))
-        model.loss(world.rank).backward()
-        optimizer.step()
-    with pytest.raises(collective.ShutdownError, match="optimizer"):
-        optimizer.step()
+    """It goes on in the next one: its plan is agreed on anew, and so is its name."""
+    other = hvd.DistributedOptimizer(torch.optim.SGD([parameter(3)], lr=1.0))
+    twins = Twins(world, Layers())
+    for threshold in (SOME, ALL):
+        with settings(threshold):  # starts the runtime anew
+            for _ in range(2):
+                twins.train([lambda model, rank: model.loss(rank)])
+                twins.check()
     collective.shutdown()
     with pytest.raises(collective.NotInitializedError):
-        hvd.DistributedOptimizer(sgd(model.parameters()))
+        hvd.DistributedOptimizer(sgd(Layers().parameters()))
+    with pytest.raises(collective.NotInitializedError):
+        other.step()
     collective.init()
-    twins = Twins(world, Layers())
     twins.train([lambda model, rank: model.loss(rank)])
     twins.check()
+    other.step()
 
 
 @pytest.mark.ranks(1, 2)

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
+import collective
+import collective.torch as hvd
 from mpi_plugin import World
 from training import ALL, EACH_ITS_OWN, WAYS, Layers, Twins, parameter, settings, values
 
@@ -127,3 +130,73 @@ def test_tied_parameters(world: World) -> None:
         twins.train(lambda model, rank, step=step: model.loss(rank, step) for step in range(4))
         twins.check()
         assert model[2].weight is model[0].weight
+
+
+@pytest.mark.ranks(1, 2, 3)
+def test_all_are_frozen(world: World) -> None:
+    """From the start or in mid-training: a step with nothing to train is no error."""
+    for options in ({}, {"groups": 2}, {"gradient_as_bucket_view": True}):
+        with settings(ALL):
+            twins = Twins(world, Layers(), **options)
+            for step in range(6):
+                for net in (twins.model, twins.twin):
+                    net.requires_grad_(step in (2, 3))
+                    if step == 4:
+                        for p in net.parameters():
+                            p.grad = None
+                twins.zero_grad()
+                if step in (2, 3):
+                    twins.backward(lambda model, rank, s=step: model.loss(rank, s))
+                twins.step()
+                twins.check()
+
+
+@pytest.mark.ranks(2)
+def test_frozen_on_one_rank_alone(world: World) -> None:
+    """An error on both that says which."""
+    a, b = parameter(3), parameter(2)
+    if world.rank == 1:
+        b.requires_grad_(False)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD([a, b], lr=1.0), [("a", a), ("b", b)])
+    with pytest.raises(collective.MismatchError, match=r"b float64 \(2,\) on rank 0; a float64 \(3,\) on rank 1"):
+        optimizer.step()
+
+
+@pytest.mark.ranks(2)
+def test_one_parameter_in_two_optimizers(world: World) -> None:
+    shared, own = parameter(3), parameter(2)
+    start = shared.detach().clone()
+    first = hvd.DistributedOptimizer(torch.optim.SGD([shared], lr=1.0))
+    second = hvd.DistributedOptimizer(torch.optim.SGD([shared, own], lr=1.0))
+    for _ in range(3):
+        for optimizer in (first, second):
+            optimizer.zero_grad()
+        ((world.rank + 1) * (shared.sum() + own.sum())).backward()
+        for optimizer in (first, second):
+            optimizer.step()
+    torch.testing.assert_close(shared.detach(), start - 9.0)
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.limit(40)  # checking names in quadratic time took 85 s
+def test_twenty_thousand_parameters(world: World) -> None:
+    named = [(f"p{number}", torch.nn.Parameter(torch.zeros(2))) for number in range(20_000)]
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p for _, p in named], lr=1.0, foreach=True), named)
+    for _, p in named:
+        p.grad = torch.full((2,), float(world.rank))
+    optimizer.step()
+    assert all(p[0].item() == -0.5 for _, p in named)
+
+
+@pytest.mark.ranks(2)
+def test_parameters_and_gradients_without_memory_of_their_own(world: World) -> None:
+    """An error on all ranks, where they would else train apart."""
+    p = parameter(3, dtype=torch.float32)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p], lr=1.0), [("p", p)])
+    p.grad = TwoTensor(torch.ones(3), torch.ones(3)) if world.rank == 0 else torch.ones(3)
+    told = "gradient of 'p': a TwoTensor has no memory" if world.rank == 0 else "another rank"
+    with pytest.raises(collective.UnsupportedTypeError, match=told):
+        optimizer.step()
+    w = torch.nn.Parameter(TwoTensor(torch.ones(3), torch.ones(3)))
+    with pytest.raises(collective.UnsupportedTypeError, match="'w': a TwoTensor has no memory"):
+        hvd.DistributedOptimizer(torch.optim.SGD([w], lr=1.0), [("w", w)])

@@ -9,7 +9,7 @@ import torch
 
 import collective.torch as hvd
 from mpi_plugin import World
-from training import SOME, WAYS, Layers, Twins, assert_same_on_all_ranks, settings
+from training import ALL, EACH_ITS_OWN, SOME, WAYS, Layers, Twins, assert_same_on_all_ranks, settings, values
 
 CHANGES: list[Callable[[torch.Tensor, float], Any]] = [
     lambda p, factor: p.grad.mul_(factor),
@@ -175,3 +175,81 @@ def test_grad_scaler_without_synchronize(world: World) -> None:
                     twins.backward_alone(lambda model, rank, step=step: model.loss(rank, step))
                     twins.alone.step()
                     twins.check()
+
+
+@pytest.mark.ranks(2, 3)
+def test_gradients_that_the_script_reduces_itself(world: World) -> None:
+    """A collective in place between backward and step is a change like any other."""
+    for threshold in (EACH_ITS_OWN, ALL):
+        with settings(threshold):
+            model = Layers()
+            optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.0))
+            for step in range(3):
+                optimizer.zero_grad()
+                model.loss(world.rank, step).backward()
+                grads = [p.grad for p in model.parameters() if p.grad is not None]
+                least = [hvd.allreduce(grad, op=hvd.Min) for grad in grads]
+                hvd.grouped_allreduce_(grads, op=hvd.Min)
+                optimizer.step()
+                for p, expected in zip(model.parameters(), least, strict=True):
+                    torch.testing.assert_close(p.grad, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.ranks(2)
+def test_a_collective_in_place_on_what_autograd_has_saved(world: World) -> None:
+    ways: list[Callable[[torch.Tensor], Any]] = [
+        lambda x: hvd.allreduce_(x, op=hvd.Sum),
+        lambda x: hvd.synchronize(hvd.allreduce_async_(x)),
+        lambda x: hvd.broadcast_(x, 0),
+        lambda x: hvd.recv(x, 1 - world.rank) if world.rank else hvd.send(x, 1) or x.add_(1),
+        lambda x: hvd.broadcast_parameters([x]),
+    ]
+    for way in ways:
+        a = torch.ones(3, requires_grad=True)
+        b = a * 2
+        c = (b * b).sum()
+        way(b.detach())
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            c.backward()
+    with torch.inference_mode():
+        hvd.allreduce_(torch.ones(2))  # has no version
+
+
+@pytest.mark.ranks(2, 3)
+def test_lbfgs_with_a_loss_that_is_a_number(world: World) -> None:
+    """It keeps double precision, as all floats of Python, and step() returns a float."""
+    x = torch.full((3,), 5.0, dtype=torch.float64, requires_grad=True)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.LBFGS([x], max_iter=40, line_search_fn="strong_wolfe", tolerance_change=0, tolerance_grad=0)
+    )
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = (x - world.rank).square().sum() + 1e5
+        loss.backward()
+        return float(loss.detach())
+
+    for _ in range(5):
+        loss = optimizer.step(closure)
+    assert isinstance(loss, float)
+    torch.testing.assert_close(x.detach(), torch.full_like(x, (world.size - 1) / 2), rtol=0, atol=1e-8)
+
+
+@pytest.mark.ranks(2)
+def test_a_compiled_step(world: World) -> None:
+    """What waits for other ranks stays outside the graph."""
+    twins = Twins(world, Layers())
+    inputs = [[values((4, 5), rank, step) for rank in range(world.size)] for step in range(3)]
+
+    def step(x: torch.Tensor) -> None:
+        twins.optimizer.zero_grad()
+        twins.model(x).square().mean().backward()
+        twins.optimizer.step()
+
+    compiled = torch.compile(step, backend="eager")
+    for xs in inputs:
+        compiled(xs[world.rank])
+        twins.alone.zero_grad()
+        twins.backward_alone(lambda model, rank, xs=xs: model(xs[rank]).square().mean())
+        twins.alone.step()
+        twins.check()

@@ -326,3 +326,63 @@ def test_parameters_that_change_after_an_error(world: World) -> None:
             optimizer.step()
             assert q.grad is not None
             assert (q.grad == world.size).all()
+
+
+@pytest.mark.ranks(1, 2, 3)
+def test_gradients_that_a_script_keeps(world: World) -> None:
+    """They stay as they were, as in one process; in buckets of shared memory and of messages."""
+    for threshold, shared_memory in WAYS:
+        with settings(threshold, shared_memory=shared_memory):
+            twins = Twins(world, Layers())
+            kept: list[list[torch.Tensor]] = []
+            copies: list[list[torch.Tensor]] = []
+            for step in range(4):
+                twins.train([lambda model, rank, s=step: model.loss(rank, s)])
+                twins.check()
+                kept.append([p.grad for p in twins.model.parameters()])
+                copies.append([grad.clone() for grad in kept[-1]])
+            for grads, expected in zip(kept, copies, strict=True):
+                for grad, copy in zip(grads, expected, strict=True):
+                    assert torch.equal(grad, copy)
+            del kept, grads, grad
+            twins.train([lambda model, rank: model.loss(rank, 4)])
+            views = addresses(twins.model)
+            twins.train([lambda model, rank: model.loss(rank, 5)])
+            assert addresses(twins.model) == views or world.size == 1  # nobody has kept them, so they stay views
+
+
+@pytest.mark.ranks(2)
+def test_what_shares_memory_with_a_gradient_of_before(world: World) -> None:
+    """It cannot be moved: the script is warned, once, and results are copied from then on."""
+    p = parameter(3)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p], lr=0.0), named_parameters=[("p", p)])
+    for keep in (lambda grad: grad.detach(), lambda grad: grad.numpy(), lambda grad: grad[1:]):
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p], lr=0.0), named_parameters=[("p", p)])
+        kept: Any = None
+        for step in range(3):
+            optimizer.zero_grad()
+            told = pytest.warns(UserWarning, match="gradient of 'p'.*gradient_as_bucket_view=False")
+            with told if step == 1 else contextlib.nullcontext():
+                (p * step).sum().backward()
+                optimizer.step()
+            assert p.grad is not None
+            assert torch.equal(p.grad, torch.full_like(p, step))
+            kept = keep(p.grad) if step == 0 else kept
+        del kept
+
+
+@pytest.mark.ranks(2)
+def test_a_graph_that_has_saved_a_gradient(world: World) -> None:
+    """Results that are written into a gradient are a change in place like any other: backward through what it was
+    raises, rather than be wrong."""
+    for as_view in (None, False, True):
+        p, q = parameter(3), parameter(3)
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p], lr=0.0), gradient_as_bucket_view=as_view)
+        for step in range(2):
+            p.sum().backward()
+            optimizer.step()
+            if step == 0:
+                assert p.grad is not None
+                saved = (q * p.grad).sum()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            saved.backward()

@@ -1,5 +1,7 @@
 """Sparse gradients: gathered as they are, or made dense."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -55,3 +57,28 @@ def test_an_embedding_trains_as_with_dense_gradients(world: World, as_dense: boo
             assert table.weight.grad.is_sparse == (is_sparse and not as_dense)
         tables.append(table.weight.detach())
     check(tables[0], tables[1].numpy(), 1e-12)
+
+
+def test_an_optimizer_that_takes_sparse_gradients_alone(world: World) -> None:
+    """It gets sparse ones, although they have travelled as dense ones."""
+    options: list[dict[str, Any]] = [{}, {"sparse_as_dense": True}, {"compression": Identity}]
+    results = []
+    for given in options:
+        table = torch.nn.Embedding(10, 3, sparse=True, dtype=torch.float64)
+        torch.nn.init.constant_(table.weight, 0.5)
+        optimizer = hvd.DistributedOptimizer(torch.optim.SparseAdam(list(table.parameters())), **given)
+        for step in range(4):
+            optimizer.zero_grad()
+            if step != 2 or world.rank > 0:
+                table(torch.tensor([world.rank, step])).square().sum().backward()
+            optimizer.step()
+            assert table.weight.grad is None or table.weight.grad.is_sparse
+        results.append(table.weight.detach())
+    for result in results[1:]:
+        check(result, results[0].numpy(), 1e-12)
+
+
+class Identity(hvd.Compressor):
+    @staticmethod
+    def decompress(tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
+        return tensor

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .. import ops
 from ..process_sets import ProcessSet
 from ..submission import Adasum
-from .compression import Compressor
+from .compression import Compressor, is_custom, wire_of
 
 __all__ = ["AdasumStep"]
 
@@ -24,7 +26,7 @@ class AdasumStep:
         self,
         optimizer: torch.optim.Optimizer,
         names: dict[torch.Tensor, str],
-        label: str,
+        label: Callable[[], str],
         compression: type[Compressor],
         process_set: ProcessSet,
     ) -> None:
@@ -48,17 +50,18 @@ class AdasumStep:
     def after(self) -> None:
         """Combine the changes; collective."""
         handles = []
+        label = self._label()
         for number, (p, start) in enumerate(self._starts):
-            name = f"{self._label}.delta.{self._names.get(p, number)}"
-            handles.append(
-                ops.allreduce_async(
-                    p.detach() - start,
-                    Adasum,
-                    name=name,
-                    compression=self._compression.wire,
-                    process_set=self._process_set,
-                )
-            )
-        for (p, start), handle in zip(self._starts, handles, strict=True):
-            p.copy_(start + handle.wait())
+            name = f"{label}.delta.{self._names.get(p, number)}"
+            delta, context = p.detach() - start, None
+            if is_custom(self._compression):
+                delta, context = self._compression.compress(delta)
+            wire = wire_of(self._compression)
+            handle = ops.allreduce_async(delta, Adasum, name=name, compression=wire, process_set=self._process_set)
+            handles.append((handle, context))
+        for (p, start), (handle, context) in zip(self._starts, handles, strict=True):
+            delta = handle.wait()
+            if is_custom(self._compression):
+                delta = self._compression.decompress(delta, context)
+            p.copy_(start + delta)
         self._starts = []

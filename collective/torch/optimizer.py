@@ -5,38 +5,59 @@ from __future__ import annotations
 import functools
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 
-from .. import ops, runtime
-from ..errors import InvalidArgumentError
+from .. import arrays, ops, runtime
+from ..errors import InvalidArgumentError, UnsupportedTypeError
 from ..process_sets import ProcessSet, global_process_set
 from ..submission import Adasum, Average, Op, Sum, checked_op
 from .adasum import AdasumStep
 from .buckets import Named
-from .compression import Compression, Compressor
+from .compressed import CompressedReducer
+from .compression import Compression, Compressor, is_compressor, is_custom
 from .reducer import GradientReducer, check_passes
 
 __all__ = ["DistributedOptimizer"]
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
-# Optimizers wrapped so far, by process set: tells them apart in the agreement, alike on all ranks of the set.
-_counts: dict[int | None, int] = {}
+
+class _Label:
+    """Tells optimizers apart in the agreement: by the order in which ranks made them, or used them first after init()
+    has started the runtime anew."""
+
+    def __init__(self, process_set: ProcessSet) -> None:
+        self._process_set = process_set
+        self._text = ""
+        self._state: Any = None
+
+    def __call__(self) -> str:
+        state = runtime.current()
+        if self._state is not state:
+            self._state = state
+            self._text = f"optimizer.{state.next_number('optimizer', self._process_set.process_set_id)}"
+        return self._text
 
 
 class _Distributed:
     """What DistributedOptimizer adds to the wrapped optimizer's class."""
 
     param_groups: list[dict[str, Any]]
-    _reducer: GradientReducer
+    _reducer: GradientReducer | CompressedReducer
     _names: dict[torch.Tensor, str]
     _skip: bool
     _process_set: ProcessSet
     _adasum: AdasumStep | None = None
+
+    @property
+    def backward_passes_per_step(self) -> int:
+        """How many backward passes make up a gradient."""
+        return self._reducer.passes
 
     def synchronize(self) -> None:
         """Wait until the gradients of all ranks are reduced into `.grad`; collective.
@@ -106,9 +127,12 @@ class _Distributed:
             loss = closure()
             self.synchronize()
             self._reducer.synchronized = False
-            if isinstance(self, torch.optim.LBFGS):
-                # Its line search decides by the loss, and must decide alike everywhere.
-                loss = ops.allreduce(torch.as_tensor(loss).detach(), Average, process_set=self._process_set)
+            if isinstance(self, torch.optim.LBFGS) and self._process_set.included():
+                # Its line search decides by the loss, and must decide alike everywhere. A float stays one, of double
+                # precision, as all floats of Python.
+                is_tensor = isinstance(loss, torch.Tensor)
+                mean = ops.allreduce(loss if is_tensor else float(loss), process_set=self._process_set)
+                loss = mean if is_tensor else float(mean)
             return loss
 
         return synchronized
@@ -155,7 +179,9 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         optimizer: any torch optimizer; the same class with the same parameters in the same order on all ranks.
         named_parameters: usually `model.named_parameters()`: names for messages. Names are unique; with names given,
             every parameter of the optimizer has one.
-        compression: `Compression.none`, `.fp16` or `.bf16`: how float32 and float64 gradients travel.
+        compression: `Compression.none`, `.fp16` or `.bf16`: how float32 and float64 gradients travel; or a `Compressor`
+            of your own: its methods are called for each gradient, which then travels by itself (`groups` and
+            `gradient_as_bucket_view` have no effect, and sparse gradients travel dense).
         backward_passes_per_step: backward passes that are summed into one gradient. step() may come earlier.
         op: Average, Sum, or Adasum: then each rank makes its step alone, and the changes that it made to the parameters
             are combined (arXiv 2006.02924).
@@ -163,17 +189,20 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         num_groups: old name of `groups` as a number.
         groups: which gradients travel together: a number of buckets to make of all parameters in order, or lists of
             parameters that share one each; the rest is dealt by size.
-        sparse_as_dense: turn sparse gradients into dense ones before they are reduced; else they are gathered.
-        process_set: the ranks that train together; all others must not call this.
+        sparse_as_dense: turn sparse gradients into dense ones before they are reduced (for SparseAdam they are sparse
+            again afterwards); else they are gathered.
+        process_set: the ranks that train together; on others the optimizer stays a local one.
         gradient_as_bucket_view: after synchronize() or step(), `.grad` is a view of the memory in which gradients were
-            reduced, and the next reduction overwrites it; on a device, streams that read it beside the current one must
-            be waited for before the next backward.
+            reduced. On a device, streams that read it beside the current one must be waited for before the next
+            backward.
             None: so where zero_grad() sets gradients to None and they are no parts of larger buffers; else results are
-            copied into the gradients, which stay the tensors that they are.
-            True: always, and a gradient that is still there when backward adds to it, as after
-            `zero_grad(set_to_none=False)`, is reduced in place, without any copy. It must not be read or changed
-            between backward and synchronize(), nor may a backward pass come that `backward_passes_per_step` or
-            no_sync() does not tell of: that raises GradientChangedError on all ranks.
+            copied into the gradients, which stay the tensors that they are. A script may keep a gradient: it then gets
+            memory of its own before the next reduction. (Other tensors and arrays over that memory, such as
+            `grad.detach()` or `grad.numpy()`, are overwritten, with a warning.)
+            True: always. The next reduction overwrites it, and a gradient that is still there when backward adds to it,
+            as after `zero_grad(set_to_none=False)`, is reduced in place, without any copy. It must not be read or
+            changed between backward and synchronize(), nor may a backward pass come that `backward_passes_per_step`
+            or no_sync() does not tell of: that raises GradientChangedError on all ranks.
             False: results are always copied.
             With `compression`, what is compressed is always copied.
 
@@ -194,8 +223,6 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     checked = checked_op(op)
     if checked not in (Average, Sum, Adasum):
         raise InvalidArgumentError(f"DistributedOptimizer reduces by Average, Sum or Adasum, not by {checked.name}")
-    if not process_set.included():
-        raise InvalidArgumentError(f"rank {runtime.rank()} is not in {process_set}")
     if num_groups:
         warnings.warn("num_groups is deprecated, use groups", DeprecationWarning, stacklevel=2)
         if groups is not None:
@@ -203,22 +230,24 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         groups = num_groups
     if not gradient_predivide_factor > 0:
         raise InvalidArgumentError(f"gradient_predivide_factor is positive, not {gradient_predivide_factor}")
-    if not isinstance(compression, type) or not issubclass(compression, Compressor):
-        raise InvalidArgumentError(f"compression is Compression.none, .fp16 or .bf16, not {compression!r}")
+    if not is_compressor(compression):
+        raise InvalidArgumentError(
+            f"compression is Compression.none, .fp16, .bf16 or a Compressor of your own, not {compression!r}"
+        )
     if gradient_predivide_factor != 1.0 and checked is not Average:
         raise InvalidArgumentError("gradient_predivide_factor is defined for op=Average only")
     names = _checked_names(optimizer, named_parameters)
     passes = check_passes(backward_passes_per_step)
     dealt = _checked_groups(optimizer, groups)
-    number = _counts.get(process_set.process_set_id, 0)
-    _counts[process_set.process_set_id] = number + 1
-    label = f"optimizer.{number}"
-    optimizer.__class__ = type(type(optimizer).__name__, (_Distributed, type(optimizer)), {})
+    label = _Label(process_set)
+    # A step function may be compiled; what waits for other ranks has no place in a graph.
+    outside_graphs = {name: _outside_graphs(vars(_Distributed)[name]) for name in ("synchronize", "_before_step")}
+    optimizer.__class__ = type(type(optimizer).__name__, (_Distributed, type(optimizer)), outside_graphs)
     wrapped: Any = optimizer
     wrapped._names = names
     wrapped._skip = False
     wrapped._process_set = process_set
-    if checked is Adasum:
+    if checked is Adasum and process_set.included():
         wrapped._adasum = AdasumStep(optimizer, names, label, compression, process_set)
     reference = weakref.ref(wrapped)  # the optimizer owns the reducer, not the other way round
 
@@ -228,25 +257,40 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         found: list[Named] = alive._parameters()
         return found
 
-    wrapped._reducer = GradientReducer(
-        label,
-        parameters,
-        compression=compression,
-        op=Op(checked),
-        prescale=1.0 / gradient_predivide_factor,
-        postscale=gradient_predivide_factor,
-        passes=passes,
-        sparse_as_dense=sparse_as_dense,
-        process_set=process_set,
-        groups=dealt,
-        as_view=gradient_as_bucket_view,
-    )
+    options: dict[str, Any] = {
+        "compression": compression,
+        "op": Op(checked),
+        "prescale": 1.0 / gradient_predivide_factor,
+        "postscale": gradient_predivide_factor,
+        "passes": passes,
+        "process_set": process_set,
+    }
+    takes_sparse = isinstance(optimizer, torch.optim.SparseAdam)  # and nothing else
+    if is_custom(compression):
+        wrapped._reducer = CompressedReducer(
+            label, parameters, **options, sparse_again=takes_sparse or not sparse_as_dense
+        )
+    else:
+        wrapped._reducer = GradientReducer(
+            label,
+            parameters,
+            **options,
+            sparse_as_dense=sparse_as_dense,
+            sparse_again=takes_sparse,
+            groups=dealt,
+            as_view=gradient_as_bucket_view,
+        )
     wrapped._step_supports_amp_scaling = False  # fused kernels: the scaler is to use unscale_()
     if wrapped._adasum is not None:
-        optimizer.register_step_post_hook(lambda opt, args, kwargs: opt._adasum.after())
+        optimizer.register_step_post_hook(_outside_graphs(lambda opt, args, kwargs: opt._adasum.after()))
     # A hook rather than an override: schedulers that were made before put their own step() in front of the class's.
-    optimizer.register_step_pre_hook(lambda opt, args, kwargs: opt._before_step(args, kwargs))
+    optimizer.register_step_pre_hook(_outside_graphs(lambda opt, args, kwargs: opt._before_step(args, kwargs)))
     return optimizer
+
+
+def _outside_graphs(function: Callable[..., Any]) -> Any:
+    """A step function may be compiled; what waits for other ranks has no place in a graph."""
+    return torch.compiler.disable(function)  # type: ignore[no-untyped-call]
 
 
 def _checked_names(
@@ -254,13 +298,16 @@ def _checked_names(
 ) -> dict[torch.Tensor, str]:
     held = [p for group in optimizer.param_groups for p in group["params"]]
     if named_parameters is None:
+        for number, p in enumerate(held):
+            _check_memory(f"parameter.{number}", p)
         return {p: f"parameter.{number}" for number, p in enumerate(held)}
     pairs = list(named_parameters)
     if any(not isinstance(pair, tuple) or len(pair) != 2 for pair in pairs):
         raise InvalidArgumentError("named_parameters are pairs (name, parameter), as from model.named_parameters()")
     names = {p: name for name, p in pairs}
-    counted = [name for name, _ in pairs]
-    duplicates = sorted({name for name in counted if counted.count(name) > 1})
+    for name, p in pairs:
+        _check_memory(name, p)
+    duplicates = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
     if duplicates:
         raise InvalidArgumentError(f"named_parameters: these names stand for several: {', '.join(duplicates)}")
     unnamed = [number for number, p in enumerate(held) if p not in names]
@@ -269,6 +316,16 @@ def _checked_names(
             f"named_parameters: parameters number {', '.join(map(str, unnamed))} of the optimizer have no name"
         )
     return names
+
+
+def _check_memory(name: str, p: torch.Tensor) -> None:
+    """Refuse what cannot be read, such as a DTensor, before it trains apart from the other ranks'."""
+    if p.is_meta:
+        return  # for now
+    try:
+        arrays.address_of_tensor(p)
+    except UnsupportedTypeError as error:
+        raise UnsupportedTypeError(f"rank {runtime.rank()}: DistributedOptimizer: '{name}': {error}") from None
 
 
 def _checked_groups(

@@ -15,9 +15,9 @@ from ..handles import Handle
 from ..process_sets import ProcessSet
 from ..submission import Op, reduce_op, wire_dtype
 from .buckets import Bucket, Groups, Notes, Slot, c_strides, deal
-from .compression import Compressor
+from .compression import Compressor, wire_of
 
-__all__ = ["Layout", "open_plan", "view_of"]
+__all__ = ["Layout", "open_plan"]
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,14 @@ def open_plan(
     engine = runtime.current().engine
     order = _agreed_order(engine, group, f"{label}.order{version}", slots, arrived)
     dealt = deal(order, layout.groups, runtime.current().config.fusion_threshold)
+    if not dealt:
+        return [], Notes(0, 0)  # no rank has anything to train
     number_of = {slot: number for number, members in enumerate(dealt) for slot in members}
     notes = Notes(len(dealt), len(slots))
     noted = [0] * (len(dealt) - 1) + [notes.count]
     devices = [arrays.place_of_tensor(members[0].parameter)[0] for members in dealt]
-    dtypes = [arrays.view(torch.empty(0, dtype=members[0].dtype)).dtype for members in dealt]
-    wires = [wire_dtype(layout.compression.wire, dtype) for dtype in dtypes]
+    dtypes = [arrays.view(torch.empty(0, dtype=members[0].dtype, device="cpu")).dtype for members in dealt]
+    wires = [wire_dtype(wire_of(layout.compression), dtype) for dtype in dtypes]
     counts = [[slot.shape.numel() for slot in members] for members in dealt]
     # Dtype, wire, elements and flags of each bucket.
     extents = [
@@ -70,7 +72,7 @@ def open_plan(
     ]
     op = reduce_op(layout.op)
     dtype = _core.DType.float32
-    wire = wire_dtype(layout.compression.wire, dtype)
+    wire = wire_dtype(wire_of(layout.compression), dtype)
     described = "".join(f"{_described(slot)} in bucket {number_of[slot]}\n" for slot in slots)
     name = f"{label}.plan{version}"
     device = "cpu" if all(at < 0 for at in devices) else "cuda"
@@ -105,8 +107,7 @@ def open_plan(
         for i, slot in enumerate(members):
             slot.bucket = bucket
             if viewable and counts[number][i] > 0:
-                slot.view = view_of(core, i, slot)
-                slot.place = slot.view.data_ptr()
+                slot.see(core, i)
     return buckets, notes
 
 
@@ -142,14 +143,3 @@ def _described(slot: Slot) -> str:
     strides = "" if slot.strides == c_strides(slot.parameter) else f" strides {slot.strides}"
     device = "" if slot.device.type == "cpu" else f" on {slot.device.type}"
     return f"{slot.name} {str(slot.dtype).removeprefix('torch.')} {tuple(slot.shape)}{strides}{device}"
-
-
-def view_of(core: _core.Bucket, number: int, slot: Slot) -> torch.Tensor:
-    """A tensor over its place in the bucket; of a storage of its own, so that saving one gradient saves no others."""
-    if arrays.place_of_tensor(slot.parameter)[0] < 0:
-        place = torch.from_numpy(core.place(number))
-    else:
-        place = arrays.device_bytes(*core.device_place(number), slot.device)
-    return torch.empty(0, dtype=slot.dtype, device=slot.device).set_(
-        place.untyped_storage(), 0, slot.shape, slot.strides
-    )

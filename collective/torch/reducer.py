@@ -31,6 +31,7 @@ add to them, where it else hands over the tensor it has made.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +47,7 @@ from ..submission import Op
 from .buckets import Bucket, Groups, Named, Notes, Slot, dense_strides
 from .compression import Compressor
 from .ops import sparse_allreduce_async
-from .plan import Layout, open_plan, view_of
+from .plan import Layout, open_plan
 
 __all__ = ["GradientReducer"]
 
@@ -55,13 +56,15 @@ class GradientReducer:
     """Averages (or sums) the gradients of a set of parameters over all ranks.
 
     Args:
-        label: names the reducer in messages and in the agreement; the same on all ranks, distinct among reducers.
+        label: returns what names the reducer in messages and in the agreement; the same on all ranks, distinct among
+            reducers.
         parameters: returns the parameters as they are now, with their names.
         compression: wire format of float32 and float64 gradients.
         op: Average or Sum.
         prescale, postscale: factors on gradients before and after the reduction.
         passes: backward passes that make up a gradient.
         sparse_as_dense: turn sparse gradients into dense ones, rather than gather them.
+        sparse_again: and make them sparse again when they are reduced.
         process_set: the ranks that take part.
         groups: buckets of the caller's choice: how many, or which parameters share one.
         as_view: gradients are views of buckets, and reduced in place; None: views while that cannot be noticed;
@@ -70,7 +73,7 @@ class GradientReducer:
 
     def __init__(
         self,
-        label: str,
+        label: Callable[[], str],
         parameters: Callable[[], list[Named]],
         *,
         compression: type[Compressor],
@@ -79,11 +82,13 @@ class GradientReducer:
         postscale: float,
         passes: int,
         sparse_as_dense: bool,
+        sparse_again: bool,
         process_set: ProcessSet,
         groups: Groups,
         as_view: bool | None,
     ) -> None:
-        self.label = label
+        self._label = label
+        self._state = runtime.current()
         self.passes = passes
         self.enabled = True  # False: hooks do not count, see no_sync()
         self.synchronized = False  # synchronize() was called after the last step: alike on all ranks
@@ -91,6 +96,7 @@ class GradientReducer:
         self._parameters = parameters
         self._layout = Layout(compression, op, prescale, postscale, process_set, groups, as_view is not False)
         self._sparse_as_dense = sparse_as_dense
+        self._sparse_again = sparse_again
         self._process_set = process_set
         self._as_view = as_view
         self._joins = process_set.joins
@@ -102,7 +108,7 @@ class GradientReducer:
         self._notes = Notes(0, 0)
         # The plan is no longer that of the parameters: start nothing during backward. None: to be looked at.
         self._hold: bool | None = None
-        self._refused: list[Slot] = []  # whose gradients cannot travel
+        self._refused: list[str] = []  # which gradients cannot travel, and why
         self._hooked: set[torch.nn.Parameter] = set()
         # The parameters, which outlive this reducer, hold no reference to it.
         self._hooks: list[Any] = []
@@ -114,8 +120,18 @@ class GradientReducer:
                 alive._on_gradient(parameter)
 
         self._hook = hook
-        if process_set.size() > 1:  # else gradients are what they are
+        if not self._is_local:
             self._take(parameters())
+
+    @property
+    def _is_local(self) -> bool:
+        """Whether gradients are what they are: no other rank takes part, or this one does not."""
+        return self._process_set.size() == 1 or not self._process_set.included()
+
+    @property
+    def label(self) -> str:
+        """Names the reducer."""
+        return self._label()
 
     # ---- the plan ----
 
@@ -123,19 +139,28 @@ class GradientReducer:
         """From here on, these are the parameters; local, the ranks agree in `_open()`."""
         self._plan = []
         self._opened = False
+        made_dense = {p for p, slot in self._slots.items() if slot.was_sparse}
         # Backward goes about in reverse.
         self._slots = {
             p: Slot(number, name, p, p.dtype, p.shape, dense_strides(p), p.device)
             for number, (name, p) in enumerate(reversed(parameters))
         }
         for p in self._slots:
+            self._slots[p].was_sparse = p in made_dense
             if p not in self._hooked:
                 self._hooked.add(p)
                 self._hooks.append(p.register_post_accumulate_grad_hook(self._hook))  # type: ignore[no-untyped-call]
 
-    def _forget_plan_of_before_join(self) -> None:
+    def _is_outdated(self) -> bool:
+        """Whether ranks have joined since the plan was agreed on, or the runtime has been started anew."""
+        return self._joins != self._process_set.joins or self._state is not runtime.current()
+
+    def _forget_plan(self) -> None:
         """While a rank had joined, plans may have been opened that it knows nothing of, and buckets started here that
         its own script never starts: all ranks begin anew."""
+        is_same_run = self._state is runtime.current()
+        self._state = runtime.current()
+        self.synchronized = self.synchronized and is_same_run
         runs = [bucket.run for bucket in self._plan if bucket.run is not None]
         self._begin_round()
         self._plan = []
@@ -144,7 +169,7 @@ class GradientReducer:
             slot.bucket = slot.view = None
         self._joins = self._process_set.joins
         self._generation = 0
-        for run in runs:  # in place, perhaps; those who had joined have taken part
+        for run in runs if is_same_run else []:  # in place, perhaps; those who had joined have taken part
             run.wait()
 
     def _is_changed(self) -> bool:
@@ -167,8 +192,10 @@ class GradientReducer:
 
     def _on_gradient(self, parameter: torch.nn.Parameter) -> None:
         self._fresh = True
-        if self._joins != self._process_set.joins:
-            self._forget_plan_of_before_join()
+        if not runtime.is_initialized():
+            return  # step() says so
+        if self._is_outdated():
+            self._forget_plan()
         slot = self._slots.get(parameter)
         if slot is None or not self.enabled:
             return
@@ -201,11 +228,19 @@ class GradientReducer:
             if not self._sparse_as_dense:
                 return None  # see _reduce_sparse()
             grad = slot.parameter.grad = grad.to_dense()
+            slot.was_sparse = True
         if grad.is_conj() or grad.is_neg():
             grad = slot.parameter.grad = grad.detach().resolve_conj().resolve_neg()
         if grad.dtype != slot.dtype or grad.shape != slot.shape or grad.device != slot.device:
-            self._refused.append(slot)
+            what = f"{grad.dtype} {tuple(grad.shape)} on {grad.device}"
+            must = f"{slot.dtype} {tuple(slot.shape)} on {slot.device}"
+            self._refused.append(f"the gradient of '{slot.name}' is {what}; it must be {must}")
             return None  # so that the round goes on; see _finish_round()
+        try:
+            arrays.address_of_tensor(grad)
+        except UnsupportedTypeError as error:
+            self._refused.append(f"the gradient of '{slot.name}': {error}")
+            return None
         return grad
 
     def _start(self, bucket: Bucket, notes: list[int]) -> None:
@@ -215,11 +250,13 @@ class GradientReducer:
         pointers = []
         keep = []
         given: list[tuple[torch.Tensor | None, int, int]] = []
-        for slot in bucket.slots:
+        for number, slot in enumerate(bucket.slots):
             grad = self._gradient(slot)
             if grad is not None and slot.holds(grad) and not self._as_view:
-                grad = slot.parameter.grad = grad.detach().clone()
+                grad.data = grad.detach().clone()  # the same tensor, for those who have it
                 slot.view = None
+            elif grad is None or not slot.holds(grad):
+                self._leave_to_others(bucket, number)
             if grad is None:
                 given.append((None, 0, 0))
                 pointers.append(0)
@@ -234,6 +271,19 @@ class GradientReducer:
         ticket = bucket.core.start(pointers, notes, *arrays.place_of_tensor(bucket.slots[0].parameter))
         bucket.given = given
         bucket.run = Handle(runtime.current().engine, ticket, keep, lambda _: None)
+
+    def _leave_to_others(self, bucket: Bucket, number: int) -> None:
+        """The gradient of the last round, which is about to be overwritten, if a script has kept it."""
+        slot = bucket.slots[number]
+        if self._as_view or slot.let_go(bucket.core, number):
+            return
+        warnings.warn(
+            f"{self.label}: a tensor or array that shares memory with an earlier gradient of '{slot.name}' (made by "
+            f"detach(), numpy() or an index) was kept, and is overwritten by the next gradient. Copy what is to be "
+            f"kept, or set gradient_as_bucket_view=False. From now on results are copied into this gradient.",
+            stacklevel=2,
+        )
+        slot.view = None
 
     def _is_stale(self, bucket: Bucket) -> bool:
         now = [self._gradient(slot) for slot in bucket.slots]  # of all, for it may refuse some
@@ -264,16 +314,16 @@ class GradientReducer:
         for bucket in self._plan[:-1]:
             if bucket.run is None:
                 self._start(bucket, [])
+        for slot in last.slots:
+            self._gradient(slot)  # may refuse it
         for slot in self._slots.values():
             grad = slot.parameter.grad
             if grad is None:
                 continue
             if self._as_view and slot.holds(grad):
                 notes.append(told.in_place[slot.number])
-            elif grad.is_sparse and not self._sparse_as_dense:
+            elif slot.was_sparse or (grad.is_sparse and not self._sparse_as_dense):
                 notes.append(told.sparse[slot.number])
-        for slot in last.slots:
-            self._gradient(slot)  # may refuse it
         if self._refused:
             notes.append(told.refused)
         self._start(last, notes)
@@ -293,7 +343,7 @@ class GradientReducer:
             spoiled += [
                 slot
                 for slot in self._slots.values()
-                if self._is_sparse_somewhere(slot) and last.core.noted(told.in_place[slot.number])
+                if self._is_gathered(slot) and last.core.noted(told.in_place[slot.number])
             ]
         for bucket in self._plan:
             assert bucket.run is not None
@@ -308,13 +358,7 @@ class GradientReducer:
         """What all ranks are told where any of them has a gradient that cannot travel."""
         if not self._refused:
             return UnsupportedTypeError(f"{self.label}: another rank has a gradient that cannot be reduced")
-        slot = self._refused[0]
-        grad = slot.parameter.grad
-        assert grad is not None
-        return UnsupportedTypeError(
-            f"{self.label}: the gradient of '{slot.name}' is {grad.dtype} on {grad.device}; "
-            f"it must be {slot.dtype} on {slot.device}"
-        )
+        return UnsupportedTypeError(f"{self.label}: rank {runtime.rank()}: {self._refused[0]}")
 
     def _loss(self, spoiled: list[Slot]) -> CollectiveError:
         """What all ranks are told where a gradient is lost that was reduced in place."""
@@ -339,14 +383,14 @@ class GradientReducer:
 
         Called again before the next step, it reduces again only if gradients have come to any rank.
         """
-        if self._process_set.size() == 1:
-            if self._sparse_as_dense:
+        if self._is_local:
+            if self._sparse_as_dense and not self._sparse_again:
                 for _, p in self._parameters():
                     if p.grad is not None and p.grad.is_sparse:
                         p.grad = p.grad.to_dense()
             return
-        if self._joins != self._process_set.joins:
-            self._forget_plan_of_before_join()
+        if self._is_outdated():
+            self._forget_plan()
         changed = self._is_changed()
         if self.synchronized and not self._on_any_rank(self._fresh or changed):
             return
@@ -372,11 +416,14 @@ class GradientReducer:
             p = slot.parameter
             target = p.grad
             if slot.holds(target) or not self._is_reduced(bucket, number):
+                if target is not None and slot.holds(target):
+                    torch.autograd.graph.increment_version(target)
                 targets.append(0)
                 continue
             if slot.view is not None and (target is None or _owns_storage(target)):
                 if not slot.holds(slot.view):
-                    slot.view = view_of(bucket.core, number, slot)
+                    slot.see(bucket.core, number)
+                torch.autograd.graph.increment_version(slot.view)
                 p.grad = slot.view
                 slot.retired = target if slot.device.type == "cpu" else None  # see there: an allocator keeps it
                 targets.append(0)
@@ -387,6 +434,7 @@ class GradientReducer:
                 grad = target
                 target = torch.empty_strided(slot.shape, slot.strides, dtype=bucket.dtype, device=slot.device)
                 copies.append((grad, target))
+            torch.autograd.graph.increment_version(target)
             targets.append(target.data_ptr())
         if any(targets):
             bucket.core.fetch(targets, *arrays.place_of_tensor(bucket.slots[0].parameter))
@@ -395,13 +443,22 @@ class GradientReducer:
 
     def _is_reduced(self, bucket: Bucket, number: int) -> bool:
         """Whether the bucket holds a result for its member."""
-        return bucket.core.present(number) and not self._is_sparse_somewhere(bucket.slots[number])
+        return bucket.core.present(number) and not self._is_gathered(bucket.slots[number])
+
+    def _is_gathered(self, slot: Slot) -> bool:
+        return not self._sparse_as_dense and self._is_sparse_somewhere(slot)
 
     def _is_sparse_somewhere(self, slot: Slot) -> bool:
         return self._plan[-1].core.noted(self._notes.sparse[slot.number])
 
     def _reduce_sparse(self) -> None:
-        """Gather the gradients that are sparse on any rank."""
+        """Gather the gradients that are sparse on any rank; or make them sparse again."""
+        if self._sparse_as_dense:
+            for slot in self._slots.values():
+                grad = slot.parameter.grad
+                if self._sparse_again and grad is not None and self._is_sparse_somewhere(slot):
+                    slot.parameter.grad = grad.to_sparse(1)
+            return
         sums = []
         layout = self._layout
         for slot in self._slots.values():
@@ -432,7 +489,7 @@ class GradientReducer:
             bucket.waiting = len(bucket.slots)
         for slot in self._slots.values():
             slot.passes = 0
-            slot.ready = False
+            slot.ready = slot.was_sparse = False
         self._arrivals = {}
         self._hold = None
 
