@@ -1,8 +1,10 @@
 """The kernels for devices: what compilers make of them, and what is told and kept. What they compute: test_csrc.py."""
 
 import ctypes
+import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -140,6 +142,38 @@ def test_a_damaged_file_is_replaced(nvrtc: Nvrtc, cache: Path, damage: Callable[
     path.write_bytes(damage(path.read_bytes()))
     assert image((8, 0)) == b"cubin 2"
     assert image((8, 0)) == b"cubin 2"
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "owner of the folder", "owner of the file", "link"])
+def test_what_others_may_have_put_there_is_not_loaded(
+    nvrtc: Nvrtc, cache: Path, what: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is compiled instead, each time, and told once; a link is replaced by what was compiled."""
+    monkeypatch.setattr(kernels, "_told", False)
+    image((8, 0))
+    (path,) = cache.iterdir()
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert image((8, 0)) == b"cubin 1"
+    assert capfd.readouterr().err == ""
+    if what == "link":
+        path.rename(cache.parent / "elsewhere")
+        path.symlink_to(cache.parent / "elsewhere")
+        assert [image((8, 0)), image((8, 0))] == [b"cubin 2", b"cubin 2"]
+        return
+    at = cache if "folder" in what else path
+    if "owner" in what:
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a file away")
+        os.chown(at, 12345, -1)
+    else:
+        at.chmod(0o770 if what == "folder" else 0o620)
+    found = [image((8, 0)), image((8, 0))]
+    # A file is replaced by one of ours, in a folder that is ours.
+    assert found == [b"cubin 2", b"cubin 3" if "folder" in what else b"cubin 2"]
+    told = capfd.readouterr().err
+    assert told.count("compiled kernels are neither kept nor taken from the cache") == 1
+    assert str(at) in told
 
 
 def test_without_a_cache_every_call_compiles(nvrtc: Nvrtc, cache: Path) -> None:

@@ -12,12 +12,13 @@ import contextlib
 import hashlib
 import importlib
 import os
-import tempfile
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..config import cache_directory
+from .. import _core
+from ..config import LogLevel, cache_directory
 
 __all__ = ["KernelsUnavailableError", "image"]
 
@@ -150,11 +151,39 @@ def _is_ptx(options: Sequence[str]) -> bool:
 # A file is the image after its own hash, since a full disk or a crash may leave less of it. Without a cache, every
 # process compiles.
 _HASH = hashlib.sha256
+_told = False
+
+
+class _NotPrivateError(OSError):
+    """Others may have put it there: its hash is no proof, for anybody can compute that."""
+
+
+def _check_private(file: int, path: Path) -> None:
+    """Refuse a file or folder that is not ours, or that others may write to."""
+    status = os.fstat(file)
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise _NotPrivateError(f"{path} belongs to another user or may be written by others")
+
+
+@contextlib.contextmanager
+def _cache(path: Path) -> Iterator[int]:
+    """The folder, open. Names are looked up in it from there: whoever may write above it cannot exchange it."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _check_private(folder, path)
+        yield folder
+    finally:
+        os.close(folder)
 
 
 def _cached(path: Path) -> bytes | None:
     try:
-        content = path.read_bytes()
+        with _cache(path.parent) as folder, open(os.open(path.name, os.O_NOFOLLOW, dir_fd=folder), "rb") as file:
+            _check_private(file.fileno(), path)
+            content = file.read()
+    except _NotPrivateError as error:
+        _tell(error)
+        return None
     except OSError:
         return None
     size = _HASH().digest_size
@@ -163,12 +192,26 @@ def _cached(path: Path) -> bytes | None:
 
 def _keep(path: Path, content: bytes) -> None:
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        try:
-            with open(handle, "wb") as file:
-                file.write(_HASH(content).digest() + content)
-            os.replace(name, path)  # at once, for ranks that look for it or write it at the same time
-        except OSError:
-            os.unlink(name)
-            raise
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _cache(path.parent) as folder:
+            name = f"{path.name}.{os.getpid()}"
+            file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder)
+            try:
+                with open(file, "wb") as written:
+                    written.write(_HASH(content).digest() + content)
+                # At once, for ranks that look for it or write it at the same time.
+                os.replace(name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            except OSError:
+                os.unlink(name, dir_fd=folder)
+                raise
+
+
+def _tell(error: _NotPrivateError) -> None:
+    global _told
+    if not _told:
+        _told = True
+        _core.log(
+            LogLevel.WARNING,
+            f"compiled kernels are neither kept nor taken from the cache: {error}. Remove it, or take the right to "
+            f"write from others (chmod go-w); XDG_CACHE_HOME names another place",
+        )
