@@ -2,10 +2,10 @@
 
 | variable | default | unit | effect | also read from |
 |---|---|---|---|---|
-| COLLECTIVE_TIMEOUT | 300 | s | an operation that a rank has not joined by then raises CollectiveTimeoutError | \
-HOROVOD_STALL_SHUTDOWN_TIME_SECONDS, unless 0 |
-| COLLECTIVE_STALL_WARNING | 10 | s | after this wait a warning names the tensor and the missing ranks; 0 for never | \
-HOROVOD_STALL_CHECK_TIME_SECONDS; HOROVOD_STALL_CHECK_DISABLE=1 means 0 |
+| COLLECTIVE_TIMEOUT | 300 | s | an operation that a rank has not joined by then raises CollectiveTimeoutError; 0 or \
+inf for never | HOROVOD_STALL_SHUTDOWN_TIME_SECONDS |
+| COLLECTIVE_STALL_WARNING | 10 | s | after this wait a warning names the tensor and the missing ranks; 0 or inf for \
+never | HOROVOD_STALL_CHECK_TIME_SECONDS; HOROVOD_STALL_CHECK_DISABLE=1 means 0 |
 | COLLECTIVE_FUSION_THRESHOLD | 8388608 | bytes | smaller tensors share buckets of up to this size; 0: none do | \
 HOROVOD_FUSION_THRESHOLD |
 | COLLECTIVE_SHARED_MEMORY | 1 | 0 or 1 | 0: ranks of one node use MPI messages instead of shared memory | |
@@ -15,6 +15,8 @@ HOROVOD_THREAD_AFFINITY |
 where that matters, see `cuda_aware` | |
 | COLLECTIVE_NCCL | 0 | 0 or 1 | 1, on all ranks: NCCL makes the sums between the GPUs of a node, where ranks have one \
 each | |
+| COLLECTIVE_LOG_LEVEL | warning | trace, debug, info, warning, error or fatal | error: no warnings; fatal: nothing | \
+HOROVOD_LOG_LEVEL |
 | COLLECTIVE_TIMELINE | none | file | record a timeline from init() on, see `start_timeline` | HOROVOD_TIMELINE, \
 unless DYNAMIC |
 
@@ -24,6 +26,8 @@ HOROVOD_* variables that have no meaning here (cycle time, cache, autotuning, gl
 
 from __future__ import annotations
 
+import enum
+import hashlib
 import math
 import os
 import re
@@ -35,18 +39,39 @@ from marshmallow import ValidationError, validate
 
 from .errors import InvalidArgumentError
 
-__all__ = ["Config", "cache_directory", "environment_outside_the_job", "launched_size", "visible_devices"]
+__all__ = [
+    "Config",
+    "Launched",
+    "LogLevel",
+    "cache_directory",
+    "environment_outside_the_job",
+    "launched",
+    "mark_rank",
+    "marked_rank",
+    "visible_devices",
+]
 
 _PREFIX = "COLLECTIVE_"
-_POSITIVE = validate.Range(min=0, min_inclusive=False)
+_MARK = _PREFIX + "RANK_PID"  # no setting: see mark_rank
 _NOT_NEGATIVE = validate.Range(min=0)
+
+
+class LogLevel(enum.IntEnum):
+    """Horovod's words; csrc/log.h has the same numbers."""
+
+    TRACE = 0
+    DEBUG = 1
+    INFO = 2
+    WARNING = 3
+    ERROR = 4
+    FATAL = 5
 
 
 @dataclass(frozen=True)
 class Config:
     """The settings of this process; see the table above."""
 
-    timeout: float
+    timeout: float  # infinite for never
     stall_warning: float  # infinite for never
     # Large enough that per-message costs vanish, small enough that packing one bucket overlaps sending another and
     # that the first gradients do not wait for the last. Added to a ResNet-50 step as in torch/reducer.py: 1 MiB 14 to
@@ -54,6 +79,7 @@ class Config:
     fusion_threshold: int
     shared_memory: bool
     thread_affinity: tuple[int, ...]
+    log_level: LogLevel
     timeline: str
     cuda_aware: bool | None  # None: find out
     nccl: bool
@@ -64,7 +90,7 @@ class Config:
         env = Env()
         try:
             config = cls(
-                timeout=_timeout(env),
+                timeout=_seconds(env, _given("TIMEOUT", "STALL_SHUTDOWN_TIME_SECONDS"), 300.0),
                 stall_warning=_stall_warning(env),
                 fusion_threshold=env.int(
                     _given("FUSION_THRESHOLD", "FUSION_THRESHOLD"), 8 << 20, validate=_NOT_NEGATIVE
@@ -73,6 +99,7 @@ class Config:
                 thread_affinity=tuple(
                     env.list(_given("THREAD_AFFINITY", "THREAD_AFFINITY"), [], subcast=int, validate=_cores)
                 ),
+                log_level=_log_level(env),
                 timeline=_timeline(env),
                 cuda_aware=env.bool(_PREFIX + "CUDA_AWARE", None),
                 nccl=env.bool(_PREFIX + "NCCL", False),
@@ -80,7 +107,7 @@ class Config:
         except EnvError as error:
             raise InvalidArgumentError(str(error)) from None
         known = {_PREFIX + field.upper() for field in cls.__dataclass_fields__}
-        unknown = sorted(name for name in os.environ if name.startswith(_PREFIX) and name not in known)
+        unknown = sorted(name for name in os.environ if name.startswith(_PREFIX) and name not in known | {_MARK})
         if unknown:
             raise InvalidArgumentError(
                 f"unknown setting {', '.join(unknown)}; the settings are {', '.join(sorted(known))}"
@@ -94,18 +121,32 @@ def _given(name: str, horovod_name: str) -> str:
     return theirs if ours not in os.environ and theirs in os.environ else ours
 
 
-def _timeout(env: Env) -> float:
-    name = _given("TIMEOUT", "STALL_SHUTDOWN_TIME_SECONDS")
-    seconds = env.float(name, 300.0, validate=_NOT_NEGATIVE if name.startswith("HOROVOD") else _POSITIVE)
-    return seconds or 300.0  # Horovod's 0 means its default
+def _seconds(env: Env, name: str, default: float) -> float:
+    """A time to wait; infinite for never."""
+    seconds: float = env.float(name, default, validate=_not_nan, allow_nan=True)
+    return seconds or math.inf
+
+
+def _not_nan(seconds: float) -> None:
+    if not seconds >= 0:
+        raise ValidationError("a number of seconds, not negative; 0 or inf for never")
 
 
 def _stall_warning(env: Env) -> float:
-    name = _given("STALL_WARNING", "STALL_CHECK_TIME_SECONDS")
-    seconds = env.float(name, 10.0, validate=_NOT_NEGATIVE)
+    seconds = _seconds(env, _given("STALL_WARNING", "STALL_CHECK_TIME_SECONDS"), 10.0)
     if _PREFIX + "STALL_WARNING" not in os.environ and env.bool("HOROVOD_STALL_CHECK_DISABLE", False):
-        seconds = 0.0
-    return seconds or math.inf
+        return math.inf
+    return seconds
+
+
+def _log_level(env: Env) -> LogLevel:
+    name = env.str(_given("LOG_LEVEL", "LOG_LEVEL"), "warning", validate=_level).upper()
+    return LogLevel[name]
+
+
+def _level(name: str) -> None:
+    if name.upper() not in LogLevel.__members__:
+        raise ValidationError(f"one of {', '.join(level.lower() for level in LogLevel.__members__)}")
 
 
 def _timeline(env: Env) -> str:
@@ -118,13 +159,79 @@ def _cores(cores: list[int]) -> None:
         raise ValidationError("core numbers are not negative")
 
 
-def launched_size() -> tuple[str, int]:
-    """How many ranks the launcher says it started, and the variable that says so; ("", 1) without a launcher."""
-    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
-        value = os.environ.get(name, "")
-        if value.isdigit():
-            return name, int(value)
-    return "", 1
+@dataclass(frozen=True)
+class Launched:
+    """That a launcher has started several processes, this one among them; in the words of the environment."""
+
+    launcher: str
+    variable: str
+    value: str
+    ranks: int  # at least
+
+
+# What launchers tell each process: (who, its number, how many there are), the innermost first: that of an MPI may
+# itself have been started by another one, one process a node. A number by itself proves nothing: people export
+# WORLD_SIZE, and a batch script has SLURM_NTASKS and SLURM_PROCID while it is no step of srun's, as SLURM_STEP_ID says.
+_LAUNCHERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("torchrun", ("RANK",), ("WORLD_SIZE",)),
+    ("mpirun", (), ("OMPI_COMM_WORLD_SIZE",)),  # Open MPI
+    ("mpirun", (), ("PMI_SIZE",)),  # Hydra (MPICH, Intel MPI); srun --mpi=pmi2; Cray
+    ("mpirun", ("MPI_LOCALRANKID",), ("MPI_LOCALNRANKS",)),
+    ("mpirun", ("MV2_COMM_WORLD_RANK",), ("MV2_COMM_WORLD_SIZE",)),  # MVAPICH
+    ("PALS", ("PALS_RANKID",), ("PALS_NRANKS", "PALS_LOCAL_SIZE")),
+    ("flux", ("FLUX_TASK_RANK",), ("FLUX_JOB_SIZE",)),
+    ("jsrun", ("JSM_NAMESPACE_RANK",), ("JSM_NAMESPACE_SIZE",)),
+    ("srun", ("SLURM_PROCID", "SLURM_STEP_ID"), ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS")),
+    ("PMIx", ("PMIX_RANK",), ()),
+    ("ALPS", ("ALPS_APP_PE",), ()),
+)
+
+
+def launched() -> Launched | None:
+    """What the nearest launcher says, where it has started more than one process."""
+    for launcher, numbers, counts in _LAUNCHERS:
+        if any(name not in os.environ for name in numbers):
+            continue
+        count = next((name for name in counts if os.environ.get(name, "").isdigit()), None)
+        if count is not None and (ranks := int(os.environ[count])) > 1:
+            return Launched(launcher, count, os.environ[count], ranks)
+        number = os.environ[numbers[0]] if numbers else ""
+        if number.isdigit() and int(number) > 0:
+            return Launched(launcher, numbers[0], number, int(number) + 1)
+        # One process, says who knows; torchrun's variables are set by hand as well, in what others have started.
+        if count is not None and launcher != "torchrun":
+            return None
+    return None
+
+
+# What makes a process the rank that it is; of a child that another launcher has started, some differ.
+_PLACE = (
+    *("PMIX_NAMESPACE", "PMIX_RANK", "PMI_JOBID", "PMI_RANK", "PMI_FD", "PMI_PORT", "MPI_LOCALRANKID"),
+    *("OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID"),
+    *("PALS_APID", "PALS_RANKID", "FLUX_JOB_ID", "FLUX_TASK_RANK", "JSM_NAMESPACE_RANK"),
+)
+
+
+def _place() -> str:
+    """This process's place in a launcher's job, as one word; "" where no launcher has started it."""
+    values = [(name, os.environ[name]) for name in _PLACE if name in os.environ]
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16] if values else ""
+
+
+def mark_rank(pid: int, rank: int) -> None:
+    """Leave word in the environment, for children, that this process is a rank."""
+    os.environ[_MARK] = f"{pid}:{rank}:{_place()}"
+
+
+def marked_rank() -> tuple[int, int] | None:
+    """The process and the number of the rank whose place we have inherited, or are; None: we have a place of our own.
+
+    Without a launcher there is no place: a child is as single a process as its parent.
+    """
+    found = re.fullmatch(r"(\d+):(\d+):(\w*)", os.environ.get(_MARK, ""))
+    if found is None:
+        return None
+    return (int(found[1]), int(found[2])) if found[3] == _place() != "" else None
 
 
 def visible_devices() -> str | None:
@@ -137,6 +244,7 @@ _OF_THE_JOB = re.compile(
     r"OMPI_(?!MCA_|ALLOW_RUN_AS_ROOT)"
     r"|OMPI_MCA_(orte|ess|plm|ras|rmaps|pmix|PREFIXES|num_procs|initial_wdir|cpu_type|mpi_oversubscribe|shmem_RUNTIME)"
     r"|ORTE_|PRTE_(?!MCA_)|PMIX_(?!MCA_|INSTALL_PREFIX)|PMI2?_|MPI_LOCAL|HYDI_|HYDRA_|SLURM|FLUX_|PALS_|PBS_|LSB_|PE_HOSTFILE"
+    rf"|JSM_|ALPS_|MV2_COMM_|{_MARK}"
 )
 
 

@@ -11,7 +11,7 @@ import platform
 import socket
 from importlib import metadata
 
-from . import __version__, _core, cuda_aware, ops, runtime, ucx
+from . import __version__, _core, cuda_aware, mpi, ops, runtime, ucx
 from .config import visible_devices
 from .objects import allgather_object
 
@@ -113,7 +113,7 @@ def _devices(names: list[str], why_none: str) -> str:
 
 def mpi_name() -> str:
     """The MPI that runs, and its version."""
-    return _core.running_mpi().strip("\0\n ").splitlines()[0].split(",")[0]
+    return mpi.name_and_version(_core.running_mpi())
 
 
 def cores() -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import operator
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, cast
 
 from . import runtime
 from .errors import InvalidArgumentError, MismatchError
@@ -18,18 +19,23 @@ class ProcessSet:
     """Some of the ranks.
 
     Args:
-        ranks_or_comm: ranks of the runtime in any order (a set keeps them in increasing order), or an mpi4py
-            communicator whose group they are. All ranks make equal sets.
+        ranks_or_comm: ranks of the runtime in any order (a set keeps them in increasing order), in a list, a range or
+            anything else that can be iterated over; or an mpi4py communicator whose group they are. All ranks make
+            equal sets.
 
-    A set works once it is registered, by `init(process_sets=[...])` or `add_process_set`.
+    A set works once it is registered, by `init(process_sets=[...])` or `add_process_set`, until shutdown(); it can be
+    registered again after the next init().
+
+    Raises:
+        InvalidArgumentError: neither a communicator nor whole numbers.
     """
 
     process_set_id: int | None = None
     """The set's number, equal on all ranks; None while it is not registered."""
 
-    def __init__(self, ranks_or_comm: Sequence[int] | MPI.Comm) -> None:
-        self._given = ranks_or_comm
-        self._ranks: list[int] | None = None
+    def __init__(self, ranks_or_comm: Iterable[int] | MPI.Comm) -> None:
+        self._given = _listed(ranks_or_comm)
+        self._ranks: list[int] | None = None  # while it is registered
         self._group: int | None = None
         self._comm: Any = None
         self.joins = 0  # how often all its ranks have joined; for this package's modules
@@ -37,10 +43,7 @@ class ProcessSet:
     @property
     def ranks(self) -> list[int]:
         """The ranks of the set, increasing."""
-        if self._ranks is None:
-            self._resolve()
-        assert self._ranks is not None
-        return self._ranks
+        return self._resolved() if self._ranks is None else self._ranks
 
     @property
     def group(self) -> int | None:
@@ -71,7 +74,8 @@ class ProcessSet:
 
     def __repr__(self) -> str:
         name = "global process set" if self is global_process_set else "process set"
-        shown = "" if self._ranks is None else f" {self._ranks}"
+        ranks = self._given if self._ranks is None else self._ranks
+        shown = f" {ranks}" if isinstance(ranks, list) and ranks else ""
         return name + shown
 
     def __deepcopy__(self, memo: Any) -> ProcessSet:
@@ -82,11 +86,11 @@ class ProcessSet:
             return "global_process_set"
         return _unpickled, (self.ranks,)
 
-    def _resolve(self) -> None:
-        """The ranks behind what was given."""
+    def _resolved(self) -> list[int]:
+        """The ranks behind what was given, in this runtime."""
         size = runtime.size()
-        if isinstance(self._given, Sequence):
-            ranks = sorted(int(rank) for rank in self._given)
+        if isinstance(self._given, list):
+            ranks = sorted(self._given)
         else:
             from mpi4py import MPI
 
@@ -95,12 +99,29 @@ class ProcessSet:
             ranks = sorted(MPI.Group.Translate_ranks(mine, list(range(mine.Get_size())), everyone))
         if not ranks or len(set(ranks)) < len(ranks) or not all(0 <= rank < size for rank in ranks):
             raise InvalidArgumentError(f"a process set takes distinct ranks from 0 to {size - 1}, not {ranks}")
-        self._ranks = ranks
+        return ranks
 
     def _release(self) -> None:
         self.process_set_id = None
         self._ranks = self._group = self._comm = None
         self.joins = 0
+
+
+def _listed(given: Iterable[int] | MPI.Comm) -> list[int] | MPI.Comm:
+    """The ranks as a list, or the communicator."""
+    if hasattr(given, "Get_group"):
+        return cast("MPI.Comm", given)
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise InvalidArgumentError(f"a process set takes ranks or an mpi4py communicator, not {given!r}")
+    ranks = []
+    for rank in given:
+        try:
+            ranks.append(operator.index(rank))
+        except TypeError:
+            raise InvalidArgumentError(f"a process set takes whole numbers as ranks, not {rank!r}") from None
+        if isinstance(rank, bool):  # it has an index, which nobody means as a rank
+            raise InvalidArgumentError(f"a process set takes whole numbers as ranks, not {rank!r}")
+    return ranks
 
 
 global_process_set = ProcessSet([])
@@ -137,7 +158,7 @@ def forget_all() -> None:
     _registered.clear()
 
 
-def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
+def add_process_set(process_set: ProcessSet | Iterable[int]) -> ProcessSet:
     """Register a process set; collective over all ranks, also those that are not in it.
 
     Returns:
@@ -150,8 +171,8 @@ def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
     from .objects import allgather_object
 
     state = runtime.current()
-    wanted = process_set if isinstance(process_set, ProcessSet) else ProcessSet(process_set)
     try:
+        wanted = process_set if isinstance(process_set, ProcessSet) else ProcessSet(process_set)
         ranks: list[int] | str = wanted.ranks
     except InvalidArgumentError as error:
         ranks = str(error)  # told to the others, who would wait otherwise
@@ -171,7 +192,8 @@ def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
 
         wanted._comm = comm
         wanted._group = state.engine.add_group(MPI._handleof(comm))
-    wanted.process_set_id = state.next_process_set_id()
+    wanted._ranks = ranks
+    wanted.process_set_id = state.next_number("process set") + 1  # 0 is the global one
     _registered[wanted.process_set_id] = wanted
     return wanted
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import atexit
-import io
-import multiprocessing
 import os
-import sys
-from collections.abc import Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from . import _core
-from .config import Config, launched_size
-from .errors import ForkError, InvalidArgumentError, MPIMismatchError, NotInitializedError
+from . import _core, job_end, launcher, mpi, process
+from .config import Config, LogLevel
+from .errors import InvalidArgumentError, NotInitializedError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -55,8 +51,7 @@ class _Runtime:
         self.topology = self.engine.topology
         self.comm = comm
         self._unnamed: dict[tuple[str, int], int] = {}  # operations without a name so far, by kind and group
-        self._made: dict[tuple[str, int | None], int] = {}
-        self._process_sets = 0  # registered so far, removed ones included
+        self._numbers: dict[tuple[str, int], int] = {}
 
     def name_for(self, kind: str, group: int) -> str:
         """The next name for an unnamed operation: equal on all ranks that call in the same order."""
@@ -68,26 +63,23 @@ class _Runtime:
         """Count unnamed operations from zero again: ranks that joined have made fewer calls than the others."""
         self._unnamed = {key: number for key, number in self._unnamed.items() if key[1] != group}
 
-    def next_number(self, what: str, group: int | None) -> int:
-        """Counts what the ranks of a process set make in the same order, from zero in each run of the runtime."""
-        number = self._made.get((what, group), 0)
-        self._made[what, group] = number + 1
-        return number
+    def next_number(self, kind: str, process_set: int = 0) -> int:
+        """0, 1, 2, ... for each kind of thing and each process set by its id: equal on all its ranks.
 
-    def next_process_set_id(self) -> int:
-        """A number for a new process set, equal on all ranks."""
-        self._process_sets += 1
-        return self._process_sets
+        Counted from init() on: ranks that were in another job before, or in none, count alike.
+        """
+        number = self._numbers.get((kind, process_set), 0)
+        self._numbers[kind, process_set] = number + 1
+        return number
 
 
 _runtime: _Runtime | None = None
-_forked_from: int | None = None  # the rank, in a child that was forked after init()
 _hooked = False
 
 
 def init(
     comm: Sequence[int] | MPI.Intracomm | None = None,
-    process_sets: Sequence[ProcessSet] | str | None = None,
+    process_sets: Iterable[ProcessSet | Iterable[int]] | str | None = None,
 ) -> None:
     """Start the runtime; collective over the ranks of `comm`. A second call changes nothing.
 
@@ -98,102 +90,76 @@ def init(
             sets later and which changes nothing here.
 
     Raises:
-        ForkError: in a forked child or a multiprocessing worker.
+        ForkError: in a forked child, a multiprocessing worker, or a child that a rank has started with its environment.
         MPIMismatchError: mpi4py loaded another MPI than the one this package was built for.
-        InvalidArgumentError: a malformed setting, MPI without MPI_THREAD_MULTIPLE, a list that lacks this rank, or
-            a launcher of another MPI (which starts N jobs of one rank).
+        InvalidArgumentError: a malformed setting, MPI without MPI_THREAD_MULTIPLE, a list that lacks this rank, a
+            process set that is none, a timeline that cannot be written, or a launcher that has started several
+            processes of which each is alone (torchrun, or the launcher of another MPI).
+
+    After an error nothing is left behind, and init() may be called again.
     """
     global _runtime
-    _refuse_in_child()
+    process.refuse_child()
     if _runtime is not None:
         return
     config = Config.from_environment()
-    if "mpi4py.MPI" not in sys.modules:
-        import mpi4py
-
-        # Its own exit handler would finalise MPI in forked children as well, which crashes or hangs them.
-        mpi4py.rc.finalize = False
-        atexit.register(_finalize_mpi, os.getpid())
-    from mpi4py import MPI  # initialises MPI, in this thread
-
-    _check_same_mpi(MPI.Get_library_version())
+    _core.set_log_level(config.log_level)
+    process.refuse_heir()
     if isinstance(process_sets, str) and process_sets != "dynamic":
         raise InvalidArgumentError(f'init(process_sets={process_sets!r}): a list of process sets, or "dynamic"')
+    wanted = [] if process_sets is None or isinstance(process_sets, str) else list(process_sets)
+    mpi.start()
+    from mpi4py import MPI
+
+    launcher.check(MPI.COMM_WORLD.Get_size())
     if isinstance(comm, MPI.Comm) and not comm:
         raise InvalidArgumentError("init(comm=MPI.COMM_NULL): a rank that is in no communicator takes no part")
     if comm is None:
-        _check_launcher(MPI.COMM_WORLD.Get_size())
-        own = MPI.COMM_WORLD.Dup()
-    else:
-        own = comm.Dup() if isinstance(comm, MPI.Comm) else _communicator_of(comm)
-    _runtime = _Runtime(own, config)
-    _install_hooks()
+        comm = MPI.COMM_WORLD
+    _start(comm.Dup() if isinstance(comm, MPI.Comm) else mpi.communicator_of(comm), config)
     from . import process_sets as sets
 
+    try:
+        for process_set in wanted:
+            sets.add_process_set(process_set)
+    except BaseException:
+        shutdown()
+        raise
+
+
+def _start(comm: MPI.Intracomm, config: Config) -> None:
+    """Make the runtime on this communicator, which it then owns."""
+    global _runtime
+    from . import process_sets as sets
+    from . import timeline
+
+    try:
+        timeline.open_at_start(comm, config.timeline)
+    except InvalidArgumentError:  # on all ranks
+        comm.Free()
+        raise
+    try:
+        _runtime = _Runtime(comm, config)
+    except BaseException:
+        timeline.give_up()
+        raise
+    process.mark(_runtime.topology.rank)
+    _install_hooks()
     sets.register_global()
-    if config.timeline:
-        from .timeline import start_timeline
-
-        start_timeline(config.timeline)
-    for process_set in () if process_sets is None or isinstance(process_sets, str) else process_sets:
-        sets.add_process_set(process_set)
-
-
-def _finalize_mpi(pid: int) -> None:
-    from mpi4py import MPI
-
-    if os.getpid() == pid and MPI.Is_initialized() and not MPI.Is_finalized():
-        MPI.Finalize()
-
-
-def _communicator_of(ranks: Sequence[int]) -> MPI.Intracomm:
-    from mpi4py import MPI
-
-    world = MPI.COMM_WORLD
-    members = list(ranks)
-    me = world.Get_rank()
-    if me not in members or len(set(members)) < len(members) or not all(0 <= r < world.Get_size() for r in members):
-        raise InvalidArgumentError(
-            f"init(comm={members}) on rank {me} of {world.Get_size()}: the list must hold distinct ranks of "
-            f"MPI_COMM_WORLD and be given by its members only"
-        )
-    return world.Create_group(world.Get_group().Incl(members))
-
-
-def _check_same_mpi(loaded_by_mpi4py: str) -> None:
-    """Compare the MPI of mpi4py with the one that the engine was built for and the one it is linked to."""
-
-    def first_line(text: str) -> str:
-        return text.strip("\0\n ").splitlines()[0].split(",")[0]
-
-    built, runs = _core.built_for_mpi(), _core.running_mpi()
-    is_open_mpi = "Open MPI" in runs
-    if first_line(loaded_by_mpi4py) == first_line(runs) and ("Open MPI" in built) == is_open_mpi:
-        return
-    raise MPIMismatchError(
-        f"this package was built for {built} and runs with {first_line(runs)} ({_core.running_mpi_path()}), but mpi4py "
-        f"loaded {first_line(loaded_by_mpi4py)}. Install this package again with the mpicxx of that MPI first on PATH "
-        f"(or in MPICXX), or let mpi4py use the other MPI."
-    )
-
-
-def _check_launcher(size: int) -> None:
-    variable, launched = launched_size()
-    if size == 1 and launched > 1:
-        raise InvalidArgumentError(
-            f"{variable}={launched}, but this process is alone in MPI_COMM_WORLD: it was started by the launcher of "
-            f"another MPI than {_core.built_for_mpi()}. Use the mpirun of that MPI, or srun with the PMI that it "
-            f"speaks (srun --mpi=list; --mpi=pmix for Open MPI)."
-        )
+    timeline.record_at_start()
+    if _runtime.topology.rank == 0:
+        for warning in (mpi.other_version(), launcher.advice_about_cores(_runtime.topology.local_size)):
+            if warning is not None:
+                _core.log(LogLevel.WARNING, warning)
 
 
 def shutdown() -> None:
-    """End the runtime; collective: returns when every rank has called it. Runs at exit by itself.
+    """End the runtime; collective: returns when every rank has called it. Runs at exit, and in MPI_Finalize, by itself.
 
     Operations that other ranks still wait for from this rank raise ShutdownError there.
     """
     global _runtime
-    if _runtime is None or _forked_from is not None:
+    if _runtime is None or process.is_forked():
         return
     from . import process_sets as sets
     from .timeline import stop_timeline
@@ -210,50 +176,55 @@ def shutdown() -> None:
 
 def is_initialized() -> bool:
     """Whether init() was called in this process and shutdown() was not."""
-    return _runtime is not None and _forked_from is None
+    return _runtime is not None and not process.is_forked()
 
 
 def current() -> _Runtime:
     """The runtime; raises NotInitializedError or ForkError where there is none. For this package's modules."""
-    if _runtime is None or _forked_from is not None:
-        _refuse_in_child()
+    if _runtime is None or process.is_forked():
+        process.refuse_child()
         raise NotInitializedError("collective has not been initialized: call init() first")
     return _runtime
 
 
+def _topology() -> _core.Topology:
+    """Where this rank stands: mere memory, which a forked child may read as well."""
+    return (_runtime or current()).topology
+
+
 def rank() -> int:
     """This rank's number, 0 to size() - 1."""
-    return current().topology.rank
+    return _topology().rank
 
 
 def size() -> int:
     """The number of ranks."""
-    return current().topology.size
+    return _topology().size
 
 
 def local_rank() -> int:
     """This rank's number among the ranks of its node, 0 to local_size() - 1."""
-    return current().topology.local_rank
+    return _topology().local_rank
 
 
 def local_size() -> int:
     """The number of ranks on this node."""
-    return current().topology.local_size
+    return _topology().local_size
 
 
 def cross_rank() -> int:
     """This node's number among the nodes that have a rank with this local_rank()."""
-    return current().topology.cross_rank
+    return _topology().cross_rank
 
 
 def cross_size() -> int:
     """The number of nodes that have a rank with this local_rank()."""
-    return current().topology.cross_size
+    return _topology().cross_size
 
 
 def is_homogeneous() -> bool:
     """Whether every node has the same number of ranks."""
-    return current().topology.homogeneous
+    return _topology().homogeneous
 
 
 def describe() -> str:
@@ -261,20 +232,9 @@ def describe() -> str:
     return current().engine.describe()
 
 
-def _refuse_in_child() -> None:
-    if _forked_from is not None:
-        raise ForkError(
-            f"this process was forked from rank {_forked_from} after init(): MPI cannot be used in it. Do the "
-            f"collective operations in the parent, or start workers with the 'spawn' or 'forkserver' method."
-        )
-    if multiprocessing.parent_process() is not None:
-        raise ForkError("init() was called in a multiprocessing worker (such as a DataLoader's), which is no rank")
-
-
 def _after_fork_in_child() -> None:
-    global _forked_from
-    if _runtime is not None and _forked_from is None:
-        _forked_from = _runtime.topology.rank
+    if _runtime is not None and not process.is_forked():
+        process.after_fork(_runtime.topology.rank)
         # Its thread does not exist here, and its destructor would call MPI.
         _core.leak(_runtime.engine)
 
@@ -284,28 +244,9 @@ def _install_hooks() -> None:
     if _hooked:
         return
     _hooked = True
+    from .timeline import flush
+
     atexit.register(shutdown)
+    mpi.before_finalize(shutdown)
     os.register_at_fork(after_in_child=_after_fork_in_child)
-    previous = sys.excepthook
-
-    def abort_job(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> Any:
-        """Print the traceback, then end all ranks: they would wait for this one until the time-out."""
-        previous(kind, error, trace)
-        if not is_initialized():
-            return
-        ranks = size()
-        sys.stdout.flush()
-        if ranks > 1:
-            print(
-                f"[collective] rank {rank()}: uncaught {kind.__name__}, ends the job of {ranks} ranks", file=sys.stderr
-            )
-            # A hook around this one may hold back what it prints (torch.distributed's does), and never come to show it.
-            if isinstance(sys.stderr, io.StringIO) and sys.__stderr__ is not None:
-                sys.__stderr__.write(sys.stderr.getvalue())
-                sys.__stderr__.flush()
-            sys.stderr.flush()
-            from mpi4py import MPI
-
-            MPI.COMM_WORLD.Abort(1)
-
-    sys.excepthook = abort_job
+    job_end.install(lambda: (rank(), size()) if is_initialized() else None, shutdown, flush)

@@ -10,6 +10,7 @@
 #include "bucket.h"
 #include "device_kernels.h"
 #include "engine.h"
+#include "log.h"
 
 namespace py = pybind11;
 
@@ -200,16 +201,13 @@ PYBIND11_MODULE(_core, m) {
           py::arg("comm"), py::call_guard<py::gil_scoped_release>())
       .def("remove_group", &Engine::remove_group, py::arg("group"), py::call_guard<py::gil_scoped_release>())
       .def("wait", &Engine::wait, py::arg("ticket"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
-      .def("start_timeline", &Engine::start_timeline, py::call_guard<py::gil_scoped_release>())
-      .def("stop_timeline",
+      .def("start_timeline", [](Engine& engine) { engine.timeline().start(); })
+      .def("stop_timeline", [](Engine& engine) { engine.timeline().stop(); })
+      .def("take_timeline",
            [](Engine& engine) {
-             std::vector<Timeline::Event> events;
-             {
-               const py::gil_scoped_release nogil;
-               events = engine.stop_timeline();
-             }
              py::list result;
-             for (const auto& e : events) result.append(py::make_tuple(e.name, e.phase, e.begin, e.duration));
+             for (const auto& e : engine.timeline().take())
+               result.append(py::make_tuple(e.name, e.kind, e.ran, e.begin, e.duration));
              return result;
            })
       .def("shutdown", &Engine::shutdown, py::call_guard<py::gil_scoped_release>())
@@ -286,6 +284,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("set_messages",
         [](int device, const std::string& why_not) { Device::get(device).set_messages({true, why_not}); });
   m.def("load_nccl", &load_nccl, py::arg("files"), py::call_guard<py::gil_scoped_release>());
+  m.def("set_log_level", [](int level) { set_log_level(static_cast<LogLevel>(level)); }, py::arg("level"));
+  m.def(
+      "log", [](int level, const std::string& text) { log(static_cast<LogLevel>(level), text); }, py::arg("level"),
+      py::arg("text"));
   m.attr("PAIR_TAGS") = kPairTags;
   // ndarray.ctypes.data takes ten times as long.
   m.def("address_of", [](const py::array& array) { return reinterpret_cast<uintptr_t>(array.data()); });

@@ -351,7 +351,7 @@ void Engine::finish(Ticket& ticket, ErrorCode code, const std::string& text) {
 }
 
 void Engine::stop_with(ErrorCode code, const std::string& text) noexcept {
-  log_warning("the engine stops: " + text);
+  log_error("the engine stops: " + text);
   std::vector<Work> work;
   {
     const std::lock_guard lock(mutex_);
@@ -370,16 +370,6 @@ void Engine::stop_with(ErrorCode code, const std::string& text) noexcept {
   }
   for (const auto& [key, ticket] : lost) finish(*ticket, code, text);
   busy_.store(false, std::memory_order_relaxed);
-}
-
-void Engine::start_timeline() {
-  const Claim claim(*this);
-  timeline_.start();
-}
-
-std::vector<Timeline::Event> Engine::stop_timeline() {
-  const Claim claim(*this);
-  return timeline_.stop();
 }
 
 std::string Engine::describe() {

@@ -55,8 +55,7 @@ class Engine {
   // left as they are.
   bool shutdown();
 
-  void start_timeline();
-  std::vector<Timeline::Event> stop_timeline();
+  Timeline& timeline() { return timeline_; }
 
   // The state in words; from any thread, also while another one drives. Waits up to two seconds for that one.
   std::string describe();
@@ -85,8 +84,8 @@ class Engine {
 
   Topology topology_;
   Limits limits_;
-  bool has_core_;                               // there are as many cores as ranks on the node
-  Timeline timeline_;                           // guarded by driving_
+  bool has_core_;  // there are as many cores as ranks on the node
+  Timeline timeline_;
   std::timed_mutex driving_;                    // held by the driver; guards groups_
   std::vector<std::unique_ptr<Group>> groups_;  // by number; null when removed
   std::atomic<int> claims_{0};                  // threads that want driving_ for themselves: drivers make way

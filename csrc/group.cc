@@ -285,7 +285,7 @@ void Group::execute(const Decision& decision) {
       held->push_back(std::move(pending->second));
       pending_.erase(pending);
       running.tickets.push_back(held->back().ticket);
-      timeline_->record(entry.name, "negotiate", held->back().since);
+      timeline_->negotiated(entry.name, name_of(held->back().submission.descriptor.kind), held->back().since);
     } else if (!entry.encoded.empty()) {
       held->push_back({std::make_shared<Ticket>(), {Descriptor::decode(entry.encoded), {}, 0, {}, false}, {}});
     } else {
@@ -365,7 +365,7 @@ bool Group::step_running() {
     running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
     const std::optional<Error>& failure = finished.operation->failure();
     for (const auto& ticket : finished.tickets) {
-      timeline_->record(ticket->name, finished.phase, finished.since);
+      timeline_->ran(ticket->name, finished.phase, finished.since);
       finish_(*ticket, failure ? failure->code : ErrorCode::kNone, failure ? failure->what() : "");
     }
   }

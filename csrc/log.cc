@@ -1,15 +1,20 @@
 #include "log.h"
 
+#include <atomic>
 #include <cstdio>
 
 namespace collective {
 namespace {
 int log_rank = -1;
-}
+std::atomic<LogLevel> least_level{LogLevel::kWarning};
+}  // namespace
 
 void set_log_rank(int rank) { log_rank = rank; }
 
-void log_warning(const std::string& text) {
+void set_log_level(LogLevel level) { least_level = level; }
+
+void log(LogLevel level, const std::string& text) {
+  if (level < least_level) return;
   // One write: lines of several ranks share one terminal.
   const std::string line =
       "[collective] rank " + std::to_string(log_rank) + ": " + text + (text.empty() || text.back() != '\n' ? "\n" : "");

@@ -6,9 +6,16 @@
 
 namespace collective {
 
-// Set once at init, so that every line says who speaks.
+// collective/config.py has the same numbers.
+enum class LogLevel : int { kTrace, kDebug, kInfo, kWarning, kError, kFatal };
+
+// Set at init, so that every line says who speaks.
 void set_log_rank(int rank);
-void log_warning(const std::string& text);
+// Lines below it are left out.
+void set_log_level(LogLevel level);
+void log(LogLevel level, const std::string& text);
+inline void log_warning(const std::string& text) { log(LogLevel::kWarning, text); }
+inline void log_error(const std::string& text) { log(LogLevel::kError, text); }
 
 // "2.5 s", "300 s"
 std::string seconds_text(std::chrono::duration<double> duration);

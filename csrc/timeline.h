@@ -1,43 +1,60 @@
 // When each operation was agreed and when it ran, for people who look at a trace.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace collective {
 
-// Guarded by the engine's driver. Costs nothing while it is off.
+// Recorded by the engine's driver, taken now and then by whoever writes the file. Costs nothing while it is off.
 class Timeline {
  public:
   using Clock = std::chrono::steady_clock;
   struct Event {
     std::string name;
-    const char* phase;        // "negotiate", or the kind of operation
+    const char* kind;         // of operation
+    bool ran;                 // or was negotiated
     int64_t begin, duration;  // microseconds; begin counts from start()
   };
 
   void start() {
+    const std::lock_guard lock(mutex_);
     events_.clear();
     origin_ = Clock::now();
     on_ = true;
   }
-  std::vector<Event> stop() {
-    on_ = false;
-    return std::move(events_);
+  void stop() { on_ = false; }
+  // What has been recorded since the last call.
+  std::vector<Event> take() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(events_, {});
   }
-  void record(const std::string& name, const char* phase, Clock::time_point begin) {
-    if (!on_ || events_.size() >= kMostEvents) return;
+
+  void negotiated(const std::string& name, const char* kind, Clock::time_point begin) {
+    record(name, kind, false, begin);
+  }
+  void ran(const std::string& name, const char* kind, Clock::time_point begin) { record(name, kind, true, begin); }
+
+ private:
+  void record(const std::string& name, const char* kind, bool ran, Clock::time_point begin) {
+    if (!on_.load(std::memory_order_relaxed)) return;
     const auto us = [](auto duration) {
       return std::chrono::duration_cast<std::chrono::microseconds>(duration).count();
     };
-    events_.push_back({name, phase, us(begin - origin_), us(Clock::now() - begin)});
+    const auto now = Clock::now();
+    const std::lock_guard lock(mutex_);
+    begin = std::max(begin, origin_);  // it may have been under way when recording began
+    events_.push_back({name, kind, ran, us(begin - origin_), us(now - begin)});
   }
 
- private:
-  static constexpr size_t kMostEvents = size_t{1} << 20;  // some 100 MB
-  bool on_ = false;
+  std::atomic<bool> on_{false};
+  std::mutex mutex_;  // guards what follows
   Clock::time_point origin_;
   std::vector<Event> events_;
 };

@@ -1,8 +1,11 @@
 """init and shutdown in all their forms; the processes beside the ranks. See also test_job_end.py."""
 
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import collective
-from collective import Sum
+import collective.torch as hvd
+from collective import Sum, runtime
 from mpi_plugin import World
-from mpirun import run_ranks
+from mpirun import environment, mpirun_command, run_ranks
 
+PLACE = ("rank", "size", "local_rank", "local_size", "cross_rank", "cross_size", "is_homogeneous")
 CALLS: dict[str, Callable[[], Any]] = {
-    **{name: getattr(collective, name) for name in ("rank", "size", "local_rank", "local_size", "barrier")},
-    **{name: getattr(collective, name) for name in ("cross_rank", "cross_size", "is_homogeneous")},
+    **{name: getattr(collective, name) for name in (*PLACE, "barrier")},
     **{
         name: lambda name=name: getattr(collective, name)(np.ones(3))
         for name in ("allreduce", "allreduce_", "allreduce_async", "broadcast", "broadcast_async_", "allgather")
@@ -151,19 +156,125 @@ def test_no_communicator(world: World) -> None:
         assert not collective.is_initialized()
 
 
+@pytest.mark.ranks(2)
+def test_a_failed_init_leaves_nothing_behind(world: World) -> None:
+    """Neither a runtime nor sets: the same objects may be given to the next one."""
+    collective.shutdown()
+    first, second = collective.ProcessSet([0]), collective.ProcessSet([1])
+    for wrong, error in (
+        ([first, collective.ProcessSet([0])], collective.InvalidArgumentError),
+        ([first, [0.5]], collective.InvalidArgumentError),
+        ([second, [world.comm.rank]], collective.MismatchError),
+        ([first, [7]], collective.InvalidArgumentError),
+        ("static", collective.InvalidArgumentError),
+    ):
+        with pytest.raises(error):
+            collective.init(process_sets=wrong)
+        assert not collective.is_initialized()
+        assert (first.process_set_id, first.mpi_comm) == (second.process_set_id, second.mpi_comm) == (None, None)
+    for _ in range(2):
+        collective.init(process_sets=(s for s in (first, second)))
+        assert (first.process_set_id, second.process_set_id) == (1, 2)
+        works(2)
+        mine = first if first.included() else second
+        np.testing.assert_array_equal(collective.allreduce(np.ones(2), Sum, process_set=mine), np.ones(2))
+        collective.shutdown()
+
+
+@pytest.mark.ranks(3)
+def test_numbers_start_again_with_each_init(world: World) -> None:
+    """Names of optimizers as well: ranks that were in a smaller job before count like the others."""
+
+    def train() -> None:
+        weight = torch.nn.Parameter(torch.zeros(2))
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD([weight], 1.0))
+        (weight * (collective.rank() + 1)).sum().backward()
+        optimizer.step()
+        assert weight[0].item() == -(collective.size() + 1) / 2
+
+    collective.shutdown()
+    if world.comm.rank < 2:
+        collective.init([0, 1])
+        train()
+        train()
+        collective.shutdown()
+    collective.init()
+    assert [runtime.current().next_number("thing", s) for s in (0, 0, 1)] == [0, 1, 0]
+    train()
+
+
+# ---- MPI's own start and end ----
+
+
+def ends_well(ranks: int, code: str, **env: str) -> str:
+    done = run_ranks(ranks, ["-c", code], 40, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_mpi_that_mpi4py_does_not_initialise() -> None:
+    """Then init() does, and ends it; MPI's errors are exceptions as ever."""
+    said = ends_well(
+        2,
+        """
+import mpi4py
+mpi4py.rc.initialize = False
+from mpi4py import MPI
+import collective
+collective.init()
+assert MPI.Query_thread() == MPI.THREAD_MULTIPLE
+try:
+    MPI.COMM_WORLD.Send(bytearray(1), 5)
+except MPI.Exception:
+    print(collective.allreduce(1, collective.Sum), flush=True)
+""",
+    )
+    assert said.split() == ["2", "2"]
+
+
+def test_a_script_that_finalises_mpi() -> None:
+    """The runtime ends in time, in order, with all ranks; what comes after says so."""
+    said = ends_well(
+        2,
+        """
+import numpy as np
+from mpi4py import MPI
+import collective
+collective.init()
+some = collective.add_process_set([1])
+handle = collective.allreduce_async(np.ones(3), name="never anywhere else") if collective.rank() else None
+collective.barrier()
+MPI.Finalize()
+for call in (collective.rank, handle.wait if handle else collective.size, collective.init):
+    try:
+        call()
+    except collective.CollectiveError as error:
+        print(type(error).__name__, flush=True)
+""",
+    )
+    names = ["InvalidArgumentError", "NotInitializedError"]
+    assert sorted(said.split()) == sorted([*names, *names, "NotInitializedError", "ShutdownError"])
+
+
 # ---- processes beside the ranks ----
 
 
 @pytest.mark.ranks(2)
 def test_forked_child(world: World) -> None:
-    """Every call is refused there, nothing hangs at its end, and the parent goes on meanwhile."""
+    """Every call is refused there but those for its parent's place; nothing hangs, and the parent goes on meanwhile."""
+    place = [CALLS[name]() for name in PLACE]
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         said = []
         try:
             said.append(f"is_initialized: {collective.is_initialized()}")
+            if [CALLS[name]() for name in PLACE] != place:
+                said.append("the place differs")
             for name, call in {**CALLS, "init": collective.init}.items():
+                if name in PLACE:
+                    continue
                 try:
                     call()
                     said.append(f"{name}: no error")
@@ -216,26 +327,30 @@ def test_worker_processes(tmp_path: Path) -> None:
     script = tmp_path / "workers.py"
     script.write_text(
         """
-import multiprocessing, sys
+import multiprocessing, os, sys
 import numpy as np
 import collective
 
 def work(number):
+    forked = "mpi4py.MPI" in sys.modules  # and has all that its parent has; a spawned one has imported no MPI
     refused = 0
     for call in (collective.init, collective.rank, lambda: collective.allreduce(np.ones(2))):
         try:
             call()
-        except collective.ForkError:
-            refused += 1
-    # What the import in a spawned worker has brought; a forked one has all that its parent has.
-    return number, refused, "mpi4py.MPI" in sys.modules
+        except collective.ForkError as error:
+            refused += f"rank {os.environ['RANK_OF_PARENT']}" in str(error)
+    if forked:
+        assert collective.rank() == int(os.environ["RANK_OF_PARENT"])
+    return number, refused, forked
 
 if __name__ == "__main__":
     collective.init()
+    os.environ["RANK_OF_PARENT"] = str(collective.rank())
     for method in ("fork", "spawn", "forkserver"):
         with multiprocessing.get_context(method).Pool(1) as pool:
             result = pool.map(work, range(2))
-        assert result == [(0, 3, method == "fork"), (1, 3, method == "fork")], (method, result)
+        expected = (2, True) if method == "fork" else (3, False)
+        assert result == [(0, *expected), (1, *expected)], (method, result)
         collective.barrier()
     print("well", collective.rank())
 """
@@ -243,3 +358,70 @@ if __name__ == "__main__":
     done = run_ranks(2, script, 60)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == ["0", "1", "well", "well"]
+
+
+def test_children_that_would_take_their_parents_place(tmp_path: Path) -> None:
+    """They have the launcher's variables. Refused are a child's init() and a grandchild's; not a new mpirun's, nor the
+    rank's own after exec."""
+    script = tmp_path / "children.py"
+    script.write_text(
+        """
+import json, os, subprocess, sys
+import collective
+from collective.config import environment_outside_the_job
+
+what = sys.argv[1]
+if what in ("child", "grandchild"):
+    if what == "grandchild":
+        sys.exit(subprocess.run([sys.executable, __file__, "child"]).returncode)
+    try:
+        collective.init()
+    except collective.ForkError as error:
+        sys.exit(17 if f"rank {os.environ['RANK_OF_PARENT']}" in str(error) else str(error))
+elif what in ("job", "executed"):
+    collective.init()
+    assert collective.allreduce(1, collective.Sum) == collective.size() == 2
+    print(what, flush=True)
+elif what == "parent":
+    collective.init()
+    os.environ["RANK_OF_PARENT"] = str(collective.rank())
+    for child in ("child", "grandchild"):
+        assert subprocess.run([sys.executable, __file__, child]).returncode == 17, child
+    child = os.fork()
+    if child == 0:
+        try:
+            collective.init()
+        except collective.ForkError:
+            os._exit(17)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 17
+    if collective.rank() == 0:
+        mpirun = [*json.loads(os.environ["MPIRUN"]), "-n", "2", sys.executable, __file__, "job"]
+        subprocess.run(mpirun, env=environment_outside_the_job(), check=True)
+    print("parent", collective.allreduce(1, collective.Sum), flush=True)
+"""
+    )
+    done = run_ranks(2, [script, "parent"], 60, env={"MPIRUN": json.dumps(mpirun_command())})
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split("\n")) == ["", "job", "job", "parent 2", "parent 2"]
+    # Before MPI is initialised, a rank may become another program.
+    code = "import os, sys; from collective import config; config.mark_rank(os.getpid(), 0); os.execv(sys.executable, "
+    done = run_ranks(2, ["-c", code + f"[sys.executable, {str(script)!r}, 'executed'])"], 60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["executed"] * 2
+
+
+def test_a_child_of_a_single_process_is_another_single_process() -> None:
+    said = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import collective, os, subprocess, sys; collective.init(); print(collective.size(), flush=True); "
+            "len(sys.argv) > 1 or subprocess.run([sys.executable, *sys.orig_argv[1:], 'child'], check=True)",
+        ],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert said.stdout == "1\n1\n"

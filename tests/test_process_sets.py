@@ -103,6 +103,29 @@ def test_an_optimizer_on_a_set(world: World) -> None:
     collective.remove_process_set(some)
 
 
+def test_any_iterable_of_ranks(world: World) -> None:
+    for given in (
+        range(2),
+        reversed(range(2)),
+        {0, 1},
+        (rank for rank in (1, 0)),
+        np.arange(2),
+        [np.int64(1), np.uint8(0)],
+        torch.tensor([0, 1]),
+    ):
+        some = collective.add_process_set(ProcessSet(given) if isinstance(given, range) else given)
+        assert some.ranks == [0, 1]
+        assert repr(some) == "process set [0, 1]"
+        if some.included():
+            check(collective.allreduce(np.ones(2), Sum, process_set=some), np.full(2, 2), 0)
+        collective.remove_process_set(some)
+    for wrong in ([0.5], [True, False], "01", ["0"], [0, None], 1, None, np.array([0.0, 1.0]), [np.bool_(True)]):
+        with pytest.raises(collective.InvalidArgumentError, match=r"a process set takes .*, not "):
+            ProcessSet(wrong)
+        with pytest.raises(collective.InvalidArgumentError, match=r"a process set takes .*, not "):
+            collective.add_process_set(wrong)
+
+
 def test_what_is_refused(world: World) -> None:
     for ranks in ([], [0, 0], [0, world.size], [-1]):
         with pytest.raises(collective.InvalidArgumentError, match="distinct ranks"):

@@ -40,7 +40,7 @@ class _Label:
         state = runtime.current()
         if self._state is not state:
             self._state = state
-            self._text = f"optimizer.{state.next_number('optimizer', self._process_set.process_set_id)}"
+            self._text = f"optimizer.{state.next_number('optimizer', self._process_set.process_set_id or 0)}"
         return self._text
 
 
@@ -240,7 +240,6 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     passes = check_passes(backward_passes_per_step)
     dealt = _checked_groups(optimizer, groups)
     label = _Label(process_set)
-    # A step function may be compiled; what waits for other ranks has no place in a graph.
     outside_graphs = {name: _outside_graphs(vars(_Distributed)[name]) for name in ("synchronize", "_before_step")}
     optimizer.__class__ = type(type(optimizer).__name__, (_Distributed, type(optimizer)), outside_graphs)
     wrapped: Any = optimizer

@@ -1,0 +1,116 @@
+"""The MPI of this process: it is the one that this package was built for, it is initialised, and it ends in order."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from . import _core
+from .errors import InvalidArgumentError, MPIMismatchError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+__all__ = ["before_finalize", "communicator_of", "name_and_version", "other_version", "srun_option", "start"]
+
+_watched = False
+
+
+def start() -> None:
+    """Have mpi4py's MPI initialised for several threads, after a comparison with ours; finalised at exit by us."""
+    if "mpi4py.MPI" not in sys.modules:
+        import mpi4py
+
+        # Two MPIs in one process are to be told before either is initialised. And mpi4py's own exit handler would
+        # finalise MPI in forked children as well, which crashes or hangs them.
+        mpi4py.rc.initialize = mpi4py.rc.finalize = False
+    from mpi4py import MPI
+
+    _check_same(MPI.Get_library_version())
+    if MPI.Is_finalized():
+        raise InvalidArgumentError("MPI has been finalised in this process, and cannot be started again")
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        atexit.register(_finalize, os.getpid())
+    if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
+        raise InvalidArgumentError(
+            "MPI was initialised without MPI_THREAD_MULTIPLE, which the engine's thread needs. Call init() before "
+            "anything else initialises MPI, or have that ask for MPI_THREAD_MULTIPLE (mpi4py does by default)."
+        )
+
+
+def _finalize(pid: int) -> None:
+    from mpi4py import MPI
+
+    if os.getpid() == pid and not MPI.Is_finalized():
+        MPI.Finalize()
+
+
+def before_finalize(function: Callable[[], None]) -> None:
+    """Have it called when MPI_Finalize begins, whoever calls that; the first call in a process counts.
+
+    MPI deletes the attributes of MPI_COMM_SELF first of all, while everything else is still allowed.
+    """
+    from mpi4py import MPI
+
+    global _watched
+    if not _watched:
+        _watched = True
+        keyval = MPI.Comm.Create_keyval(delete_fn=lambda comm, keyval, value: function())
+        MPI.COMM_SELF.Set_attr(keyval, True)
+
+
+def communicator_of(ranks: Sequence[int]) -> MPI.Intracomm:
+    """A new communicator of these ranks of MPI_COMM_WORLD, renumbered in this order; collective over them."""
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    members = list(ranks)
+    me = world.Get_rank()
+    if me not in members or len(set(members)) < len(members) or not all(0 <= r < world.Get_size() for r in members):
+        raise InvalidArgumentError(
+            f"init(comm={members}) on rank {me} of {world.Get_size()}: the list must hold distinct ranks of "
+            f"MPI_COMM_WORLD and be given by its members only"
+        )
+    return world.Create_group(world.Get_group().Incl(members))
+
+
+def name_and_version(text: str) -> str:
+    """What MPI_Get_library_version says, in short: "Open MPI 5.0.11", "MPICH 5.0.2"."""
+    line = text.strip("\0\n ").splitlines()[0].split(",")[0]
+    return " ".join(re.sub(r"\bVersion:|\bv(?=\d)", " ", line).split())
+
+
+def other_version() -> str | None:
+    """What to say where the MPI that runs is of another version than the one that the engine was built for."""
+    built, runs = _core.built_for_mpi(), name_and_version(_core.running_mpi())
+    if built == runs or built.rpartition(" ")[0] != runs.rpartition(" ")[0]:
+        return None  # the same, or relatives with one ABI (Intel MPI and MPICH), whose numbers say nothing
+    return f"this package was built for {built} and runs with {runs} ({_core.running_mpi_path()}): {_INSTALL}"
+
+
+_INSTALL = (
+    "install this package again (pip install --no-cache-dir, or pip hands out what it built before) with the mpicxx of "
+    "that MPI first on PATH, or in MPICXX"
+)
+
+
+def _check_same(loaded_by_mpi4py: str) -> None:
+    """Compare the MPI of mpi4py with the one that the engine was built for and the one it is linked to."""
+    built, runs = _core.built_for_mpi(), name_and_version(_core.running_mpi())
+    loaded = name_and_version(loaded_by_mpi4py)
+    if loaded == runs and built.startswith("Open MPI") == runs.startswith("Open MPI"):
+        return
+    raise MPIMismatchError(
+        f"this package was built for {built} and runs with {runs} ({_core.running_mpi_path()}), but mpi4py loaded "
+        f"{loaded}. Either {_INSTALL}; or let mpi4py use the other MPI."
+    )
+
+
+def srun_option() -> str:
+    """How srun starts ranks of the MPI that runs here."""
+    return "--mpi=pmix" if _core.running_mpi().startswith("Open MPI") else "--mpi=pmi2"
