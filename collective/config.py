@@ -173,7 +173,7 @@ class Launched:
 # itself have been started by another one, one process a node. A number by itself proves nothing: people export
 # WORLD_SIZE, and a batch script has SLURM_NTASKS and SLURM_PROCID while it is no step of srun's, as SLURM_STEP_ID says.
 _LAUNCHERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("torchrun", ("RANK",), ("WORLD_SIZE",)),
+    ("torchrun", ("RANK", "WORLD_SIZE"), ("WORLD_SIZE",)),
     ("mpirun", (), ("OMPI_COMM_WORLD_SIZE",)),  # Open MPI
     ("mpirun", (), ("PMI_SIZE",)),  # Hydra (MPICH, Intel MPI); srun --mpi=pmi2; Cray
     ("mpirun", ("MPI_LOCALRANKID",), ("MPI_LOCALNRANKS",)),

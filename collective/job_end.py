@@ -50,14 +50,13 @@ def install(
 
 
 def _end_behind(rank: int, error: ShutdownError, trace: TracebackType | None, shutdown: Callable[[], None]) -> None:
-    """End because another rank has: in one line, for the reason is there, and behind it, for its status is the job's.
+    """End because another rank has: in one line, as the reason is there, and behind it, as its status is the job's.
 
     Where it does not come to its end, this rank ends the job.
     """
-    last = traceback.extract_tb(trace)
-    at = next((f"{frame.filename}:{frame.lineno}" for frame in last), "unknown place")
+    at = next((f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(trace)), "unknown place")
     sys.stdout.flush()
-    print(f"[collective] rank {rank} ends, since another has: {at}: ShutdownError: {error}", file=sys.stderr)
+    print(f"[collective] rank {rank} ends: {at}: ShutdownError: {error}", file=sys.stderr)
     _flush()
     limit = threading.Timer(_GRACE_S, _abort)
     limit.daemon = True

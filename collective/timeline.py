@@ -120,7 +120,7 @@ class _Recording:
 
 
 _path: Path | None = None  # of what is being recorded; on all ranks
-_file: _File | None = None  # while init() is under way
+_opened: _File | None = None  # on rank 0, while init() is under way
 _recording: _Recording | None = None
 
 
@@ -164,29 +164,30 @@ def flush() -> None:
 
 
 def open_at_start(comm: MPI.Intracomm, file_path: str) -> None:
-    """For init(): open rank 0's file, "" for none; collective over `comm`, and its errors are alike on all ranks."""
-    global _file
+    """For init(): open the file that rank 0 names, "" for none; collective, with errors alike on all ranks."""
+    global _opened, _path
     error = None
     if comm.Get_rank() == 0 and file_path:
         try:
-            _file = _File(Path(file_path))
+            _opened = _File(Path(file_path))
         except InvalidArgumentError as what:
             error = str(what)
-    error = comm.bcast(error)
+    file_path, error = comm.bcast((file_path, error))
     if error is not None:
         raise InvalidArgumentError(error)
+    _path = Path(file_path) if file_path else None
 
 
 def record_at_start() -> None:
     """For init(): begin to record to the file that is open."""
-    global _file, _path, _recording
-    if _file is not None:
-        _path, _recording, _file = _file.path, _Recording(runtime.current().engine, _file), None
+    global _opened, _recording
+    if _opened is not None:
+        _recording, _opened = _Recording(runtime.current().engine, _opened), None
 
 
 def give_up() -> None:
     """For an init() that fails: the file that is open has nothing to say."""
-    global _file
-    if _file is not None:
-        _file.close()
-    _file = None
+    global _opened, _path
+    if _opened is not None:
+        _opened.close()
+    _opened = _path = None

@@ -129,8 +129,8 @@ def test_one_rank_ends_early(leaver: int, how: str) -> None:
     status, _, stderr = run(3, code)
     assert status == int(re.sub(r"\D", "", how) or 1)
     for rank in {0, 1, 2} - {leaver}:
-        why = rf"ShutdownError: allgather 'one more': rank {leaver} ha[sd]"
-        assert re.search(rf"^\[collective\] rank {rank} ends, .* <string>:\d+: {why}", stderr, re.MULTILINE), stderr
+        why = rf"ShutdownError: allgather 'one more': ranks? [\d, ]*\b{leaver}\b.* shut down"
+        assert re.search(rf"^\[collective\] rank {rank} ends: <string>:\d+: {why}", stderr, re.MULTILINE), stderr
     assert "Traceback" not in stderr
 
 
@@ -140,7 +140,7 @@ def test_one_rank_ends_early_and_another_does_not_come_to_its_end() -> None:
     status, _, stderr = run(3, "if rank == 2: time.sleep(100)\nif rank == 0: collective.allreduce(x, name='one more')")
     assert status != 0
     assert time.monotonic() - begin < 30
-    assert "rank 0 ends, since another has" in stderr
+    assert "rank 0 ends: <string>" in stderr
 
 
 def test_interrupted_rank_ends_the_job() -> None:

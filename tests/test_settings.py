@@ -192,6 +192,7 @@ def test_one_of_several_that_are_each_alone(variables: str, remedy: str, clean: 
         "SLURM_JOB_ID=7 SLURM_NTASKS=4 SLURM_NPROCS=4 SLURM_PROCID=0",  # a batch script
         "SLURM_NTASKS=4 SLURM_PROCID=0 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=1",  # salloc's shell, srun --pty bash
         "WORLD_SIZE=4",
+        "RANK=3",
         "RANK=0 WORLD_SIZE=1",
         "OMPI_COMM_WORLD_SIZE=1 SLURM_PROCID=1 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=4",  # whose daemons srun started
         "FLUX_JOB_SIZE=4",

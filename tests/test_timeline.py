@@ -74,9 +74,16 @@ def test_what_cannot_be_written_is_told_at_the_start(
     with pytest.raises(collective.InvalidArgumentError, match="rank 0 cannot write a timeline"):
         collective.init()
     assert not collective.is_initialized()
+    monkeypatch.setenv("COLLECTIVE_TIMELINE", str(tmp_path / "good"))
+    collective.init()
+    with pytest.raises(collective.InvalidArgumentError, match="already"):
+        start_timeline(tmp_path / "another")
+    assert collective.allreduce(1, collective.Sum, name="x") == 2
+    collective.shutdown()
     monkeypatch.delenv("COLLECTIVE_TIMELINE")
     collective.init()
-    assert collective.allreduce(1, collective.Sum) == 2
+    if world.rank == 0:
+        assert list(spans(tmp_path / "good")) == ["x"]
     assert precious.read_text() == "kept"
 
 
