@@ -21,7 +21,8 @@ def check(size: int) -> None:
         return
     raise InvalidArgumentError(
         f"{found.variable}={found.value}, so this process is one of several, but it is alone in MPI_COMM_WORLD of "
-        f"{_core.built_for_mpi()}: each would train by itself. {_remedy(found)}"
+        f"{_core.built_for_mpi()}: each would train by itself. {_remedy(found)} "
+        f"(Where that is meant: init(MPI.COMM_SELF).)"
     )
 
 

@@ -42,8 +42,8 @@ def refuse_child() -> None:
         whose = "" if parent is None else f" of rank {parent[1]}"
         raise ForkError(
             f"the runtime is not initialised here: this process is a multiprocessing worker{whose} (such as a "
-            f"DataLoader's) and no rank. Hand it rank() and size() as arguments, and do the collective operations in "
-            f"its parent."
+            f"DataLoader's) and no rank. Hand it rank() and size() as arguments, do the collective operations in its "
+            f'parent, and put what calls init() under `if __name__ == "__main__":`.'
         )
 
 

@@ -111,7 +111,8 @@ def init(
     mpi.start()
     from mpi4py import MPI
 
-    launcher.check(MPI.COMM_WORLD.Get_size())
+    if not (isinstance(comm, MPI.Comm) and comm == MPI.COMM_SELF):  # whoever gives that means to be alone
+        launcher.check(MPI.COMM_WORLD.Get_size())
     if isinstance(comm, MPI.Comm) and not comm:
         raise InvalidArgumentError("init(comm=MPI.COMM_NULL): a rank that is in no communicator takes no part")
     if comm is None:

@@ -210,6 +210,8 @@ def test_init_asks_the_launcher() -> None:
         done = alone(code, {"RANK": "0", "WORLD_SIZE": "4"})
         assert done.returncode == 1
         assert "InvalidArgumentError: WORLD_SIZE=4" in done.stderr
+    meant = "from mpi4py import MPI; import collective; collective.init(MPI.COMM_SELF)"
+    assert alone(meant, {"RANK": "0", "WORLD_SIZE": "4"}).returncode == 0
     done = alone(
         "import mpi4py; mpi4py.rc.threads = False; from mpi4py import MPI; import collective; collective.init()", {}
     )
