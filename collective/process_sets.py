@@ -84,7 +84,7 @@ class ProcessSet:
     def __reduce__(self) -> Any:
         if self is global_process_set:
             return "global_process_set"
-        return _unpickled, (self.ranks,)
+        return _unpickled, (self._given if isinstance(self._given, list) else self.ranks,)
 
     def _resolved(self) -> list[int]:
         """The ranks behind what was given, in this runtime."""
