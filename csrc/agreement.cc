@@ -112,7 +112,7 @@ void Agreement::arrive(int source, const std::string& name, const std::string& e
     std::vector<int> gone;
     for (int rank = 0; rank < comm_->size(); ++rank)
       if (left_[static_cast<size_t>(rank)]) gone.push_back(rank);
-    fail(name, {source}, ErrorCode::kShutdown, operation() + ": " + ranks_text(gone) + " had already shut down");
+    fail(name, {source}, ErrorCode::kShutdown, operation() + ": " + comm_->text_of(gone) + " had already shut down");
     return;
   }
   if (const auto expired = expired_.find(name); expired != expired_.end()) {
@@ -121,7 +121,7 @@ void Agreement::arrive(int source, const std::string& name, const std::string& e
       --missed[static_cast<size_t>(source)];
       if (std::all_of(missed.begin(), missed.end(), [](uint32_t calls) { return calls == 0; })) expired_.erase(expired);
       fail(name, {source}, ErrorCode::kTimeout,
-           operation() + ": rank " + std::to_string(source) + " submitted it too late, the other ranks gave up after " +
+           operation() + ": " + comm_->text_of(source) + " submitted it too late, the other ranks gave up after " +
                seconds_text(limits_.timeout));
       return;
     }
@@ -192,7 +192,7 @@ void Agreement::complete(const std::string& name, Pending& pending) {
               [](const Variant& a, const Variant& b) { return a.ranks < b.ranks; });
     const auto first = Descriptor::decode(pending.variants[0].encoded);
     fail(name, present(pending), ErrorCode::kMismatch,
-         std::string(name_of(first.kind)) + " '" + name + "': " + describe_difference(pending.variants));
+         std::string(name_of(first.kind)) + " '" + name + "': " + describe_difference(pending.variants, *comm_));
     return;
   }
   const auto d = Descriptor::decode(pending.variants[0].encoded);
@@ -200,7 +200,7 @@ void Agreement::complete(const std::string& name, Pending& pending) {
       d.kind == Kind::kBroadcast || d.kind == Kind::kGather || d.kind == Kind::kScatter || d.kind == Kind::kReduce;
   if (rooted && !pending.here[static_cast<size_t>(d.root)]) {
     fail(name, present(pending), ErrorCode::kMismatch,
-         std::string(name_of(d.kind)) + " '" + name + "': its root, rank " + std::to_string(d.root) + ", has joined");
+         std::string(name_of(d.kind)) + " '" + name + "': its root, " + comm_->text_of(d.root) + ", has joined");
     return;
   }
   ready_.push_back({name, std::move(pending.variants[0].encoded), std::move(pending.rows), pending.recurring});
@@ -210,7 +210,7 @@ void Agreement::take_left(int source, std::vector<uint32_t> started) {
   for (auto& [name, pending] : pending_) {
     const auto kind = Descriptor::decode(pending.variants[0].encoded).kind;
     fail(name, present(pending), ErrorCode::kShutdown,
-         std::string(name_of(kind)) + " '" + name + "': rank " + std::to_string(source) +
+         std::string(name_of(kind)) + " '" + name + "': " + comm_->text_of(source) +
              " has shut down (its script ended, or it called shutdown()) before it took part");
   }
   pending_.clear();
@@ -228,7 +228,7 @@ void Agreement::fail(const std::string& name, const std::vector<int>& targets, E
   decisions_.put_text(name);
   decisions_.put_list(targets);
   decisions_.put(code);
-  decisions_.put_text(text);
+  decisions_.put_text(comm_->label() + text);
 }
 
 void Agreement::decide_ready() {
@@ -308,7 +308,8 @@ void Agreement::check_stalls(Clock::time_point now) {
     }
     const std::vector<int> late = absent(pending);
     fail(name, present(pending), ErrorCode::kTimeout,
-         what(name, pending) + ": " + ranks_text(late) + " did not submit it within " + seconds_text(limits_.timeout));
+         what(name, pending) + ": " + comm_->text_of(late) + " did not submit it within " +
+             seconds_text(limits_.timeout));
     auto& missed = expired_[name];
     missed.resize(static_cast<size_t>(comm_->size()));
     for (const int rank : late) ++missed[static_cast<size_t>(rank)];
@@ -334,10 +335,10 @@ void Agreement::warn_of_stalls(Clock::time_point now) {
   for (auto& [name, pending] : pending_) {
     if (!is_due(pending, now + kCheckEvery)) continue;
     pending.warned = now;
-    stalled.push_back("  " + what(name, pending) + ": submitted by " + ranks_text(present(pending)) + ", waits for " +
-                      ranks_text(absent(pending)) + " since " + seconds_text(now - pending.since));
+    stalled.push_back("  " + what(name, pending) + ": submitted by " + comm_->text_of(present(pending)) +
+                      ", waits for " + comm_->text_of(absent(pending)) + " since " + seconds_text(now - pending.since));
   }
-  std::string text = "stalled: some ranks have not submitted what others wait for\n";
+  std::string text = comm_->label() + "stalled: some ranks have not submitted what others wait for\n";
   std::sort(stalled.begin(), stalled.end());
   for (size_t i = 0; i < std::min(stalled.size(), kNamesInWarning); ++i) text += stalled[i] + "\n";
   if (stalled.size() > kNamesInWarning) text += "  and " + std::to_string(stalled.size() - kNamesInWarning) + " more\n";
@@ -395,7 +396,7 @@ std::string Agreement::describe() const {
   std::string text;
   const auto now = Clock::now();
   for (const auto& [name, pending] : pending_)
-    text += "  " + what(name, pending) + ": waits for " + ranks_text(absent(pending)) + " since " +
+    text += "  " + what(name, pending) + ": waits for " + comm_->text_of(absent(pending)) + " since " +
             seconds_text(now - pending.since) + "\n";
   return text;
 }

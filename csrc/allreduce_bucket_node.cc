@@ -114,9 +114,9 @@ Step AllreduceBucketNode::step() {
 std::string AllreduceBucketNode::describe() const {
   const std::string count = std::to_string(slots_.count());
   if (!pushed_)
-    return "element " + std::to_string(reduced_) + " of " + count + ": waits for local rank " +
+    return "element " + std::to_string(reduced_) + " of " + count + ": waits for rank " +
            std::to_string(bucket_->packed_.missing()) + " to start or pack";
-  return "waits for local rank " + std::to_string(bucket_->pushed_.missing()) + " to push its slices";
+  return "waits for rank " + std::to_string(bucket_->pushed_.missing()) + " to push its slices";
 }
 
 }  // namespace collective

@@ -137,8 +137,8 @@ Step AllreduceDevice::step() {
 std::string AllreduceDevice::describe() const {
   const DeviceStaging& staging = *staging_;
   const auto text = [&](uint64_t piece, int rank, const char* stage) {
-    return "piece " + std::to_string(piece - first_) + " of " + std::to_string(end_ - first_) +
-           ": waits for local rank " + std::to_string(rank) + " to " + stage + " it on its device";
+    return "piece " + std::to_string(piece - first_) + " of " + std::to_string(end_ - first_) + ": waits for rank " +
+           std::to_string(rank) + " to " + stage + " it on its device";
   };
   if (!after_.empty())
     return "waits for what its user has queued on device " + std::to_string(staging.device().number());

@@ -84,8 +84,7 @@ Step AllreduceDoubling::step() {
 }
 
 std::string AllreduceDoubling::describe() const {
-  return "recursive doubling: waits for rank " + std::to_string(partner()) + " at distance " +
-         std::to_string(distance_);
+  return "recursive doubling: waits for " + comm_->text_of(partner()) + " at distance " + std::to_string(distance_);
 }
 
 }  // namespace collective

@@ -46,12 +46,12 @@ Step Broadcast::step() {
 
 std::string Broadcast::describe() const {
   if (received_ < segments_)
-    return "broadcast: waits for rank " + std::to_string(parent_) + ", segment " + std::to_string(received_) + " of " +
+    return "broadcast: waits for " + comm_->text_of(parent_) + ", segment " + std::to_string(received_) + " of " +
            std::to_string(segments_);
   for (const Child& child : children_)
     if (child.done < segments_)
-      return "broadcast: waits for rank " + std::to_string(child.rank) + " to take segment " +
-             std::to_string(child.done) + " of " + std::to_string(segments_);
+      return "broadcast: waits for " + comm_->text_of(child.rank) + " to take segment " + std::to_string(child.done) +
+             " of " + std::to_string(segments_);
   return "broadcast: done";
 }
 

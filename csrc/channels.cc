@@ -157,7 +157,7 @@ class Channels::OpeningOnDevices final : public Operation {
 
   Step step() override {
     if (!reports_.exchanged()) return Step::kIdle;
-    const std::string why = reports_.failure("rank ");
+    const std::string why = reports_.failure();
     if (!why.empty()) {
       if (channels_->comm_->rank() == 0) log_warning("gradients are sent by way of the host: " + why);
       places_.clear();

@@ -2,9 +2,11 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <chrono>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <utility>
 
 namespace collective {
@@ -29,6 +31,20 @@ int to_int(size_t nbytes) {
   if (nbytes > static_cast<size_t>(std::numeric_limits<int>::max()))
     throw Error(ErrorCode::kInternal, "a message of " + std::to_string(nbytes) + " bytes was not segmented");
   return static_cast<int>(nbytes);
+}
+
+// "0-4, 7"; ranks: increasing.
+std::string numbers_text(const std::vector<int>& ranks) {
+  std::string text;
+  for (size_t i = 0; i < ranks.size();) {
+    size_t end = i + 1;
+    while (end < ranks.size() && ranks[end] == ranks[end - 1] + 1) ++end;
+    if (i > 0) text += ", ";
+    text += std::to_string(ranks[i]);
+    if (end - i > 1) text += (end - i > 2 ? "-" : ", ") + std::to_string(ranks[end - 1]);
+    i = end;
+  }
+  return text;
 }
 
 }  // namespace
@@ -69,22 +85,51 @@ void Request::abandon() noexcept {
     if (MPI_Test(&request_, &flag, MPI_STATUS_IGNORE) != MPI_SUCCESS) return;
 }
 
-Comm Comm::duplicate(MPI_Comm parent) {
+Comm Comm::duplicate(MPI_Comm parent, const Comm* job) {
   Comm result;
   check(MPI_Comm_dup(parent, &result.comm_), "MPI_Comm_dup");
   check(MPI_Comm_set_errhandler(result.comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   check(MPI_Comm_rank(result.comm_, &result.rank_), "MPI_Comm_rank");
   check(MPI_Comm_size(result.comm_, &result.size_), "MPI_Comm_size");
+  std::vector<int> own(static_cast<size_t>(result.size_));
+  std::iota(own.begin(), own.end(), 0);
+  result.job_ranks_ = own;
+  if (job == nullptr) return result;
+  MPI_Group mine = MPI_GROUP_NULL, all = MPI_GROUP_NULL;
+  check(MPI_Comm_group(result.comm_, &mine), "MPI_Comm_group");
+  check(MPI_Comm_group(job->comm_, &all), "MPI_Comm_group");
+  check(MPI_Group_translate_ranks(mine, result.size_, own.data(), all, result.job_ranks_.data()),
+        "MPI_Group_translate_ranks");
+  check(MPI_Group_free(&mine), "MPI_Group_free");
+  check(MPI_Group_free(&all), "MPI_Group_free");
+  result.label_ = "process set [" + numbers_text(result.job_ranks_) + "]: ";
   return result;
 }
 
+std::string Comm::text_of(const std::vector<int>& ranks) const {
+  std::vector<int> numbers;
+  for (const int rank : ranks) numbers.push_back(job_rank(rank));
+  std::sort(numbers.begin(), numbers.end());
+  return ranks_text(numbers);
+}
+
+std::string ranks_text(const std::vector<int>& ranks) {
+  return (ranks.size() == 1 ? "rank " : "ranks ") + numbers_text(ranks);
+}
+
 Comm::Comm(Comm&& other) noexcept
-    : comm_(std::exchange(other.comm_, MPI_COMM_NULL)), rank_(other.rank_), size_(other.size_) {}
+    : comm_(std::exchange(other.comm_, MPI_COMM_NULL)),
+      rank_(other.rank_),
+      size_(other.size_),
+      job_ranks_(std::move(other.job_ranks_)),
+      label_(std::move(other.label_)) {}
 
 Comm& Comm::operator=(Comm&& other) noexcept {
   comm_ = std::exchange(other.comm_, MPI_COMM_NULL);
   rank_ = other.rank_;
   size_ = other.size_;
+  job_ranks_ = std::move(other.job_ranks_);
+  label_ = std::move(other.label_);
   return *this;
 }
 

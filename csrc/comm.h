@@ -43,8 +43,8 @@ struct Message {
 class Comm {
  public:
   Comm() = default;
-  // Collective over `parent`.
-  static Comm duplicate(MPI_Comm parent);
+  // Collective over `parent`. job: the communicator of all ranks, whose numbers people know; null where it is this one.
+  static Comm duplicate(MPI_Comm parent, const Comm* job = nullptr);
   Comm(const Comm&) = delete;
   Comm& operator=(const Comm&) = delete;
   Comm(Comm&& other) noexcept;
@@ -57,6 +57,15 @@ class Comm {
   int rank() const { return rank_; }
   int size() const { return size_; }
 
+  // What is told to people: ranks by their numbers in the job, and of which of its process sets ("" for all ranks).
+  int job_rank(int rank) const { return job_ranks_[static_cast<size_t>(rank)]; }
+  const std::vector<int>& job_ranks() const { return job_ranks_; }
+  // "rank 3", "ranks 0-4, 7" for these ranks.
+  std::string text_of(const std::vector<int>& ranks) const;
+  std::string text_of(int rank) const { return "rank " + std::to_string(job_rank(rank)); }
+  // "process set [1, 2]: "
+  const std::string& label() const { return label_; }
+
   Request isend(const void* data, size_t nbytes, int peer, int tag) const;
   Request irecv(void* data, size_t nbytes, int peer, int tag) const;
   // A whole message of unknown length with this tag from any rank, if one has arrived.
@@ -66,7 +75,12 @@ class Comm {
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0;
   int size_ = 1;
+  std::vector<int> job_ranks_;
+  std::string label_;
 };
+
+// "rank 3", "ranks 0-4, 7"; ranks: increasing.
+std::string ranks_text(const std::vector<int>& ranks);
 
 // Where a rank stands: local_* among the ranks that share its memory, cross_* among the ranks of the same
 // local_rank on all nodes (Horovod's words).

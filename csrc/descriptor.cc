@@ -96,19 +96,6 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + (shape.size() == 1 ? ",)" : ")");
 }
 
-std::string ranks_text(const std::vector<int>& ranks) {
-  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
-  for (size_t i = 0; i < ranks.size();) {
-    size_t end = i + 1;
-    while (end < ranks.size() && ranks[end] == ranks[end - 1] + 1) ++end;
-    if (i > 0) text += ", ";
-    text += std::to_string(ranks[i]);
-    if (end - i > 1) text += (end - i > 2 ? "-" : ", ") + std::to_string(ranks[end - 1]);
-    i = end;
-  }
-  return text;
-}
-
 namespace {
 
 std::string number_text(double value) {
@@ -134,7 +121,6 @@ const std::vector<Field>& fields() {
       // Of channels it says nothing to people that the parameters do not.
       {"shape", [](const Descriptor& d) { return d.kind == Kind::kChannel ? std::string() : shape_text(d.shape); }},
       {"reduction", [](const Descriptor& d) { return std::string(name_of(d.op)); }},
-      {"root_rank", [](const Descriptor& d) { return std::to_string(d.root); }},
       {"compression", [](const Descriptor& d) { return std::string(d.wire == d.dtype ? "none" : name_of(d.wire)); }},
       {"prescale_factor", [](const Descriptor& d) { return number_text(d.prescale); }},
       {"postscale_factor", [](const Descriptor& d) { return number_text(d.postscale); }},
@@ -171,8 +157,9 @@ size_t differing_line(const std::vector<Variant>& variants) {
 
 }  // namespace
 
-std::string describe_difference(const std::vector<Variant>& variants) {
+std::string describe_difference(const std::vector<Variant>& variants, const Comm& comm) {
   std::vector<Field> all = fields();
+  all.push_back({"root_rank", [&comm](const Descriptor& d) { return std::to_string(comm.job_rank(d.root)); }});
   const size_t number = differing_line(variants);
   all.insert(all.begin() + 1,
              {"parameter", [number](const Descriptor& d) { return number == SIZE_MAX ? "" : line(d.layout, number); }});
@@ -188,8 +175,7 @@ std::string describe_difference(const std::vector<Variant>& variants) {
     if (values.size() < 2) continue;
     std::string text = std::string(field.name) + " differs: ";
     for (size_t i = 0; i < values.size(); ++i) {
-      std::sort(values[i].second.begin(), values[i].second.end());
-      text += (i > 0 ? "; " : "") + values[i].first + " on " + ranks_text(values[i].second);
+      text += (i > 0 ? "; " : "") + values[i].first + " on " + comm.text_of(values[i].second);
     }
     return text;
   }

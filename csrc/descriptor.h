@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "comm.h"
 #include "message.h"
 #include "types.h"
 
@@ -58,10 +59,8 @@ struct Variant {
   std::string encoded;
   std::vector<int> ranks;
 };
-std::string describe_difference(const std::vector<Variant>& variants);
+std::string describe_difference(const std::vector<Variant>& variants, const Comm& comm);
 
-// "rank 3", "ranks 0-4, 7"
-std::string ranks_text(const std::vector<int>& ranks);
 std::string shape_text(const std::vector<int64_t>& shape);
 
 }  // namespace collective

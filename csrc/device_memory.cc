@@ -76,8 +76,9 @@ void DeviceMemoryCreation::map() {
 void DeviceMemoryCreation::compare() {
   for (size_t rank = 0; rank < parts_.size(); ++rank)
     if (std::memcmp(cookies_.data() + rank * kCookieBytes, reports_.all()[rank].cookie, kCookieBytes) != 0)
-      throw Error(ErrorCode::kInternal,
-                  "what it has mapped of local rank " + std::to_string(rank) + " is other memory");
+      throw Error(
+          ErrorCode::kInternal,
+          "what it has mapped of rank " + std::to_string(comm_->job_rank(static_cast<int>(rank))) + " is other memory");
 }
 
 Step DeviceMemoryCreation::step() {
@@ -128,7 +129,7 @@ Step DeviceMemoryCreation::step() {
 
 std::string DeviceMemoryCreation::describe() const {
   if (phase_ == Phase::kOffers || phase_ == Phase::kVerdicts)
-    return "memory of devices: waits for local rank " + std::to_string(reports_.missing()) +
+    return "memory of devices: waits for rank " + std::to_string(reports_.missing()) +
            (phase_ == Phase::kOffers ? " to offer its part" : " to map the others' parts");
   return "memory of devices: waits for device " + std::to_string(device_ != nullptr ? device_->number() : -1);
 }

@@ -103,7 +103,7 @@ class Devices::Messages final : public Operation {
       devices_->state_ = State::kNotYet;
       return Step::kDone;
     }
-    std::string why = reports_.failure("rank ");
+    std::string why = reports_.failure();
     // One rank of a node tries for all of its ranks; in a set of ranks it may be missing.
     for (const Report& rank : all)
       if (why.empty() &&

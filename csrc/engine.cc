@@ -125,7 +125,8 @@ std::string Engine::device_way() {
 std::unique_ptr<Group> Engine::make_group(MPI_Comm comm) {
   return std::make_unique<Group>(
       comm, limits_, timeline_,
-      [this](Ticket& ticket, ErrorCode code, const std::string& text) { finish(ticket, code, text); });
+      [this](Ticket& ticket, ErrorCode code, const std::string& text) { finish(ticket, code, text); },
+      groups_.empty() ? nullptr : groups_.front().get());
 }
 
 size_t Engine::add_group(MPI_Comm comm) {
@@ -147,8 +148,7 @@ void Engine::remove_group(size_t number) {
     const std::lock_guard lock(mutex_);
     throw *failure_;
   }
-  if (!group.over())
-    throw Error(ErrorCode::kTimeout, "a rank of the process set does not leave it: " + group.describe());
+  if (!group.over()) throw Error(ErrorCode::kTimeout, group.label() + "a rank does not leave it: " + group.describe());
   group.release();
   groups_[number].reset();
 }
@@ -317,8 +317,16 @@ bool Engine::progress() {
   const bool took = queued_.load(std::memory_order_acquire) > 0;
   if (took) take_submissions();
   bool moved = took;
-  for (const auto& group : groups_)
-    if (group) moved |= group->progress();
+  for (const auto& group : groups_) {
+    if (!group) continue;
+    try {
+      moved |= group->progress();
+    } catch (const Error& error) {
+      throw Error(error.code, group->label() + error.what());
+    } catch (const std::exception& error) {
+      throw Error(ErrorCode::kInternal, group->label() + error.what());
+    }
+  }
   return moved;
 }
 

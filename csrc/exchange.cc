@@ -38,9 +38,8 @@ Step Exchange::step() {
 std::string Exchange::describe() const {
   for (const Transfer& t : transfers_)
     if (t.done < t.segments)
-      return std::string("exchange: waits for rank ") + std::to_string(t.peer) +
-             (t.receives ? " to send" : " to receive") + " segment " + std::to_string(t.done) + " of " +
-             std::to_string(t.segments);
+      return "exchange: waits for " + comm_->text_of(t.peer) + (t.receives ? " to send" : " to receive") + " segment " +
+             std::to_string(t.done) + " of " + std::to_string(t.segments);
   return "exchange: done";
 }
 

@@ -90,7 +90,8 @@ std::string ExchangeNode::describe() const {
   const uint64_t unpacked = lane_->unpacked_.own(), packed = lane_->packed_.own();
   if (unpacked < first_ || packed < first_) return "waits in its lane behind another operation";
   if (unpacked < end_ && next_ < unpacks_.size() && !lane_->packed_.reached(unpacks_[next_].source, unpacked + 1))
-    return Lane::waits_text(first_, end_, unpacked, unpacks_[next_].source, "pack");
+    return Lane::waits_text(first_, end_, unpacked,
+                            lane_->packed_.job_ranks()[static_cast<size_t>(unpacks_[next_].source)], "pack");
   return Lane::waits_text(first_, end_, packed, lane_->unpacked_.missing(), "make room for");
 }
 

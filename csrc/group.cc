@@ -36,14 +36,15 @@ constexpr std::chrono::duration<double> kLongestCreation = std::chrono::hours(1)
 constexpr auto kCheckEvery = std::chrono::milliseconds(100);
 // The coordinator reports a time-out; a rank that does not even hear from it gives up this much later.
 constexpr auto kCoordinatorGrace = std::chrono::seconds(5);
-// Between asking the others about a stalled channel and telling what they answered.
+// Between asking the others about a stalled channel and telling what they answered; and for a message to arrive that
+// was sent before another one, which went another way.
 constexpr auto kAnswerTime = std::chrono::milliseconds(500);
 
 }  // namespace
 
-Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish)
-    : control_(Comm::duplicate(comm)),
-      data_(Comm::duplicate(comm)),
+Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, const Group* all)
+    : control_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
+      data_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
       agreement_(control_, limits),
       inquiry_(control_),
       limits_(limits),
@@ -115,7 +116,7 @@ void Group::submit_ready(std::shared_ptr<Ticket> ticket, NamedSubmission submiss
 void Group::submit(std::shared_ptr<Ticket> ticket, ChannelSubmission submission) {
   const uint32_t channel = submission.channel;
   if (const int peer = left_before(channel); peer >= 0)
-    finish_(*ticket, ErrorCode::kShutdown, "bucket '" + ticket->name + "': " + left_text(peer));
+    refuse(*ticket, ErrorCode::kShutdown, "bucket '" + ticket->name + "': " + left_text(peer));
   else
     start(std::move(ticket), channel, channels_.start(std::move(submission)));
 }
@@ -144,12 +145,12 @@ void Group::start(std::shared_ptr<Ticket> ticket, uint32_t channel, Channels::Ru
 void Group::submit(std::shared_ptr<Ticket> ticket, PairSubmission submission) {
   for (const auto& [peer, started] : departed_)
     if (peer == submission.peer) {
-      finish_(*ticket, ErrorCode::kShutdown, std::string(submission.sends ? "send: " : "recv: ") + left_text(peer));
+      refuse(*ticket, ErrorCode::kShutdown, std::string(submission.sends ? "send: " : "recv: ") + left_text(peer));
       return;
     }
   Running running;
   running.peer = submission.peer;
-  running.what = (submission.sends ? "send to rank " : "recv from rank ") + std::to_string(submission.peer) + ", tag " +
+  running.what = (submission.sends ? "send to " : "recv from ") + data_.text_of(submission.peer) + ", tag " +
                  std::to_string(submission.tag);
   running.phase = submission.sends ? "send" : "recv";
   running.since = Clock::now();
@@ -166,7 +167,7 @@ void Group::submit(std::shared_ptr<Ticket> ticket, PairSubmission submission) {
 
 void Group::submit(std::shared_ptr<Ticket> ticket, JoinSubmission submission) {
   if (!departed_.empty()) {
-    finish_(*ticket, ErrorCode::kShutdown, "join: " + left_text(departed_[0].first));
+    refuse(*ticket, ErrorCode::kShutdown, "join: " + left_text(departed_[0].first));
     return;
   }
   join_ = std::move(ticket);
@@ -181,7 +182,7 @@ void Group::submit(std::shared_ptr<Ticket> ticket, JoinSubmission submission) {
 bool Group::progress() {
   if (leaving_) {
     for (const Pending& waiting : not_ready_)
-      finish_(*waiting.ticket, ErrorCode::kShutdown, "'" + waiting.ticket->name + "': the runtime was shut down");
+      refuse(*waiting.ticket, ErrorCode::kShutdown, "'" + waiting.ticket->name + "': the runtime was shut down");
     not_ready_.clear();
   }
   if (leaving_ && !left_ && running_.empty()) {
@@ -379,30 +380,38 @@ void Group::check_stalls(Clock::time_point now) {
   std::erase_if(not_ready_, [&](Pending& waiting) {
     const auto waited = now - waiting.since;
     if (waited >= limits_.timeout) {
-      finish_(*waiting.ticket, ErrorCode::kTimeout,
-              waiting.waits_text() + ". It did not get there within " + seconds_text(limits_.timeout));
+      refuse(*waiting.ticket, ErrorCode::kTimeout,
+             waiting.waits_text() + ". It did not get there within " + seconds_text(limits_.timeout));
       return true;
     }
     if (!waiting.warned && waited >= limits_.stall_warning) {
       waiting.warned = true;
-      log_warning("stalled: " + waiting.waits_text());
+      log_warning(label() + "stalled: " + waiting.waits_text());
     }
     return false;
   });
   if (join_ != nullptr && !join_told_ && not_ready_.empty()) {
     if (now - join_since_ >= limits_.timeout) {
       join_marks_.clear();
-      finish_(*std::exchange(join_, nullptr), ErrorCode::kTimeout,
-              kJoinWaits + (". It did not get there within " + seconds_text(limits_.timeout)));
+      refuse(*std::exchange(join_, nullptr), ErrorCode::kTimeout,
+             kJoinWaits + (". It did not get there within " + seconds_text(limits_.timeout)));
     } else if (!join_warned_ && now - join_since_ >= limits_.stall_warning) {
       join_warned_ = true;
-      log_warning(std::string("stalled: ") + kJoinWaits);
+      log_warning(label() + "stalled: " + kJoinWaits);
     }
   }
   for (const auto& [name, pending] : pending_)
     if (now - pending.since > limits_.timeout + kCoordinatorGrace)
       throw Error(ErrorCode::kTimeout, std::string(name_of(pending.submission.descriptor.kind)) + " '" + name +
-                                           "': rank 0, which coordinates, does not answer");
+                                           "': " + control_.text_of(0) + ", which coordinates, does not answer");
+  for (size_t i = 0; i < running_.size();) {
+    const Running& running = running_[i];
+    const bool lost = running.alone != Clock::time_point{} && now - running.alone >= kAnswerTime;
+    if (lost && !running.operation->under_way())
+      give_up_on(i, running.peer);
+    else
+      ++i;
+  }
   // Of the runs that stall, the oldest tells the story; the others wait behind it.
   const auto oldest = std::min_element(running_.begin(), running_.end(),
                                        [](const Running& a, const Running& b) { return a.since < b.since; });
@@ -425,13 +434,12 @@ void Group::check_stalls(Clock::time_point now) {
     throw Error(ErrorCode::kTimeout, why() + ". It did not finish within " + seconds_text(limits_.timeout));
   if (!running.warned && waited >= limits_.stall_warning) {
     running.warned = true;
-    log_warning("stalled: " + why());
+    log_warning(label() + "stalled: " + why());
   }
 }
 
 std::string Group::left_text(int peer) const {
-  return "rank " + std::to_string(peer) +
-         " has shut down (its script ended, or it called shutdown()) before it took part";
+  return control_.text_of(peer) + " has shut down (its script ended, or it called shutdown()) before it took part";
 }
 
 void Group::drop(Running running, ErrorCode code, const std::string& text) {
@@ -443,22 +451,24 @@ void Group::peer_left(const Decision& decision) {
   if (decision.rank == rank()) return;
   departed_.emplace_back(decision.rank, decision.started);
   if (join_ != nullptr)
-    finish_(*std::exchange(join_, nullptr), ErrorCode::kShutdown, "join: " + left_text(decision.rank));
+    refuse(*std::exchange(join_, nullptr), ErrorCode::kShutdown, "join: " + left_text(decision.rank));
   for (size_t i = 0; i < running_.size();) {
     Running& running = running_[i];
     const auto channel = static_cast<size_t>(running.channel);
-    const bool waits = running.channel >= 0
-                           ? channel >= decision.started.size() || decision.started[channel] < running.run
-                           : running.peer == decision.rank && !running.operation->under_way();
-    if (!waits) {
+    // What a peer has sent before it left may come after the word that it has.
+    if (running.peer == decision.rank) running.alone = Clock::now();
+    if (running.channel >= 0 && (channel >= decision.started.size() || decision.started[channel] < running.run))
+      give_up_on(i, decision.rank);
+    else
       ++i;
-      continue;
-    }
-    Running gone = std::move(running);
-    running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
-    const std::string text = gone.what + ": " + left_text(decision.rank);
-    drop(std::move(gone), ErrorCode::kShutdown, text);
   }
+}
+
+void Group::give_up_on(size_t i, int peer) {
+  Running gone = std::move(running_[i]);
+  running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
+  const std::string text = label() + gone.what + ": " + left_text(peer);
+  drop(std::move(gone), ErrorCode::kShutdown, text);
 }
 
 void Group::leave() { leaving_ = true; }
@@ -498,7 +508,7 @@ std::string Group::describe() const {
     text += "  running for " + age(running.since) + ": " + running.what + ": " + running.operation->describe() + "\n";
   const std::string waiting = agreement_.describe();
   if (!waiting.empty()) text += "  this rank coordinates; not yet submitted everywhere:\n" + waiting;
-  return text;
+  return text.empty() || label().empty() ? text : label() + "\n" + text;
 }
 
 }  // namespace collective

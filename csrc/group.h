@@ -25,8 +25,9 @@ namespace collective {
 class Group {
  public:
   using Finish = std::function<void(Ticket&, ErrorCode, const std::string&)>;
-  // Collective over `comm`. `finish` is called once for every ticket that was submitted.
-  Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish);
+  // Collective over `comm`. `finish` is called once for every ticket that was submitted. all: the group of all ranks;
+  // null where it is this one.
+  Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, const Group* all);
 
   int rank() const { return control_.rank(); }
   int size() const { return control_.size(); }
@@ -60,6 +61,8 @@ class Group {
   void hang_up() { agreement_.hang_up(); }
 
   std::string describe() const;
+  // "process set [1, 2]: ", before what is told about it; "" for all ranks.
+  const std::string& label() const { return control_.label(); }
 
  private:
   struct Pending {
@@ -84,9 +87,12 @@ class Group {
     bool agreed = false;
     uint64_t number = 0;        // of an agreed operation: decides its tag
     Clock::time_point asked{};  // when the others were asked about it
+    Clock::time_point alone{};  // of a send or receive: when its peer was heard to have left
     bool warned = false;
   };
   void share_memory();
+  // Finishes a ticket with what went wrong in this group.
+  void refuse(Ticket& ticket, ErrorCode code, const std::string& text) { finish_(ticket, code, label() + text); }
   bool submit_what_is_ready();
   void submit_ready(std::shared_ptr<Ticket> ticket, NamedSubmission submission);
 
@@ -100,6 +106,7 @@ class Group {
   // Gives an operation up: first the transfers, then the memory that they work on.
   void drop(Running running, ErrorCode code, const std::string& text);
   std::string left_text(int peer) const;
+  void give_up_on(size_t i, int peer);  // of running_, when its peer has left
   void peer_joined(int rank);
   void all_joined(int last);
   void serve_demands();

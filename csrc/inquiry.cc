@@ -65,8 +65,8 @@ std::string Inquiry::verdict(uint32_t channel, uint32_t run) const {
       behind.push_back(peer);
   }
   std::string text;
-  if (!behind.empty()) text = ranks_text(behind) + " did not start run " + std::to_string(run);
-  if (!silent.empty()) text += (text.empty() ? "" : "; ") + ranks_text(silent) + " did not answer";
+  if (!behind.empty()) text = comm_->text_of(behind) + " did not start run " + std::to_string(run);
+  if (!silent.empty()) text += (text.empty() ? "" : "; ") + comm_->text_of(silent) + " did not answer";
   return text.empty() ? "all ranks have started it" : text;
 }
 

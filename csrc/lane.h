@@ -39,9 +39,9 @@ class Lane {
   static size_t chunk_bytes(size_t nbytes) { return std::clamp(nbytes / 16, size_t{64} << 10, size_t{256} << 10); }
   static constexpr size_t kStaging = 4 * kLineBytes;  // behind the counters
 
-  // For describe(): the operation of chunks [first, end) waits for `rank` to get `chunk` through a stage.
+  // For describe(): the operation of chunks [first, end) waits for `rank` of the job to get `chunk` through a stage.
   static std::string waits_text(uint64_t first, uint64_t end, uint64_t chunk, int rank, const char* stage) {
-    return "chunk " + std::to_string(chunk - first) + " of " + std::to_string(end - first) + ": waits for local rank " +
+    return "chunk " + std::to_string(chunk - first) + " of " + std::to_string(end - first) + ": waits for rank " +
            std::to_string(rank) + " to " + stage + " it";
   }
 

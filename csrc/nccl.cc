@@ -141,7 +141,7 @@ Step NcclCreation::step() {
         for (int rank = 0; rank < comm_->size(); ++rank)
           if (rank != comm_->rank() &&
               places_[static_cast<size_t>(rank)] == places_[static_cast<size_t>(comm_->rank())])
-            throw Error(ErrorCode::kInvalid, "it shares a device with local rank " + std::to_string(rank));
+            throw Error(ErrorCode::kInvalid, "it shares a device with " + comm_->text_of(rank));
         const Device::Current current(*device_);
         if (comm_->rank() == 0) nccl().check(nccl().ncclGetUniqueId(&reports_.own().id), "ncclGetUniqueId");
       });
@@ -186,7 +186,7 @@ Step NcclCreation::step() {
 
 std::string NcclCreation::describe() const {
   if (phase_ == Phase::kConnect) return "NCCL: waits for its communicator";
-  return "NCCL: waits for local rank " + std::to_string(reports_.missing());
+  return "NCCL: waits for rank " + std::to_string(reports_.missing());
 }
 
 }  // namespace collective

@@ -35,8 +35,9 @@ void Pair::compare() {
     const int me = comm_->rank();
     std::vector<Variant> variants{{mine, {me}}, {theirs, {peer_}}};
     if (peer_ < me) std::swap(variants[0], variants[1]);
-    failure_ = Error(ErrorCode::kMismatch, (sends_ ? "send to rank " : "recv from rank ") + std::to_string(peer_) +
-                                               " on rank " + std::to_string(me) + ": " + describe_difference(variants));
+    failure_ =
+        Error(ErrorCode::kMismatch, comm_->label() + (sends_ ? "send to " : "recv from ") + comm_->text_of(peer_) +
+                                        " on " + comm_->text_of(me) + ": " + describe_difference(variants, *comm_));
     return;
   }
   exchange_ = sends_ ? std::make_unique<Exchange>(*comm_, tag_, std::vector<Exchange::Send>{{peer_, data_, nbytes_}},
@@ -64,7 +65,7 @@ Step Pair::step() {
 
 std::string Pair::describe() const {
   if (before_ != nullptr && !*before_) return "waits for the one before it";
-  if (exchange_ == nullptr) return "waits for rank " + std::to_string(peer_) + " to " + (sends_ ? "receive" : "send");
+  if (exchange_ == nullptr) return "waits for " + comm_->text_of(peer_) + " to " + (sends_ ? "receive" : "send");
   return exchange_->describe();
 }
 

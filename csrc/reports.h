@@ -53,14 +53,14 @@ class Reports {
     return true;
   }
   // Until it is: the rank that is missing.
-  size_t missing() const { return next_; }
+  int missing() const { return comm_->job_rank(static_cast<int>(next_)); }
 
   // By rank.
   const std::vector<Report>& all() const { return all_; }
-  // The first failure and whose it is; empty: none. who: what the ranks are called.
-  std::string failure(const char* who = "local rank ") const {
+  // The first failure and whose it is; empty: none.
+  std::string failure() const {
     for (size_t i = 0; i < all_.size(); ++i)
-      if (all_[i].failure[0] != '\0') return who + std::to_string(i) + ": " + all_[i].failure;
+      if (all_[i].failure[0] != '\0') return comm_->text_of(static_cast<int>(i)) + ": " + all_[i].failure;
     return {};
   }
 

@@ -165,9 +165,9 @@ bool Ring::start_sends() {
 
 std::string Ring::describe() const {
   if (!to_complete_.done())
-    return "ring: waits for rank " + std::to_string(left_) + ", step " + std::to_string(to_complete_.front().step) +
+    return "ring: waits for " + comm_->text_of(left_) + ", step " + std::to_string(to_complete_.front().step) +
            ", segment " + std::to_string(receives_done_);
-  return "ring: waits for rank " + std::to_string(right_) + " to take segment " + std::to_string(sends_done_);
+  return "ring: waits for " + comm_->text_of(right_) + " to take segment " + std::to_string(sends_done_);
 }
 
 }  // namespace collective

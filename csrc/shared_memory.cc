@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <utility>
@@ -93,7 +94,9 @@ Mapping::~Mapping() {
 }
 
 SharedMemory::SharedMemory(int rank, std::vector<std::byte*> parts, size_t nbytes)
-    : rank_(rank), parts_(std::move(parts)), nbytes_(nbytes) {}
+    : rank_(rank), parts_(std::move(parts)), nbytes_(nbytes), job_ranks_(parts_.size()) {
+  std::iota(job_ranks_.begin(), job_ranks_.end(), 0);
+}
 
 std::optional<SharedMemory> SharedMemory::try_create(const Comm& comm, int tag, size_t nbytes,
                                                      std::chrono::seconds timeout, std::string& why) {
@@ -216,17 +219,19 @@ std::optional<SharedMemory> SharedMemoryCreation::take() {
   std::vector<std::byte*> parts;
   for (const Mapping& mapping : mappings_) parts.push_back(mapping.data());
   SharedMemory memory(comm_->rank(), std::move(parts), nbytes_);
+  memory.job_ranks_ = comm_->job_ranks();
   memory.mappings_ = std::exchange(mappings_, {});
   return memory;
 }
 
 std::string SharedMemoryCreation::describe() const {
   if (phase_ == Phase::kReserve) return "reserves shared memory";
-  return "shared memory: waits for local rank " + std::to_string(reports_.missing()) +
+  return "shared memory: waits for rank " + std::to_string(reports_.missing()) +
          (phase_ == Phase::kOffers ? " to offer its part" : " to map the others' parts");
 }
 
-Counters::Counters(const SharedMemory& memory, size_t offset) : rank_(static_cast<size_t>(memory.rank())) {
+Counters::Counters(const SharedMemory& memory, size_t offset)
+    : rank_(static_cast<size_t>(memory.rank())), job_ranks_(memory.job_ranks()) {
   for (int rank = 0; rank < memory.size(); ++rank)
     counters_.push_back(reinterpret_cast<uint64_t*>(memory.part(rank) + offset));
 }

@@ -63,12 +63,15 @@ class SharedMemory {
   size_t nbytes() const { return nbytes_; }
   // Zero at first, aligned to 2 MiB (huge pages, where the system gives them).
   std::byte* part(int rank) const { return parts_[static_cast<size_t>(rank)]; }
+  // What its ranks are called, see comm.h.
+  const std::vector<int>& job_ranks() const { return job_ranks_; }
 
  private:
   friend class SharedMemoryCreation;
   int rank_;
   std::vector<std::byte*> parts_;
   size_t nbytes_;
+  std::vector<int> job_ranks_;
   std::vector<Mapping> mappings_;  // none where the memory is the caller's
 };
 
@@ -146,8 +149,9 @@ class Counters {
       if (!reached(static_cast<int>(rank), value)) return false;
     return true;
   }
-  // After all_reached() said no: the first rank that is missing.
-  int missing() const { return static_cast<int>(next_); }
+  // After all_reached() said no: the first rank that is missing, by its number in the job.
+  int missing() const { return job_ranks_[next_]; }
+  const std::vector<int>& job_ranks() const { return job_ranks_; }
 
  private:
   static_assert(std::atomic_ref<uint64_t>::is_always_lock_free, "processes share the counters");
@@ -156,6 +160,7 @@ class Counters {
   size_t next_ = 0;
   uint64_t own_ = 0;
   std::vector<uint64_t*> counters_;
+  std::vector<int> job_ranks_;
 };
 
 }  // namespace collective

@@ -88,17 +88,17 @@ print("summed")
 @pytest.mark.parametrize(
     ("before", "settings", "told"),
     [
-        ("", {"STAND_IN_CUDA_OWN": None}, "local rank 0: it shares a device with local rank 1"),
-        ("", {"STAND_IN_NCCL_FAIL": "ncclGetUniqueId"}, "local rank 0: NCCL: ncclGetUniqueId: the stand-in's error"),
+        ("", {"STAND_IN_CUDA_OWN": None}, "rank 0: it shares a device with rank 1"),
+        ("", {"STAND_IN_NCCL_FAIL": "ncclGetUniqueId"}, "rank 0: NCCL: ncclGetUniqueId: the stand-in's error"),
         (
             "if collective.rank() == 1: os.environ['STAND_IN_NCCL_FAIL'] = 'ncclCommInitRankConfig'",
             {},
-            "local rank 1: NCCL: ncclCommInitRankConfig: the stand-in's error",
+            "rank 1: NCCL: ncclCommInitRankConfig: the stand-in's error",
         ),
         (
             "if collective.rank() == 1: os.environ['STAND_IN_NCCL_FAIL'] = 'connect'",
             {},
-            "local rank 1: NCCL: ncclCommInitRankConfig: the stand-in's error",
+            "rank 1: NCCL: ncclCommInitRankConfig: the stand-in's error",
         ),
         ("", {"COLLECTIVE_SHARED_MEMORY": "0"}, "the ranks are on several nodes, or share no memory"),
     ],
@@ -122,7 +122,7 @@ def test_nccl_that_is_not_there(stand_in: dict[str, str]) -> None:
     done = run_ranks(2, ["-c", SUMS.format(before="")], 60, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("summed") == 2
-    assert "NCCL is not used: local rank 0: libnccl.so.2: cannot open shared object file" in done.stderr, done.stderr
+    assert "NCCL is not used: rank 0: libnccl.so.2: cannot open shared object file" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(("fails", "told"), [("ncclAllReduce", "ncclAllReduce"), ("later", "all-reduce")])
@@ -177,7 +177,7 @@ def test_devices_that_cannot_share_go_by_way_of_the_host(
     arguments = [*CASES, "-k", f"memory and ({chosen})", "-s"]
     done = run_ranks(2, arguments, 120, env={**stand_in, "STAND_IN_CUDA_REFUSE": refused})
     assert done.returncode == 0, done.stdout + done.stderr
-    warning = f"arrays on devices are reduced by way of the host, which is slower: local rank 0: CUDA device 0: {told}"
+    warning = f"arrays on devices are reduced by way of the host, which is slower: rank 0: CUDA device 0: {told}"
     assert (done.stdout + done.stderr).count(warning) == 1, done.stdout + done.stderr
 
 

@@ -65,6 +65,31 @@ def test_overlapping_sets_of_four(world: World) -> None:
     collective.remove_process_set(pair)
 
 
+def test_errors_name_the_set_and_the_ranks_of_the_job(world: World) -> None:
+    """Not by their numbers within the set, which are 0 and 1."""
+    last = world.size - 1
+    some = collective.add_process_set([1, last])
+    if some.included():
+        with pytest.raises(collective.MismatchError) as shape:
+            collective.allreduce(np.ones(world.rank), name="x", process_set=some)
+        differs = f"shape differs: (1,) on rank 1; ({last},) on rank {last}"
+        assert str(shape.value) == f"process set [{named(1, last)}]: allreduce 'x': {differs}"
+        with pytest.raises(collective.MismatchError, match=f"root_rank differs: 1 on rank 1; {last} on rank {last}"):
+            collective.broadcast(np.ones(1), world.rank, name="b", process_set=some)
+        move, other = (collective.send, last) if world.rank == 1 else (collective.recv, 1)
+        with pytest.raises(collective.MismatchError) as pair:
+            move(np.ones(world.rank), other, process_set=some)  # the peer may leave the set before this rank looks
+        verb = "send to" if world.rank == 1 else "recv from"
+        told = f"process set [{named(1, last)}]: {verb} rank {other} on rank {world.rank}: {differs}"
+        assert str(pair.value) == told
+    collective.remove_process_set(some)
+
+
+def named(first: int, last: int) -> str:
+    """Two ranks, as messages write them."""
+    return f"{first}, {last}"
+
+
 def test_a_stall_in_one_set_does_not_hold_another(world: World) -> None:
     slow = collective.add_process_set([0, 1])
     fast = collective.add_process_set([0, 2])

@@ -134,10 +134,12 @@ def test_ranks_that_are_late_together_or_one_by_one(world: World) -> None:
                 np.testing.assert_array_equal(result, np.full(2, call * world.size), f"call {call}")
 
 
-def train(steps: int) -> Iterator[None]:
+def train(steps: int, ranks: collective.ProcessSet = hvd.global_process_set) -> Iterator[None]:
     """Steps of an optimizer whose gradients all go into one bucket; yields before each."""
     model = torch.nn.Sequential(torch.nn.Linear(30, 30), torch.nn.Linear(30, 2))
-    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), 0.1), model.named_parameters())
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), 0.1), model.named_parameters(), process_set=ranks
+    )
     for _ in range(steps):
         yield
         optimizer.zero_grad()
@@ -161,12 +163,38 @@ def test_a_stalled_bucket_names_who_has_not_started_it(world: World, capfd: pyte
     assert len({name for of_rank in told for name, _ in of_rank}) == 1
 
 
+@pytest.mark.ranks(3)
+def test_a_process_set_names_ranks_by_their_numbers_in_the_job(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    """Rank 2 is late, number 1 of its set, whose coordinator is rank 1."""
+    with settings(world, stall_warning=0.3, timeout=2):
+        some = collective.add_process_set([1, 2])
+        if world.rank == 1:
+            with pytest.raises(collective.CollectiveTimeoutError) as caught:
+                collective.allreduce(np.ones(3), name="late", process_set=some)
+            assert str(caught.value) == ("process set [1, 2]: allreduce 'late': rank 2 did not submit it within 2.0 s")
+            told = r"rank 1: process set \[1, 2\]: stalled: .*\n.*: submitted by rank 1, waits for rank 2 since"
+            assert re.search(told, capfd.readouterr().err)
+        world.comm.Barrier()
+        if world.rank == 2:
+            with pytest.raises(collective.CollectiveTimeoutError, match="rank 2 submitted it too late"):
+                collective.allreduce(np.ones(3), name="late", process_set=some)
+        world.comm.Barrier()
+        if some.included():
+            for step, _ in enumerate(train(3, some)):
+                if step == 2 and world.rank == 2:
+                    time.sleep(1.2)
+        said = capfd.readouterr().err
+        assert ("process set [1, 2]: stalled: bucket " in said) == (world.rank == 1), said
+        assert ("rank 2 did not start run 3" in said) == (world.rank == 1), said
+
+
 def test_a_bucket_that_times_out_ends_the_job() -> None:
     """The time-out counts also when it is shorter than the patience of the warning."""
     script = f"""
 import time
 from collections.abc import Iterator
 import torch
+import collective
 import collective.torch as hvd
 from mpi4py import MPI
 {inspect.getsource(train)}
@@ -215,7 +243,7 @@ os._exit(0)
 """
     done = run_ranks(3, ["-c", script], 60, env={"COLLECTIVE_TIMEOUT": "2"})
     assert "rank 0: the engine has stopped" in done.stdout, done.stdout + done.stderr
-    assert "rank 1: a rank of the process set does not leave it" in done.stdout, done.stdout + done.stderr
+    assert "rank 1: process set [0, 1]: a rank does not leave it" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_coordinator_that_is_stopped_is_noticed() -> None:

@@ -461,8 +461,8 @@ void test_describe(const World& world) {
       // A rank that only sends has to wait when its places are full.
       const bool only_sends = movement.kind == Movement::kGather;
       if (world.rank != last && (!only_sends || size > 100)) {
-        expect(*movement.operation, "waits for local rank " + std::to_string(last) + " to " +
-                                        (only_sends ? "make room for" : "pack") + " it");
+        expect(*movement.operation,
+               "waits for rank " + std::to_string(last) + " to " + (only_sends ? "make room for" : "pack") + " it");
       }
       world.barrier();
       finish(world, *movement.operation);
@@ -595,14 +595,14 @@ void test_no_memory(const World& world) {
   std::string why;
   // More than there can be: nobody gets it, and everybody is told why.
   if (SharedMemory::try_create(comm, 1, size_t{1} << 62, std::chrono::seconds(30), why) ||
-      why.rfind("local rank 0: ", 0) != 0)
+      why.rfind("rank 0: ", 0) != 0)
     fail(world, "shared memory without end: " + why);
   // The others do not come: an error that names one.
   if (world.rank == 0 && world.size > 1) try {
       SharedMemory::try_create(comm, 2, 4096, std::chrono::seconds(1), why);
       fail(world, "shared memory with who is not there");
     } catch (const Error& error) {
-      if (error.code != ErrorCode::kTimeout || std::string(error.what()).find("local rank 1") == std::string::npos)
+      if (error.code != ErrorCode::kTimeout || std::string(error.what()).find("rank 1") == std::string::npos)
         fail(world, std::string("missing rank: ") + error.what());
     }
   comm.release();
