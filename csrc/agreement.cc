@@ -13,14 +13,15 @@ constexpr size_t kMostIds = 1 << 16;
 constexpr auto kCheckEvery = std::chrono::milliseconds(100);
 constexpr size_t kNamesInWarning = 6;
 
-enum class Word : uint8_t { kId, kFull, kJoin, kLeave };
+enum class Word : uint8_t { kId, kFull, kJoin, kLetGo, kLeave };
 enum class NameForm : uint8_t { kId, kPlain, kNewId, kWithDescriptor };
 
 }  // namespace
 
-Agreement::Agreement(const Comm& comm, const Limits& limits)
+Agreement::Agreement(const Comm& comm, const Limits& limits, uint32_t most_channels)
     : comm_(&comm),
       limits_(limits),
+      most_channels_(most_channels),
       left_(static_cast<size_t>(comm.size())),
       joined_(static_cast<size_t>(comm.size())),
       mail_(std::make_unique<MpiMail>(comm, kMailTag)) {}
@@ -43,6 +44,11 @@ void Agreement::submit(const std::string& name, const Descriptor& descriptor, in
 }
 
 void Agreement::join() { requests_.put(Word::kJoin); }
+
+void Agreement::let_go(uint32_t channel) {
+  requests_.put(Word::kLetGo);
+  requests_.put(channel);
+}
 
 void Agreement::leave(const std::vector<uint32_t>& started) {
   requests_.put(Word::kLeave);
@@ -101,6 +107,7 @@ void Agreement::take_requests(int source, const std::string& bytes) {
         break;
       }
       case Word::kJoin: take_joined(source); break;
+      case Word::kLetGo: take_let_go(r.get<uint32_t>()); break;
       case Word::kLeave: take_left(source, r.get_list<uint32_t>()); break;
     }
   }
@@ -203,7 +210,39 @@ void Agreement::complete(const std::string& name, Pending& pending) {
          std::string(name_of(d.kind)) + " '" + name + "': its root, " + comm_->text_of(d.root) + ", has joined");
     return;
   }
-  ready_.push_back({name, std::move(pending.variants[0].encoded), std::move(pending.rows), pending.recurring});
+  uint32_t channel = 0, channels = 0;
+  if (d.kind == Kind::kChannel && d.channel_count() > 0) {
+    channel = room_for(static_cast<uint32_t>(d.channel_count()));
+    channels = static_cast<uint32_t>(d.channel_count());
+    if (channel + channels > most_channels_) {
+      fail(name, present(pending), ErrorCode::kInvalid,
+           std::string(name_of(d.kind)) + " '" + name + "': no room for " + std::to_string(channels) +
+               " more: a process set has " + std::to_string(most_channels_) +
+               " at a time. Raise COLLECTIVE_FUSION_THRESHOLD, or let go of optimizers that are not needed any more");
+      return;
+    }
+    opened_.emplace(channel, Opened{channels, 0});
+  }
+  ready_.push_back(
+      {name, std::move(pending.variants[0].encoded), std::move(pending.rows), pending.recurring, channel, channels});
+}
+
+// The first number that so many free ones begin with.
+uint32_t Agreement::room_for(uint32_t count) const {
+  uint32_t first = 0;
+  for (const auto& [used, opened] : opened_) {
+    if (used - first >= count) break;
+    first = used + opened.count;
+  }
+  return first;
+}
+
+void Agreement::take_let_go(uint32_t channel) {
+  Opened& opened = opened_.at(channel);
+  if (++opened.let_go < comm_->size()) return;
+  opened_.erase(channel);
+  decisions_.put(Decision::Kind::kReleased);
+  decisions_.put(channel);
 }
 
 void Agreement::take_left(int source, std::vector<uint32_t> started) {
@@ -263,8 +302,8 @@ void Agreement::write_execution(const std::vector<Ready*>& bucket) {
   decisions_.put(Decision::Kind::kExecute);
   const Descriptor first = Descriptor::decode(bucket[0]->encoded);
   const Kind kind = first.kind;
-  decisions_.put(channels_);
-  if (kind == Kind::kChannel) channels_ += static_cast<uint32_t>(first.channel_count());
+  decisions_.put(bucket[0]->channel);
+  decisions_.put(bucket[0]->channels);
   decisions_.put(static_cast<uint32_t>(bucket.size()));
   // known_ grows where the decision is taken, in take_decisions(), in the order written here.
   for (const Ready* ready : bucket) {
@@ -350,10 +389,11 @@ void Agreement::warn_of_stalls(Clock::time_point now) {
 void Agreement::take_decisions(const std::string& bytes, std::vector<Decision>& decisions) {
   Reader r(bytes);
   while (!r.empty()) {
-    Decision decision{r.get<Decision::Kind>(), {}, 0, ErrorCode::kNone, {}, -1, {}};
+    Decision decision{r.get<Decision::Kind>()};
     switch (decision.kind) {
       case Decision::Kind::kExecute: {
         decision.channel = r.get<uint32_t>();
+        decision.channels = r.get<uint32_t>();
         decision.entries.resize(r.get<uint32_t>());
         for (Decision::Entry& entry : decision.entries) {
           const auto form = r.get<NameForm>();
@@ -387,6 +427,7 @@ void Agreement::take_decisions(const std::string& bytes, std::vector<Decision>& 
       case Decision::Kind::kJoined:
       case Decision::Kind::kAllJoined: decision.rank = r.get<int>(); break;
       case Decision::Kind::kAllLeft: break;
+      case Decision::Kind::kReleased: decision.channel = r.get<uint32_t>(); break;
     }
     decisions.push_back(std::move(decision));
   }

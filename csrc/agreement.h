@@ -18,6 +18,7 @@
 #pragma once
 
 #include <chrono>
+#include <map>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -47,15 +48,17 @@ struct Decision {
     kAllLeft,    // every rank has
     kJoined,     // `rank` has joined
     kAllJoined,  // every rank has, `rank` as the last; none counts as joined any more
+    kReleased,   // the channels from `channel` on that were opened together: every rank has let them go
   };
   struct Entry {
     std::string name;
     std::vector<int64_t> rows;  // first dimension by rank, where it may differ; zero for ranks that have joined
     std::string encoded;        // the descriptor, when this rank has joined and not submitted it
   };
+  explicit Decision(Kind kind) : kind(kind) {}
   Kind kind;
   std::vector<Entry> entries;
-  uint32_t channel = 0;  // of opened channels: the number of the first
+  uint32_t channel = 0, channels = 0;  // of opened channels: the number of the first, and how many
   ErrorCode code = ErrorCode::kNone;
   std::string text;
   int rank = -1;
@@ -64,7 +67,8 @@ struct Decision {
 
 class Agreement {
  public:
-  Agreement(const Comm& comm, const Limits& limits);
+  // most_channels: that may be open at a time.
+  Agreement(const Comm& comm, const Limits& limits, uint32_t most_channels);
   // Another way to talk, on all ranks alike and before anything was said.
   void use(std::unique_ptr<Mail> mail) { mail_ = std::move(mail); }
 
@@ -72,6 +76,8 @@ class Agreement {
   void submit(const std::string& name, const Descriptor& descriptor, int64_t rows, bool recurring);
   // This rank has run out of data, until all ranks have.
   void join();
+  // This rank needs the channels no more that were opened together from number `channel` on.
+  void let_go(uint32_t channel);
   // This rank submits nothing any more.
   void leave(const std::vector<uint32_t>& started);
   // Sends what was submitted and takes what arrived; never blocks. True if anything moved.
@@ -102,6 +108,11 @@ class Agreement {
     std::string name, encoded;
     std::vector<int64_t> rows;
     bool recurring;
+    uint32_t channel, channels;  // that it opens
+  };
+  struct Opened {  // channels that were opened together
+    uint32_t count;
+    int let_go;  // by how many ranks
   };
 
   bool complete_but_for_joined(const Pending& pending) const;
@@ -110,6 +121,8 @@ class Agreement {
   void arrive(int source, const std::string& name, const std::string& encoded, int64_t rows, bool recurring);
   void complete(const std::string& name, Pending& pending);
   void take_requests(int source, const std::string& bytes);
+  void take_let_go(uint32_t channel);
+  uint32_t room_for(uint32_t count) const;
   void take_left(int source, std::vector<uint32_t> started);
   void fail(const std::string& name, const std::vector<int>& targets, ErrorCode code, const std::string& text);
   void decide_ready();
@@ -134,7 +147,8 @@ class Agreement {
   // The coordinator's.
   std::unordered_map<std::string, Pending> pending_;
   std::vector<Ready> ready_;
-  uint32_t channels_ = 0;
+  uint32_t most_channels_;
+  std::map<uint32_t, Opened> opened_;  // by their first number
   // Names given up on, with the ranks that had not come: their late submission is answered at once, so that calls
   // of all ranks stay paired.
   std::unordered_map<std::string, std::vector<uint32_t>> expired_;

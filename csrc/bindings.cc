@@ -217,7 +217,8 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init([](std::shared_ptr<Engine> engine, size_t group, std::string name, const Ticket& opened,
                        size_t number, DType dtype, DType wire, ReduceOp op, double prescale, double postscale,
                        std::vector<size_t> counts, size_t notes, int device) {
-             return Bucket(std::move(engine), group, std::move(name), opened.channel + static_cast<uint32_t>(number),
+             return Bucket(std::move(engine), group, std::move(name), opened.plan,
+                           opened.channel + static_cast<uint32_t>(number),
                            AllreduceSpec{dtype, wire, op, prescale, postscale}, std::move(counts), notes,
                            opened.buckets.empty() ? nullptr : opened.buckets.at(number),
                            opened.on_device.empty() ? nullptr : opened.on_device.at(number), device);

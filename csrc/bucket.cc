@@ -30,9 +30,9 @@ void write_one(DType dtype, std::byte* target) {
 
 }  // namespace
 
-Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, uint32_t channel,
-               const AllreduceSpec& spec, std::vector<size_t> counts, size_t notes, std::shared_ptr<NodeBucket> shared,
-               std::shared_ptr<std::byte> on_device, int device)
+Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, std::shared_ptr<void> plan,
+               uint32_t channel, const AllreduceSpec& spec, std::vector<size_t> counts, size_t notes,
+               std::shared_ptr<NodeBucket> shared, std::shared_ptr<std::byte> on_device, int device)
     : engine_(std::move(engine)),
       group_(group),
       name_(std::move(name)),
@@ -43,6 +43,7 @@ Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, u
       storage_(std::make_shared<Storage>()) {
   if (spec.op != ReduceOp::kSum && spec.op != ReduceOp::kAverage)
     throw Error(ErrorCode::kInvalid, std::string("a bucket reduces by Sum or Average, not by ") + name_of(spec.op));
+  storage_->plan = std::move(plan);
   offsets_.push_back(0);
   for (const size_t count : counts_) offsets_.push_back(offsets_.back() + count);
   storage_->flags = Buffer(flag_count() * size_of(spec.dtype));

@@ -18,11 +18,11 @@ namespace collective {
 
 class Bucket {
  public:
-  // counts: elements by tensor. notes: how many. spec.op is Sum or Average: flags must add up. shared: the channel's
+  // plan: what the channel was opened with. counts: elements by tensor. notes: how many. spec.op is Sum or Average: flags must add up. shared: the channel's
   // memory, when the ranks of a node share it; else null. on_device: its memory on the device, where it is there; then
   // `shared` holds the flags alone. device: of the tensors; -1 for the host.
-  Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, uint32_t channel, const AllreduceSpec& spec,
-         std::vector<size_t> counts, size_t notes, std::shared_ptr<NodeBucket> shared,
+  Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, std::shared_ptr<void> plan, uint32_t channel,
+         const AllreduceSpec& spec, std::vector<size_t> counts, size_t notes, std::shared_ptr<NodeBucket> shared,
          std::shared_ptr<std::byte> on_device, int device = -1);
 
   // Starts a run. tensors: by position, null where this rank has none; they stay valid until the ticket is finished.
@@ -48,6 +48,7 @@ class Bucket {
   size_t flag_count() const { return counts_.size() + notes_; }
 
   struct Storage {
+    std::shared_ptr<void> plan;
     Buffer flags;  // of this rank, in the tensors' type
     Buffer own;    // the bucket, unless it is shared
     std::shared_ptr<NodeBucket> shared;

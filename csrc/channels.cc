@@ -9,20 +9,19 @@
 
 namespace collective {
 
-Channels::Channels(const Comm& comm, BufferPool& pool, int first_tag, size_t most)
-    : comm_(&comm), pool_(&pool), first_tag_(first_tag), most_(most) {}
+Channels::Channels(const Comm& comm, BufferPool& pool, int first_tag)
+    : comm_(&comm), pool_(&pool), first_tag_(first_tag) {}
 
 class Channels::Opening final : public Operation {
  public:
-  Opening(Channels& channels, uint32_t first, size_t count, std::shared_ptr<Ticket> ticket, bool on_devices,
+  Opening(Channels& channels, std::shared_ptr<Plan> plan, size_t count, std::shared_ptr<Ticket> ticket, bool on_devices,
           Device* device, std::shared_ptr<NcclComm> nccl)
       : channels_(&channels),
-        first_(first),
+        plan_(std::move(plan)),
+        first_(plan_->first),
         count_(count),
-        number_(channels.opened_++),
         ticket_(std::move(ticket)),
         nccl_(std::move(nccl)) {
-    channels.plans_[number_] = nullptr;  // not let go before it is there
     size_t nbytes = 0;
     for (size_t i = 0; i < count_; ++i) nbytes += device_nbytes(channel(i));
     if (on_devices) {
@@ -49,38 +48,31 @@ class Channels::Opening final : public Operation {
     }
     const Step step = creation_->step();
     if (step != Step::kDone) return step;
-    for (uint64_t i = 0; i < kTold; ++i)
-      if ((creation_->common_notes() >> i & 1) != 0) channels_->plans_.erase(number_ - 1 - i);
     for (size_t i = 0; i < count_; ++i) channel(i).open = true;
-    auto memory = creation_->take();
-    if (!memory) {
-      channels_->plans_.erase(number_);
+    plan_->memory = creation_->take();
+    if (!plan_->memory) {
       if (channels_->comm_->rank() == 0)
         log_warning("gradients travel in MPI messages, which is slower: no shared memory: " + creation_->why());
       return Step::kDone;
     }
-    const auto plan = std::make_shared<Plan>(Plan{std::move(*memory), {}, {}});
     size_t offset = 0, device_offset = 0;
     for (size_t i = 0; i < count_; ++i) {
       Channel& channel = this->channel(i);
-      plan->buckets.emplace_back(plan->memory, offset, channel.spec.wire, shared_count(channel));
-      ticket_->buckets.emplace_back(plan, &plan->buckets.back());
+      plan_->buckets.emplace_back(*plan_->memory, offset, channel.spec.wire, shared_count(channel));
+      ticket_->buckets.emplace_back(plan_, &plan_->buckets.back());
       if (device_memory_ != nullptr) {
         const size_t counters_at = offset + NodeBucket::nbytes(channel.spec.wire, shared_count(channel));
-        plan->on_device.emplace_back(device_memory_, device_offset, device_nbytes(channel), 1, plan->memory,
-                                     counters_at);
+        plan_->on_device.emplace_back(device_memory_, device_offset, device_nbytes(channel), 1, *plan_->memory,
+                                      counters_at);
         if (nccl_ != nullptr && nccl_->places() == device_memory_->places())
-          plan->on_device.back().use(nccl_, first_ + static_cast<uint32_t>(i) + 1);
-        ticket_->on_device.emplace_back(plan, plan->on_device.back().own());
+          plan_->on_device.back().use(nccl_, first_ + static_cast<uint32_t>(i) + 1);
+        ticket_->on_device.emplace_back(plan_, plan_->on_device.back().own());
         device_offset += device_nbytes(channel);
         channel.on_device = true;
       }
       offset += shared_nbytes(channel);
-      channel.plan = number_;
-      channel.number = i;
       channel.on_node = true;
     }
-    channels_->plans_[number_] = plan;
     return Step::kDone;
   }
   std::string describe() const override {
@@ -88,7 +80,6 @@ class Channels::Opening final : public Operation {
   }
 
  private:
-  static constexpr uint64_t kTold = 64;
   static constexpr size_t kDeviceLine = 512;  // as the allocators of devices align
 
   Channel& channel(size_t i) { return channels_->channels_[first_ + i]; }
@@ -108,24 +99,13 @@ class Channels::Opening final : public Operation {
   void share_memory() {
     size_t nbytes = 0;
     for (size_t i = 0; i < count_; ++i) nbytes += shared_nbytes(channel(i));
-    creation_ = std::make_unique<SharedMemoryCreation>(*channels_->comm_, tag(), nbytes, let_go());
-  }
-
-  // Bit i: of the plan that was opened i + 1 before. Besides `plans_` those who run it have it, and the script.
-  uint64_t let_go() const {
-    Device::let_go();  // what has been fetched by now
-    uint64_t bits = 0;
-    for (uint64_t i = 0; i < kTold && i < number_; ++i) {
-      const auto plan = channels_->plans_.find(number_ - 1 - i);
-      if (plan == channels_->plans_.end() || plan->second.use_count() == 1) bits |= uint64_t{1} << i;
-    }
-    return bits;
+    creation_ = std::make_unique<SharedMemoryCreation>(*channels_->comm_, tag(), nbytes);
   }
 
   Channels* channels_;
+  std::shared_ptr<Plan> plan_;
   uint32_t first_;
   size_t count_;
-  uint64_t number_;  // of the plan
   std::shared_ptr<Ticket> ticket_;
   std::shared_ptr<NcclComm> nccl_;
   std::unique_ptr<DeviceMemoryCreation> on_device_;
@@ -212,25 +192,29 @@ std::unique_ptr<Operation> Channels::open(uint32_t first, const Descriptor& d, s
                                           bool shares_memory, Device* device, Device* sends,
                                           const std::shared_ptr<NcclComm>& nccl) {
   const size_t count = d.channel_count();
-  if (first + count > most_)
-    throw Error(ErrorCode::kInternal, "more than " + std::to_string(most_) + " buckets were opened");
   const bool sends_from_devices = !shares_memory && d.device != "cpu" && sends != nullptr;
-  channels_.resize(first + count);
-  started_.resize(first + count);
+  channels_.resize(std::max(channels_.size(), first + count));
+  started_.resize(channels_.size());
   ticket->channel = first;
+  if (count == 0) return nullptr;
+  const auto plan = std::make_shared<Plan>();
+  plan->first = first;
+  plans_[++opened_] = plan;
+  ticket->plan = plan;
   for (size_t i = 0; i < count; ++i) {
-    Channel& channel = channels_[first + i];
+    Channel& channel = channels_[first + i] = Channel{};
     const int64_t* const extents = &d.shape[Descriptor::kExtents * i];
     channel.spec = {static_cast<DType>(extents[0]), static_cast<DType>(extents[1]), d.op, d.prescale, d.postscale};
     channel.count = static_cast<size_t>(extents[2]);
     channel.flags = static_cast<size_t>(extents[3]);
+    channel.plan = opened_;
+    channel.number = i;
     channel.open = !shares_memory && !sends_from_devices;
   }
-  if (count == 0) return nullptr;
   if (sends_from_devices)
     return std::make_unique<OpeningOnDevices>(*this, first, count, std::move(ticket), device, sends);
   if (!shares_memory) return nullptr;
-  return std::make_unique<Opening>(*this, first, count, std::move(ticket), d.device != "cpu", device, nccl);
+  return std::make_unique<Opening>(*this, plan, count, std::move(ticket), d.device != "cpu", device, nccl);
 }
 
 Channels::Run Channels::start(ChannelSubmission submission) {
@@ -241,17 +225,16 @@ Channels::Run Channels::start(ChannelSubmission submission) {
   spec.dtype = submission.dtype;
   Run run{nullptr, std::move(submission.keep)};
   const int tag = first_tag_ + static_cast<int>(number);
+  const auto found = plans_.find(channel.plan);
+  if (found == plans_.end()) throw Error(ErrorCode::kInternal, "a bucket was started whose plan all ranks had let go");
   std::vector<Slot> flags;
   if (channel.on_device) {
     flags.push_back(submission.slots.back());
     submission.slots.pop_back();
   }
+  const std::shared_ptr<Plan>& plan = found->second;
+  if (run.keep == nullptr) run.keep = plan;
   if (channel.on_node) {
-    const auto found = plans_.find(channel.plan);
-    if (found == plans_.end())
-      throw Error(ErrorCode::kInternal, "a bucket was started whose memory all ranks had let go");
-    const std::shared_ptr<Plan>& plan = found->second;
-    if (run.keep == nullptr) run.keep = plan;
     NodeBucket& bucket = plan->buckets[channel.number];
     if (channel.on_device) {
       run.operation = std::make_unique<OnDevice>(
@@ -284,6 +267,23 @@ Channels::Run Channels::start(ChannelSubmission submission) {
                                              std::move(parts), 1, run.keep);
   }
   return run;
+}
+
+std::vector<uint32_t> Channels::take_let_go() {
+  Device::let_go();  // what has been fetched by now
+  std::vector<uint32_t> firsts;
+  for (const auto& [number, plan] : plans_) {
+    if (plan->told || plan.use_count() > 1) continue;  // once 1, it stays: only a holder can make another
+    plan->told = true;
+    firsts.push_back(plan->first);
+  }
+  return firsts;
+}
+
+void Channels::release(uint32_t first) {
+  const uint64_t plan = channels_.at(first).plan;
+  plans_.erase(plan);
+  for (size_t i = first; i < channels_.size() && channels_[i].plan == plan; ++i) channels_[i].open = false;
 }
 
 Channels::Run Channels::start_neutral(uint32_t number) {

@@ -4,6 +4,7 @@
 
 #include <deque>
 #include <memory>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -19,8 +20,8 @@ namespace collective {
 
 class Channels {
  public:
-  // Channels have the tags from `first_tag` on, one each, and there are at most so many.
-  Channels(const Comm& comm, BufferPool& pool, int first_tag, size_t most);
+  // Channels have the tags from `first_tag` on, one each.
+  Channels(const Comm& comm, BufferPool& pool, int first_tag);
 
   // Opens the channels that `descriptor` describes, from number `first` on, as all ranks have agreed; `ticket` gets
   // their first number and their memory, in so far as the ranks have any in common (shares_memory); that of their
@@ -42,8 +43,16 @@ class Channels {
 
   // Whether it may be started; a channel that is not known here yet may not.
   bool is_open(uint32_t channel) const { return channel < channels_.size() && channels_[channel].open; }
-  // How often each has been started.
+  // The plan that it was last opened with, alike on all ranks; 0 where there was none.
+  uint64_t plan_of(uint32_t channel) const { return channel < channels_.size() ? channels_[channel].plan : 0; }
+  // How often each has been started. Goes on where its number is used again, on all ranks from the same value: when a
+  // plan is released every rank has started every run of it.
   const std::vector<uint32_t>& started() const { return started_; }
+
+  // The first channels of the plans that this rank's script has let go since the last call.
+  std::vector<uint32_t> take_let_go();
+  // All ranks have let this plan go: its memory is freed, and its numbers may come again.
+  void release(uint32_t first);
 
  private:
   struct Channel {
@@ -58,12 +67,16 @@ class Channels {
     std::weak_ptr<DeviceRingPlace> place;
     bool open = false;  // its memory is decided on
   };
-  // The memory of channels that were opened together, a place for each in every rank's part. It is needed until all
-  // ranks' scripts are done with it: where one has joined, its engine goes on for the others. So ranks tell each other,
-  // whenever they open new channels, which of the last 64 plans their scripts have let go, and release what all have.
+  // Channels that were opened together. They are needed until all ranks' scripts are done with them: where one has
+  // joined, its engine goes on for the others. A script holds the plan by its ticket and its buckets, and so do runs. A
+  // rank tells the coordinator when only its engine holds it; when all have, the coordinator says so, and gives the
+  // numbers, and with them the tags, to another plan. By then every run of it is over on the rank that wanted it, and
+  // so has been started on all of them; where it is not over yet, the next plan waits (see Group::execute_agreed).
   struct Plan {
-    SharedMemory memory;
-    std::deque<NodeBucket> buckets;  // by channel; where they are on devices, for the flags alone
+    uint32_t first;
+    bool told = false;                   // this rank has let it go
+    std::optional<SharedMemory> memory;  // a place for each channel in every rank's part, where they share any
+    std::deque<NodeBucket> buckets;      // by channel; where they are on devices, for the flags alone
     std::deque<DeviceStaging> on_device;
   };
   static std::shared_ptr<DeviceRingPlace> make_place(Device& device, const Channel& channel);
@@ -74,11 +87,10 @@ class Channels {
   const Comm* comm_;
   BufferPool* pool_;
   int first_tag_;
-  size_t most_;
   std::vector<Channel> channels_;
   std::vector<uint32_t> started_;                              // by channel
-  std::unordered_map<uint64_t, std::shared_ptr<Plan>> plans_;  // by number; null while one is being opened
-  uint64_t opened_ = 0;                                        // plans with memory, alike on all ranks
+  std::unordered_map<uint64_t, std::shared_ptr<Plan>> plans_;  // by number, from 1
+  uint64_t opened_ = 0;                                        // plans, alike on all ranks
 };
 
 }  // namespace collective

@@ -22,7 +22,7 @@ constexpr int kMemoryTag = 16;
 constexpr int kAgreedTags = 8192;
 constexpr int kFirstPairTag = kAgreedTags;
 constexpr int kFirstChannelTag = kFirstPairTag + 2 * kPairTags;
-constexpr int kMostChannels = 32767 - kFirstChannelTag;
+constexpr uint32_t kMostChannels = 32767 - kFirstChannelTag;
 
 constexpr const char* kJoinWaits = "join: waits for what its user has queued on a device before";
 
@@ -45,13 +45,13 @@ constexpr auto kAnswerTime = std::chrono::milliseconds(500);
 Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, const Group* all)
     : control_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
       data_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
-      agreement_(control_, limits),
+      agreement_(control_, limits, kMostChannels),
       inquiry_(control_),
       limits_(limits),
       timeline_(&timeline),
       finish_(std::move(finish)),
       devices_(data_, limits.nccl),
-      channels_(data_, pool_, kFirstChannelTag, kMostChannels) {
+      channels_(data_, pool_, kFirstChannelTag) {
   // One rank's setting is enough to switch it off.
   if (size() > 1 && on_all_ranks(comm, limits.shared_memory) && find_topology(comm).local_size == size())
     share_memory();
@@ -109,8 +109,15 @@ bool Group::submit_what_is_ready() {
 
 void Group::submit_ready(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
   const std::string name = ticket->name;
+  if (submission.descriptor.kind == Kind::kChannel)
+    tell_let_go();  // first, so that new channels can have these numbers
   agreement_.submit(name, submission.descriptor, submission.rows, submission.recurring);
   pending_.emplace(name, Pending{std::move(ticket), std::move(submission), Clock::now()});
+}
+
+void Group::tell_let_go() {
+  if (leaving_) return;
+  for (const uint32_t first : channels_.take_let_go()) agreement_.let_go(first);
 }
 
 void Group::submit(std::shared_ptr<Ticket> ticket, ChannelSubmission submission) {
@@ -138,7 +145,7 @@ void Group::start(std::shared_ptr<Ticket> ticket, uint32_t channel, Channels::Ru
   running.keep = std::move(run.keep);
   running.tickets.push_back(std::move(ticket));
   running.operation = std::move(run.operation);
-  for (const int peer : joined_) inquiry_.demand(peer, channel, running.run);
+  for (const int peer : joined_) inquiry_.demand(peer, channel, channels_.plan_of(channel), running.run);
   running_.push_back(std::move(running));
 }
 
@@ -218,6 +225,7 @@ bool Group::progress() {
       case Decision::Kind::kJoined: peer_joined(decision.rank); break;
       case Decision::Kind::kAllJoined: all_joined(decision.rank); break;
       case Decision::Kind::kAllLeft: all_left_ = true; break;
+      case Decision::Kind::kReleased: channels_.release(decision.channel); break;
     }
   }
   decisions_.clear();
@@ -227,6 +235,13 @@ bool Group::progress() {
   const auto now = Clock::now();
   if (now >= next_check_) check_stalls(now);
   return moved;
+}
+
+// What this rank runs for others after it has joined may still be under way when they have let the channel go.
+bool Group::channels_are_free(const Decision& decision) const {
+  return std::none_of(running_.begin(), running_.end(), [&](const Running& running) {
+    return running.channel >= decision.channel && running.channel < int64_t{decision.channel} + decision.channels;
+  });
 }
 
 bool Group::tag_is_free() const {
@@ -246,6 +261,7 @@ int Group::next_tag() { return static_cast<int>(executions_++ % kAgreedTags); }
 
 void Group::execute_agreed() {
   for (; !held_back_.empty() && tag_is_free() && has_page_locked() && !devices_.is_looking(); held_back_.pop_front()) {
+    if (!channels_are_free(held_back_.front())) return;
     if (look_at_devices(held_back_.front())) return;
     execute(held_back_.front());
     devices_.forget_absence();
@@ -323,7 +339,8 @@ void Group::peer_joined(int peer) {
   joined_.push_back(peer);
   // What is under way may have started before this rank knew.
   for (const Running& running : running_)
-    if (running.channel >= 0) inquiry_.demand(peer, static_cast<uint32_t>(running.channel), running.run);
+    if (const auto channel = static_cast<uint32_t>(running.channel); running.channel >= 0)
+      inquiry_.demand(peer, channel, channels_.plan_of(channel), running.run);
 }
 
 void Group::all_joined(int last) {
@@ -338,7 +355,9 @@ void Group::serve_demands() {
   const std::vector<Inquiry::Demand> arrived = inquiry_.take_demands();
   demands_.insert(demands_.end(), arrived.begin(), arrived.end());
   std::erase_if(demands_, [this](const Inquiry::Demand& demand) {
-    // A demand may come before this rank knows the channel, or while its memory is being made.
+    // A demand may come before this rank knows the channel, or while its memory is being made; and, where another rank
+    // has demanded the same, when the channel has gone.
+    if (channels_.plan_of(demand.channel) != demand.plan) return channels_.plan_of(demand.channel) > demand.plan;
     if (!channels_.is_open(demand.channel)) return false;
     while (channels_.started()[demand.channel] < demand.run && left_before(demand.channel) < 0) {
       // One after the other, as scripts do it: they have one tag, and one place.
@@ -376,7 +395,7 @@ bool Group::step_running() {
 void Group::check_stalls(Clock::time_point now) {
   next_check_ = now + kCheckEvery;
   inquiry_.progress(channels_.started());
-  Device::let_go();
+  tell_let_go();
   std::erase_if(not_ready_, [&](Pending& waiting) {
     const auto waited = now - waiting.since;
     if (waited >= limits_.timeout) {

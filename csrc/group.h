@@ -102,6 +102,8 @@ class Group {
   int left_before(uint32_t channel) const;
   void start(std::shared_ptr<Ticket> ticket, uint32_t channel, Channels::Run run);
   bool tag_is_free() const;
+  bool channels_are_free(const Decision& decision) const;
+  void tell_let_go();
   bool has_page_locked() const;
   // Gives an operation up: first the transfers, then the memory that they work on.
   void drop(Running running, ErrorCode code, const std::string& text);

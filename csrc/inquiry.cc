@@ -43,7 +43,9 @@ void Inquiry::progress(const std::vector<uint32_t>& started) {
   std::erase_if(outgoing_, [](Outgoing& outgoing) { return outgoing.request.done(); });
 }
 
-void Inquiry::demand(int peer, uint32_t channel, uint32_t run) { send(Demand{channel, run}, peer, kDemandTag); }
+void Inquiry::demand(int peer, uint32_t channel, uint64_t plan, uint32_t run) {
+  send(Demand{plan, channel, run}, peer, kDemandTag);
+}
 
 std::vector<Inquiry::Demand> Inquiry::take_demands() {
   std::vector<Demand> demands;

@@ -18,9 +18,10 @@ class Inquiry {
   void ask(uint32_t channel);
   // Answers others with how often this rank has started their channel, and takes answers.
   void progress(const std::vector<uint32_t>& started);
-  void demand(int peer, uint32_t channel, uint32_t run);
+  void demand(int peer, uint32_t channel, uint64_t plan, uint32_t run);
   // What others have demanded since the last call.
   struct Demand {
+    uint64_t plan;  // that the channel was opened with
     uint32_t channel;
     uint32_t run;
   };

@@ -114,9 +114,8 @@ std::optional<SharedMemory> SharedMemory::try_create(const Comm& comm, int tag, 
   return creation.take();
 }
 
-SharedMemoryCreation::SharedMemoryCreation(const Comm& comm, int tag, size_t nbytes, uint64_t notes)
+SharedMemoryCreation::SharedMemoryCreation(const Comm& comm, int tag, size_t nbytes)
     : comm_(&comm), nbytes_(nbytes), reports_(comm, tag) {
-  reports_.own().notes = notes;
   mappings_.resize(static_cast<size_t>(comm.size()));
 }
 
@@ -188,7 +187,6 @@ Step SharedMemoryCreation::step() {
       return Step::kMoved;
     case Phase::kOffers:
       if (!reports_.exchanged()) return Step::kIdle;
-      for (const Report& report : reports_.all()) common_notes_ &= report.notes;
       for (const Report& report : reports_.all())
         if (report.nbytes != nbytes_)
           throw Error(ErrorCode::kInternal, "shared memory: one rank asked for " + std::to_string(nbytes_) +

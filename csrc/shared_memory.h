@@ -79,8 +79,7 @@ class SharedMemory {
 // lasts. Its first step reserves the memory and touches it, at some 5 GB/s: the one step that is not short.
 class SharedMemoryCreation final : public Operation {
  public:
-  // notes: 64 bits that ranks tell each other on this occasion.
-  SharedMemoryCreation(const Comm& comm, int tag, size_t nbytes, uint64_t notes = 0);
+  SharedMemoryCreation(const Comm& comm, int tag, size_t nbytes);
   ~SharedMemoryCreation() override;
 
   Step step() override;
@@ -89,13 +88,10 @@ class SharedMemoryCreation final : public Operation {
   // Once done: the memory, or why there is none.
   std::optional<SharedMemory> take();
   const std::string& why() const { return why_; }
-  // And the notes that all ranks have given.
-  uint64_t common_notes() const { return common_notes_; }
 
  private:
   struct Report {
     uint64_t nbytes;
-    uint64_t notes;
     uint64_t cookie[2];
     int64_t pid;
     int32_t fd;
@@ -113,7 +109,6 @@ class SharedMemoryCreation final : public Operation {
   Phase phase_ = Phase::kReserve;
   int fd_ = -1;
   Reports<Report> reports_;
-  uint64_t common_notes_ = ~uint64_t{0};
   std::vector<Mapping> mappings_;  // by rank
   std::string why_;
 };

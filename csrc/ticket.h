@@ -22,9 +22,10 @@ struct Ticket {
   ErrorCode code = ErrorCode::kNone;
   std::string text;
 
-  Buffer output;              // the result, where its size was not known to the caller
-  std::vector<int64_t> rows;  // rows of `output`: by rank they came from, or the one number there is
-  uint32_t channel = 0;       // of opened channels: the number of the first
+  Buffer output;               // the result, where its size was not known to the caller
+  std::vector<int64_t> rows;   // rows of `output`: by rank they came from, or the one number there is
+  uint32_t channel = 0;        // of opened channels: the number of the first
+  std::shared_ptr<void> plan;  // they are this rank's as long as this is held
   std::vector<std::shared_ptr<NodeBucket>> buckets;  // and their memory, where the ranks of a node share it
   // And memory of this rank's device, where the channels are on devices; then `buckets` hold the flags alone.
   std::vector<std::shared_ptr<std::byte>> on_device;

@@ -113,6 +113,27 @@ def test_a_plan_that_was_opened_after_a_rank_had_joined(world: World) -> None:
             step(model, optimizer, everyone, world.rank)
 
 
+def test_plans_in_turns_after_a_rank_had_joined(world: World) -> None:
+    """Its engine runs buckets of plans that it has let go, whose numbers are used again meanwhile."""
+    model, optimizer = one_bucket_each()
+    everyone = list(range(world.size))
+    for _ in range(2):  # epochs
+        step(model, optimizer, everyone, world.rank)
+        if world.rank == 0:
+            for frozen in [0, 1, 2] * 4:
+                for number, layer in enumerate(model):
+                    layer.requires_grad_(number != frozen)
+                optimizer.zero_grad()
+                model(torch.ones(1, 5)).sum().backward()
+                optimizer.step()
+                for number, p in enumerate(model.parameters()):
+                    assert p.grad is None if number == frozen else bool((p.grad == 25).all()), (frozen, number, p.grad)
+            model.requires_grad_(True)
+        hvd.join()
+    for _ in range(3):
+        step(model, optimizer, everyone, world.rank)
+
+
 def test_a_backward_without_a_step_before_join(world: World) -> None:
     model, optimizer = one_bucket_each()
     everyone = list(range(world.size))

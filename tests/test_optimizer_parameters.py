@@ -10,6 +10,8 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import collective
 import collective.torch as hvd
+from collective import _core, runtime
+from collective.handles import Handle
 from mpi_plugin import World
 from training import ALL, EACH_ITS_OWN, WAYS, Layers, Twins, parameter, settings, values
 
@@ -58,6 +60,43 @@ def test_freezing_and_unfreezing(world: World) -> None:
                 twins.backward(lambda model, rank, step=step: model.loss(rank, step))
                 twins.step()
                 twins.check()
+
+
+@pytest.mark.ranks(2, 3)
+def test_plans_give_back_their_places(world: World) -> None:
+    """Frozen in turns, parameters get a new plan each step: the numbers and tags of its buckets are used again."""
+    float32 = _core.DType.float32
+    for shared_memory in (True, False):
+        with settings(shared_memory=shared_memory):
+            engine = runtime.current().engine
+
+            def opened(name: str, buckets: int, engine: _core.Engine = engine) -> int:
+                extents = (int(float32.value), int(float32.value), 1, 1) * buckets
+                what = _core.Descriptor(
+                    _core.Kind.channel, extents, float32, float32, _core.ReduceOp.Sum, 1.0, 1.0, 0, "cpu", ""
+                )
+                ticket = engine.submit(0, name, what, 0, 0, (), False, True)
+                Handle(engine, ticket, None, lambda _: None).wait()
+                return ticket.channel
+
+            collective.barrier()
+            assert max(opened(f"plan{n}", 3) for n in range(60)) <= 9  # some wait for the last rank's word
+            with pytest.raises(collective.InvalidArgumentError, match="buckets 'all': no room for 30000 more"):
+                opened("all", 30000)
+            parameters = [torch.nn.Parameter(torch.zeros(3)) for _ in range(6)]
+            optimizer = hvd.DistributedOptimizer(torch.optim.SGD(parameters, lr=1.0), groups=3, op=hvd.Sum)
+            expected = [0] * 6
+            for step in range(30):
+                optimizer.zero_grad()
+                for n, parameter_n in enumerate(parameters):
+                    parameter_n.requires_grad_(n % 3 != step % 3)
+                    if n % 3 != step % 3:
+                        parameter_n.grad = torch.full((3,), float((world.rank + 1) * (n + step)))
+                        expected[n] -= (n + step) * world.size * (world.size + 1) // 2
+                optimizer.step()
+            assert [p.tolist() for p in parameters] == [[float(e)] * 3 for e in expected]
+            optimizer.zero_grad()
+            assert opened("last", 1) < 40
 
 
 @pytest.mark.ranks(2, 3)
