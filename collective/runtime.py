@@ -98,7 +98,6 @@ def init(
 
     After an error nothing is left behind, and init() may be called again.
     """
-    global _runtime
     process.refuse_child()
     if _runtime is not None:
         return
@@ -107,6 +106,8 @@ def init(
     process.refuse_heir()
     if isinstance(process_sets, str) and process_sets != "dynamic":
         raise InvalidArgumentError(f'init(process_sets={process_sets!r}): a list of process sets, or "dynamic"')
+    if not isinstance(process_sets, Iterable | None):
+        raise InvalidArgumentError(f"init(process_sets={process_sets!r}): a list of process sets, not one of them")
     wanted = [] if process_sets is None or isinstance(process_sets, str) else list(process_sets)
     mpi.start()
     from mpi4py import MPI
@@ -184,7 +185,7 @@ def current() -> _Runtime:
     """The runtime; raises NotInitializedError or ForkError where there is none. For this package's modules."""
     if _runtime is None or process.is_forked():
         process.refuse_child()
-        raise NotInitializedError("collective has not been initialized: call init() first")
+        raise NotInitializedError("the runtime has not been initialized: call init() first")  # Horovod's words
     return _runtime
 
 

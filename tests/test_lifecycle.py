@@ -56,7 +56,7 @@ def test_again_and_again(world: World) -> None:
 def test_after_shutdown(world: World) -> None:
     collective.shutdown()
     for name, call in CALLS.items():
-        with pytest.raises(collective.NotInitializedError, match=r"init\(\)"):
+        with pytest.raises(collective.NotInitializedError, match=r"has not been initialized: call init\(\)"):
             call()
         assert not collective.is_initialized(), name
     collective.init()
@@ -167,6 +167,7 @@ def test_a_failed_init_leaves_nothing_behind(world: World) -> None:
         ([second, [world.comm.rank]], collective.MismatchError),
         ([first, [7]], collective.InvalidArgumentError),
         ("static", collective.InvalidArgumentError),
+        (first, collective.InvalidArgumentError),
     ):
         with pytest.raises(error):
             collective.init(process_sets=wrong)
