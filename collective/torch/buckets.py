@@ -125,7 +125,12 @@ class Notes:
 
 def c_strides(p: torch.Tensor) -> tuple[int, ...]:
     """Of C order."""
-    return tuple(torch.empty(p.shape, device="meta").stride())
+    strides = []
+    elements = 1
+    for extent in reversed(p.shape):
+        strides.append(elements)
+        elements *= max(extent, 1)
+    return tuple(reversed(strides))
 
 
 def dense_strides(p: torch.Tensor) -> tuple[int, ...]:
