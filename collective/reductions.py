@@ -81,13 +81,18 @@ def allreduce(
 
     Args:
         x: array of any shape. Shape, dtype and the arguments below are the same on all ranks.
-        op: Average, Sum, Min, Max, Product or Adasum. Integer sums wrap, integer averages are truncated toward zero;
-            bool Sum is a logical or; Min and Max propagate NaN; Adasum (arXiv 2006.02924) is for floating-point types.
+        op: Average, Sum, Min, Max, Product or Adasum. bool Sum is a logical or; Min and Max propagate NaN; Adasum
+            (arXiv 2006.02924) is for floating-point types. An average is the sum, divided by the number of ranks:
+            equal values average to themselves wherever their sum is exact in the type. 7 times 3.0 is; 7 times 0.1 is
+            rounded, and may be off in the last bit. Sums of integers wrap modulo 2^bits, also on the way to an average,
+            which is truncated toward zero: of 3 uint8 of 200 it is 29.
         name: meets the operations of the same name on the other ranks.
         prescale_factor: multiplies the input before the reduction.
         postscale_factor: multiplies the result.
-        compression: "fp16" or "bf16": the type in which float32 and float64 travel; sums are rounded to it at every
-            rank. Other dtypes travel as they are.
+        compression: "fp16" or "bf16": the type in which float32 and float64 travel. Other dtypes travel as they are.
+            Within a node, sums of 16-bit types are made in float32 and rounded once; between nodes they are rounded to
+            the 16 bits at every rank. An average in float16 does not overflow where its result does not, for values are
+            first scaled by a power of two where a partial sum could; the smallest ones lose bits by that.
         process_set: the ranks that take part.
 
     Returns:

@@ -1,6 +1,7 @@
 #include "allreduce.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "allreduce_doubling.h"
 #include "identity.h"
@@ -33,15 +34,22 @@ bool is_integer(DType dtype) {
 
 }  // namespace
 
-Scaling scaling_of(const AllreduceSpec& spec, int size) {
+Scaling scaling_of(const AllreduceSpec& spec, int size, Passes passes) {
   Scaling s{spec.prescale, {spec.wire, spec.op, spec.postscale, 1}};
   if (spec.op != ReduceOp::kAverage) return s;
-  if (is_integer(spec.dtype))
-    s.arithmetic.divisor = size;
-  else if (spec.wire == DType::kFloat16)
-    s.before /= size;  // the sum of p values may exceed 65504 where their average does not
-  else
+  s.arithmetic.divisor = size;
+  if (is_integer(spec.dtype)) return s;
+  const auto power = static_cast<int>(std::bit_ceil(static_cast<unsigned>(size)));
+  // A sum of float16 may exceed 65504 where the average does not, and so may a float32 where it is packed. A power of
+  // two takes no bit from any but the smallest values (below 2^-14 times itself), as a division by p would from all.
+  if (spec.wire == DType::kFloat16 && !(passes == Passes::kOnePass && spec.dtype == DType::kFloat16)) {
+    s.before /= power;
+    s.arithmetic.scale *= power;
+  }
+  if (power == size) {  // the same bits as by dividing, and cheaper
+    s.arithmetic.divisor = 1;
     s.arithmetic.scale /= size;
+  }
   return s;
 }
 
@@ -59,7 +67,7 @@ Allreduce::Allreduce(const Comm& comm, BufferPool& pool, int tag, const Allreduc
       pool_(&pool),
       tag_(tag),
       spec_(spec),
-      scaling_(scaling_of(spec, comm.size())),
+      scaling_(scaling_of(spec, comm.size(), Passes::kSteps)),
       slots_(std::move(slots)) {
   for (const Slot& slot : slots_) total_ += slot.count;
   const bool alone = storage == nullptr && slots_.size() == 1 && spec.wire == spec.dtype && slots_[0].in != nullptr &&

@@ -35,7 +35,9 @@ struct Scaling {
   double before;
   Arithmetic arithmetic;
 };
-Scaling scaling_of(const AllreduceSpec& spec, int size);
+// kOnePass: the inputs of all ranks are combined in registers, at once. kSteps: partial sums have the wire's type.
+enum class Passes { kOnePass, kSteps };
+Scaling scaling_of(const AllreduceSpec& spec, int size, Passes passes);
 
 // Reduces `in` to `out` (count elements of arithmetic.dtype; may be equal) by the algorithm that suits their length.
 std::unique_ptr<Operation> make_reduction(const Comm& comm, BufferPool& pool, int tag, const void* in, void* out,

@@ -22,8 +22,8 @@ NodeBucket::NodeBucket(const SharedMemory& memory, size_t offset, DType wire, si
 
 AllreduceBucketNode::AllreduceBucketNode(NodeBucket& bucket, const AllreduceSpec& spec, std::vector<Slot> slots)
     : bucket_(&bucket),
-      arithmetic_(scaling_of(spec, bucket.size_).arithmetic),
-      slots_(spec, scaling_of(spec, bucket.size_).before, std::move(slots)),
+      arithmetic_(scaling_of(spec, bucket.size_, Passes::kOnePass).arithmetic),
+      slots_(spec, scaling_of(spec, bucket.size_, Passes::kOnePass).before, std::move(slots)),
       element_size_(size_of(spec.wire)),
       tile_count_(kTileBytes / element_size_),
       run_(bucket.runs_) {

@@ -7,10 +7,13 @@ namespace collective {
 namespace {
 
 // NCCL does not scale. (It can, by a factor in the type itself, where a third of bfloat16 is 0.2 % off.) Tensors that
-// are packed anyway are scaled on the way; a bucket whose gradients are views is read and written once more.
-double scale_first(Scaling& scaling) {
+// are packed anyway are scaled on the way; a bucket whose gradients are views is read and written once more. So an
+// average is one of rounded contributions here.
+Scaling scaled_first(const AllreduceSpec& spec, int size) {
+  Scaling scaling = scaling_of(spec, size, Passes::kSteps);
   scaling.before *= std::exchange(scaling.arithmetic.scale, 1.0);
-  return scaling.before;
+  scaling.before /= static_cast<double>(std::exchange(scaling.arithmetic.divisor, 1));
+  return scaling;
 }
 
 }  // namespace
@@ -19,9 +22,10 @@ AllreduceDevice::AllreduceDevice(DeviceStaging& staging, const AllreduceSpec& sp
                                  std::vector<std::shared_ptr<DeviceMark>> after)
     : staging_(&staging),
       spec_(spec),
-      scaling_(scaling_of(spec, staging.size())),
-      nccl_(staging.nccl_ != nullptr && NcclComm::sums(scaling_.arithmetic) ? staging.nccl_.get() : nullptr),
-      slots_(spec, nccl_ == nullptr ? scaling_.before : scale_first(scaling_), std::move(slots)),
+      nccl_(staging.nccl_ != nullptr && NcclComm::sums(spec) ? staging.nccl_.get() : nullptr),
+      scaling_(nccl_ == nullptr ? scaling_of(spec, staging.size(), Passes::kOnePass)
+                                : scaled_first(spec, staging.size())),
+      slots_(spec, scaling_.before, std::move(slots)),
       after_(std::move(after)),
       element_size_(size_of(spec.wire)),
       piece_count_(staging.place_nbytes_ / element_size_),

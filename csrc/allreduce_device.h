@@ -62,8 +62,8 @@ class AllreduceDevice final : public Operation {
 
   DeviceStaging* staging_;
   AllreduceSpec spec_;
-  Scaling scaling_;
   NcclComm* nccl_;  // null: kernels reduce
+  Scaling scaling_;
   Slots slots_;
   std::vector<std::shared_ptr<DeviceMark>> after_;
   size_t element_size_;   // of the wire's type

@@ -32,7 +32,7 @@ AllreduceDeviceRing::AllreduceDeviceRing(const Comm& comm, BufferPool& pool, int
       place_(std::move(place)),
       turn_(place_->taken_++),
       spec_(spec),
-      scaling_(scaling_of(spec, comm.size())),
+      scaling_(scaling_of(spec, comm.size(), Passes::kSteps)),
       slots_(spec, scaling_.before, std::move(slots)),
       after_(std::move(after)),
       reducer_(*place_) {}

@@ -29,8 +29,8 @@ size_t chunk_bytes(size_t nbytes, int size, size_t depth, size_t most) {
 
 AllreduceNode::AllreduceNode(Lane& lane, const AllreduceSpec& spec, std::vector<Slot> slots)
     : lane_(&lane),
-      arithmetic_(scaling_of(spec, lane.size_).arithmetic),
-      slots_(spec, scaling_of(spec, lane.size_).before, std::move(slots)),
+      arithmetic_(scaling_of(spec, lane.size_, Passes::kOnePass).arithmetic),
+      slots_(spec, scaling_of(spec, lane.size_, Passes::kOnePass).before, std::move(slots)),
       element_size_(size_of(spec.wire)),
       short_(slots_.count() * element_size_ <= short_bytes(lane.size_, slots_.unchanged())),
       first_(lane.reserved_) {

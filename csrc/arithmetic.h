@@ -10,8 +10,9 @@ namespace collective {
 struct Arithmetic {
   DType dtype;
   ReduceOp op;
-  double scale = 1.0;   // applied to the finished result (average and postscale), in the same pass
-  int64_t divisor = 1;  // exact average of integers: the finished sum is divided, truncated toward zero
+  // Applied to the finished result, in the same pass: x / divisor * scale, as reduce() has it.
+  double scale = 1.0;
+  int64_t divisor = 1;
 
   // dst = a op b; `last` when this completes the reduction of these elements. dst may be a or b.
   void combine(void* dst, const void* a, const void* b, size_t count, bool last) const {
@@ -19,12 +20,8 @@ struct Arithmetic {
     if (op == ReduceOp::kAdasum) {
       adasum(dtype, dst, a, b, count);
       if (last && scale != 1.0) convert(dtype, dst, dtype, dst, count, scale);
-    } else if (last && divisor != 1) {
-      reduce(dtype, op, dst, sources, 2, count);
-      divide(dtype, dst, dst, count, divisor);
-      if (scale != 1.0) convert(dtype, dst, dtype, dst, count, scale);
     } else {
-      reduce(dtype, op, dst, sources, 2, count, last ? scale : 1.0);
+      reduce(dtype, op, dst, sources, 2, count, last ? scale : 1.0, last ? divisor : 1);
     }
   }
 };

@@ -72,12 +72,12 @@ bool Turns::take(uint32_t what) {
 NcclComm::NcclComm(Device& device, void* comm, std::vector<std::string> places, const Turns& turns)
     : device_(&device), comm_(comm), places_(std::move(places)), turns_(turns) {}
 
-bool NcclComm::sums(const Arithmetic& arithmetic) {
-  const DType dtype = arithmetic.dtype;
-  if (nccl_type(dtype) < 0 || arithmetic.divisor != 1) return false;
-  if (arithmetic.op != ReduceOp::kSum && arithmetic.op != ReduceOp::kAverage) return false;
-  // A factor that comes first must not leave the type's range. (That of an average of float16 always comes first.)
-  return arithmetic.scale == 1.0 || dtype == DType::kBFloat16 || dtype == DType::kFloat32 || dtype == DType::kFloat64;
+bool NcclComm::sums(const AllreduceSpec& spec) {
+  const DType dtype = spec.wire;
+  if (nccl_type(dtype) < 0 || (spec.op != ReduceOp::kSum && spec.op != ReduceOp::kAverage)) return false;
+  if (dtype == DType::kBFloat16 || dtype == DType::kFloat32 || dtype == DType::kFloat64) return true;
+  // A factor that comes first must not leave float16's range, which an average's own does not; integers take none.
+  return spec.postscale == 1.0 && (spec.op == ReduceOp::kSum || dtype == DType::kFloat16);
 }
 
 bool NcclComm::ready() const {

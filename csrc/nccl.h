@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#include "arithmetic.h"
+#include "allreduce.h"
 #include "device.h"
 #include "device_memory.h"
 #include "nccl_library.h"
@@ -53,8 +53,8 @@ class NcclComm {
   NcclComm(const NcclComm&) = delete;
   NcclComm& operator=(const NcclComm&) = delete;
 
-  // Whether it does this; the scale is applied before.
-  static bool sums(const Arithmetic& arithmetic);
+  // Whether it does this; all factors are applied before.
+  static bool sums(const AllreduceSpec& spec);
   const std::vector<std::string>& places() const { return places_; }
   Turns& turns() { return turns_; }
   // Whether NCCL has taken the last call in; a mark tells when that is over. Throws what has gone wrong.

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstring>
 
 #include "arithmetic.h"
 #include "shared_memory.h"
@@ -34,15 +33,7 @@ inline Range slice_of(Range range, int rank, int size, size_t element_size) {
 // added ms with and without: 8.1 and 8.0, 12.2 and 10.5, 13.0 and 12.5), and lose what a loop would find in the cache.
 inline void reduce_ranks(const Arithmetic& arithmetic, void* const* dsts, int m, const void* const* sources, int size,
                          size_t count) {
-  if (arithmetic.divisor == 1) {
-    reduce_to_many(arithmetic.dtype, arithmetic.op, dsts, m, sources, size, count, arithmetic.scale);
-    return;
-  }
-  void* const dst = dsts[0];
-  reduce(arithmetic.dtype, arithmetic.op, dst, sources, size, count);
-  divide(arithmetic.dtype, dst, dst, count, arithmetic.divisor);
-  if (arithmetic.scale != 1.0) convert(arithmetic.dtype, dst, arithmetic.dtype, dst, count, arithmetic.scale);
-  for (int k = 1; k < m; ++k) std::memcpy(dsts[k], dst, count * size_of(arithmetic.dtype));
+  reduce_to_many(arithmetic.dtype, arithmetic.op, dsts, m, sources, size, count, arithmetic.scale, arithmetic.divisor);
 }
 
 inline void reduce_ranks(const Arithmetic& arithmetic, void* dst, const void* const* sources, int size, size_t count) {

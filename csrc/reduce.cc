@@ -64,25 +64,34 @@ bool is_float(DType dtype) {
 
 }  // namespace
 
-void reduce(DType dtype, ReduceOp op, void* dst, const void* const* srcs, int n, size_t count, double scale) {
+void reduce(DType dtype, ReduceOp op, void* dst, const void* const* srcs, int n, size_t count, double scale,
+            int64_t divisor) {
   if (op == ReduceOp::kAdasum || n < 1)
     throw Error(ErrorCode::kInternal,
                 std::string("reduce: op ") + name_of(op) + " of " + std::to_string(n) + " sources");
   if (is_complex(dtype) && (op == ReduceOp::kMin || op == ReduceOp::kMax))
     throw Error(ErrorCode::kInvalid, std::string("op ") + name_of(op) + " is not defined for " + name_of(dtype));
-  if (dtype == DType::kBool && scale != 1) throw Error(ErrorCode::kInvalid, "bool cannot be scaled");
+  if (dtype == DType::kBool && (scale != 1 || divisor != 1)) throw Error(ErrorCode::kInvalid, "bool cannot be scaled");
+  if (divisor < 1) throw Error(ErrorCode::kInvalid, "reduce: divide by " + std::to_string(divisor));
   if (count == 0) return;
-  if (n > 1 || scale != 1 || dtype == DType::kBool)
-    kernels().reduce(dtype, op, dst, srcs, n, count, scale);
+  if (divisor != 1 && !is_float(dtype) && !is_complex(dtype)) {
+    reduce(dtype, op, dst, srcs, n, count);
+    divide(dtype, dst, dst, count, divisor);
+    if (scale != 1) convert(dtype, dst, dtype, dst, count, scale);
+    return;
+  }
+  if (n > 1 || scale != 1 || divisor != 1 || dtype == DType::kBool)
+    kernels().reduce(dtype, op, dst, srcs, n, count, scale, divisor);
   else if (dst != srcs[0])
     std::memcpy(dst, srcs[0], count * size_of(dtype));
 }
 
 void reduce_to_many(DType dtype, ReduceOp op, void* const* dsts, int m, const void* const* srcs, int n, size_t count,
-                    double scale) {
+                    double scale, int64_t divisor) {
   const bool sums = op == ReduceOp::kSum || op == ReduceOp::kAverage;
-  if (sums && m > 1 && n > 1 && count > 0 && kernels().sum_to_many(dtype, dsts, m, srcs, n, count, scale)) return;
-  reduce(dtype, op, dsts[0], srcs, n, count, scale);
+  if (sums && m > 1 && n > 1 && count > 0 && kernels().sum_to_many(dtype, dsts, m, srcs, n, count, scale, divisor))
+    return;
+  reduce(dtype, op, dsts[0], srcs, n, count, scale, divisor);
   for (int k = 1; k < m; ++k)
     if (count > 0) std::memcpy(dsts[k], dsts[0], count * size_of(dtype));
 }

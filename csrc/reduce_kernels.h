@@ -5,7 +5,7 @@
 //   Half          in the order that is best for reductions
 //   HalfInOrder   with V = Vec<float>, in order, for conversions
 //
-// One kernel does the most: fold() loads n sources, combines them in registers, scales, stores. reduce() is fold<E, E,
+// One kernel does the most: fold() loads n sources, combines them in registers, finishes, stores. reduce() is fold<E, E,
 // Op>, convert() is fold<From, To> of one source.
 
 // Reductions of elements that are wider in registers than in memory take many instructions a byte. (N: see fold_n.)
@@ -33,7 +33,7 @@ COLLECTIVE_INLINE typename E::V fetch(const void* src, size_t offset) {
 // time, else 0.
 template <class From, class To, class Op, int N, int M>
 static void fold_n(char* const* dsts, int n_dsts, const void* const* srcs, int n_srcs, size_t begin, size_t end,
-                   double scale) {
+                   Finish how) {
   using In = Turn<From, kLong<From, N>>;
   using Out = Turn<To, kLong<From, N>>;
   constexpr size_t kIn = From::kBytes / From::kCount, kOut = To::kBytes / To::kCount;
@@ -45,7 +45,7 @@ static void fold_n(char* const* dsts, int n_dsts, const void* const* srcs, int n
   for (; i + In::kCount <= end; i += In::kCount) {
     auto v = fetch<In, N>(srcs[0], i * kIn);
     for (int k = 1; k < n; k++) v = combine<Op>(v, fetch<In, N>(srcs[k], i * kIn));
-    const auto result = scaled(v, scale);
+    const auto result = finished(v, how);
     Out::put(dst + i * kOut, result);
     if constexpr (M != 1) Out::put(second + i * kOut, result);
     if constexpr (M == 0)
@@ -59,7 +59,7 @@ static void fold_n(char* const* dsts, int n_dsts, const void* const* srcs, int n
     __builtin_memcpy(in, static_cast<const char*>(srcs[k]) + i * kIn, (end - i) * kIn);
     v = k ? combine<Op>(v, In::get(in)) : In::get(in);
   }
-  Out::put(out, scaled(v, scale));
+  Out::put(out, finished(v, how));
   for (int k = 0; k < m; k++) __builtin_memcpy(dsts[k] + i * kOut, out, (end - i) * kOut);
 }
 
@@ -67,19 +67,19 @@ static void fold_n(char* const* dsts, int n_dsts, const void* const* srcs, int n
 // repeats: bfloat16 of 64 MB at n = 3, 4 and 8 reads 39, 41 and 38 GB/s here, and 21, 21 and 21 in the loop (float32:
 // 41, 40, 36 and 32, 32, 31).
 template <class From, class To, class Op, int M>
-static void fold_m(char* const* dsts, int m, const void* const* srcs, int n, size_t begin, size_t end, double scale) {
+static void fold_m(char* const* dsts, int m, const void* const* srcs, int n, size_t begin, size_t end, Finish how) {
   switch (n) {
-    case 2: return fold_n<From, To, Op, 2, M>(dsts, m, srcs, n, begin, end, scale);
-    case 3: return fold_n<From, To, Op, 3, M>(dsts, m, srcs, n, begin, end, scale);
-    case 4: return fold_n<From, To, Op, 4, M>(dsts, m, srcs, n, begin, end, scale);
-    case 8: return fold_n<From, To, Op, 8, M>(dsts, m, srcs, n, begin, end, scale);
-    default: return fold_n<From, To, Op, 0, M>(dsts, m, srcs, n, begin, end, scale);
+    case 2: return fold_n<From, To, Op, 2, M>(dsts, m, srcs, n, begin, end, how);
+    case 3: return fold_n<From, To, Op, 3, M>(dsts, m, srcs, n, begin, end, how);
+    case 4: return fold_n<From, To, Op, 4, M>(dsts, m, srcs, n, begin, end, how);
+    case 8: return fold_n<From, To, Op, 8, M>(dsts, m, srcs, n, begin, end, how);
+    default: return fold_n<From, To, Op, 0, M>(dsts, m, srcs, n, begin, end, how);
   }
 }
 
 template <class From, class To, class Op>
-static void fold(char* dst, const void* const* srcs, int n, size_t begin, size_t end, double scale) {
-  return fold_m<From, To, Op, 1>(&dst, 1, srcs, n, begin, end, scale);
+static void fold(char* dst, const void* const* srcs, int n, size_t begin, size_t end, Finish how = {1, 1}) {
+  return fold_m<From, To, Op, 1>(&dst, 1, srcs, n, begin, end, how);
 }
 
 // ---- what is not worth vectors of its own: plain loops over blocks in L1, for the compiler to vectorise ----
@@ -121,8 +121,8 @@ static void divide_integers(char* dst, const char* src, size_t count, int64_t di
 }
 
 template <class T>
-static void complex_product(char* dst, const void* const* srcs, int n, size_t count, double scale) {
-  const T s = static_cast<T>(scale);
+static void complex_product(char* dst, const void* const* srcs, int n, size_t count, Finish how) {
+  const T s = static_cast<T>(how.scale), d = static_cast<T>(how.divisor);
   T re[kBlock], im[kBlock], pairs[2 * kBlock];
   for (size_t i = 0; i < count; i += kBlock) {
     const size_t m = count - i < kBlock ? count - i : kBlock, at = i * 2 * sizeof(T), nbytes = m * 2 * sizeof(T);
@@ -135,7 +135,7 @@ static void complex_product(char* dst, const void* const* srcs, int n, size_t co
         im[j] = k ? ry + ix : y;
       }
     }
-    for (size_t j = 0; j < m; j++) pairs[2 * j] = re[j] * s, pairs[2 * j + 1] = im[j] * s;
+    for (size_t j = 0; j < m; j++) pairs[2 * j] = re[j] / d * s, pairs[2 * j + 1] = im[j] / d * s;
     __builtin_memcpy(dst + at, pairs, nbytes);
   }
 }
@@ -143,13 +143,13 @@ static void complex_product(char* dst, const void* const* srcs, int n, size_t co
 // ---- the set's functions ----
 
 template <class F>
-static void reduce_floats(ReduceOp op, char* dst, const void* const* srcs, int n, size_t count, double scale) {
+static void reduce_floats(ReduceOp op, char* dst, const void* const* srcs, int n, size_t count, Finish how) {
   switch (op) {
     case ReduceOp::kAverage:
-    case ReduceOp::kSum: return fold<F, F, Sum>(dst, srcs, n, 0, count, scale);
-    case ReduceOp::kProduct: return fold<F, F, Product>(dst, srcs, n, 0, count, scale);
-    case ReduceOp::kMin: return fold<F, F, Min>(dst, srcs, n, 0, count, scale);
-    case ReduceOp::kMax: return fold<F, F, Max>(dst, srcs, n, 0, count, scale);
+    case ReduceOp::kSum: return fold<F, F, Sum>(dst, srcs, n, 0, count, how);
+    case ReduceOp::kProduct: return fold<F, F, Product>(dst, srcs, n, 0, count, how);
+    case ReduceOp::kMin: return fold<F, F, Min>(dst, srcs, n, 0, count, how);
+    case ReduceOp::kMax: return fold<F, F, Max>(dst, srcs, n, 0, count, how);
     case ReduceOp::kAdasum: return;  // refused by reduce.cc
   }
 }
@@ -160,10 +160,10 @@ static void fold_integers(ReduceOp op, char* dst, const void* const* srcs, int n
   using Modular = Plain<std::make_unsigned_t<T>>;  // wraps where a signed overflow would be undefined
   switch (op) {
     case ReduceOp::kAverage:
-    case ReduceOp::kSum: return fold<Modular, Modular, Sum>(dst, srcs, n, begin, end, 1);
-    case ReduceOp::kProduct: return fold<Modular, Modular, Product>(dst, srcs, n, begin, end, 1);
-    case ReduceOp::kMin: return fold<Signed, Signed, Min>(dst, srcs, n, begin, end, 1);
-    case ReduceOp::kMax: return fold<Signed, Signed, Max>(dst, srcs, n, begin, end, 1);
+    case ReduceOp::kSum: return fold<Modular, Modular, Sum>(dst, srcs, n, begin, end);
+    case ReduceOp::kProduct: return fold<Modular, Modular, Product>(dst, srcs, n, begin, end);
+    case ReduceOp::kMin: return fold<Signed, Signed, Min>(dst, srcs, n, begin, end);
+    case ReduceOp::kMax: return fold<Signed, Signed, Max>(dst, srcs, n, begin, end);
     case ReduceOp::kAdasum: return;  // refused by reduce.cc
   }
 }
@@ -180,18 +180,20 @@ static void reduce_integers(ReduceOp op, char* dst, const void* const* srcs, int
 
 static void reduce_bools(ReduceOp op, char* dst, const void* const* srcs, int n, size_t count) {
   const bool any = op == ReduceOp::kSum || op == ReduceOp::kAverage || op == ReduceOp::kMax;
-  return any ? fold<Bool, Bool, Or>(dst, srcs, n, 0, count, 1) : fold<Bool, Bool, And>(dst, srcs, n, 0, count, 1);
+  return any ? fold<Bool, Bool, Or>(dst, srcs, n, 0, count) : fold<Bool, Bool, And>(dst, srcs, n, 0, count);
 }
 
 // A sum of complex numbers is the sum of twice as many real ones.
 template <class T>
-static void reduce_complex(ReduceOp op, char* dst, const void* const* srcs, int n, size_t count, double scale) {
-  if (op == ReduceOp::kProduct) return complex_product<T>(dst, srcs, n, count, scale);
-  return fold<Plain<T>, Plain<T>, Sum>(dst, srcs, n, 0, 2 * count, scale);
+static void reduce_complex(ReduceOp op, char* dst, const void* const* srcs, int n, size_t count, Finish how) {
+  if (op == ReduceOp::kProduct) return complex_product<T>(dst, srcs, n, count, how);
+  return fold<Plain<T>, Plain<T>, Sum>(dst, srcs, n, 0, 2 * count, how);
 }
 
-static void reduce(DType dtype, ReduceOp op, void* to, const void* const* srcs, int n, size_t count, double scale) {
+static void reduce(DType dtype, ReduceOp op, void* to, const void* const* srcs, int n, size_t count, double scale,
+                   int64_t divisor) {
   char* dst = static_cast<char*>(to);
+  const Finish how{scale, static_cast<double>(divisor)};
   switch (dtype) {
     case DType::kUInt8: return reduce_integers<uint8_t>(op, dst, srcs, n, count, scale);
     case DType::kInt8: return reduce_integers<int8_t>(op, dst, srcs, n, count, scale);
@@ -199,38 +201,39 @@ static void reduce(DType dtype, ReduceOp op, void* to, const void* const* srcs, 
     case DType::kInt16: return reduce_integers<int16_t>(op, dst, srcs, n, count, scale);
     case DType::kInt32: return reduce_integers<int32_t>(op, dst, srcs, n, count, scale);
     case DType::kInt64: return reduce_integers<int64_t>(op, dst, srcs, n, count, scale);
-    case DType::kFloat16: return reduce_floats<Half>(op, dst, srcs, n, count, scale);
-    case DType::kBFloat16: return reduce_floats<EvenOdd<BFloatCodec>>(op, dst, srcs, n, count, scale);
-    case DType::kFloat32: return reduce_floats<Plain<float>>(op, dst, srcs, n, count, scale);
-    case DType::kFloat64: return reduce_floats<Plain<double>>(op, dst, srcs, n, count, scale);
-    case DType::kComplex64: return reduce_complex<float>(op, dst, srcs, n, count, scale);
-    case DType::kComplex128: return reduce_complex<double>(op, dst, srcs, n, count, scale);
+    case DType::kFloat16: return reduce_floats<Half>(op, dst, srcs, n, count, how);
+    case DType::kBFloat16: return reduce_floats<EvenOdd<BFloatCodec>>(op, dst, srcs, n, count, how);
+    case DType::kFloat32: return reduce_floats<Plain<float>>(op, dst, srcs, n, count, how);
+    case DType::kFloat64: return reduce_floats<Plain<double>>(op, dst, srcs, n, count, how);
+    case DType::kComplex64: return reduce_complex<float>(op, dst, srcs, n, count, how);
+    case DType::kComplex128: return reduce_complex<double>(op, dst, srcs, n, count, how);
     case DType::kBool: return reduce_bools(op, dst, srcs, n, count);
   }
 }
 
 template <class F>
-static bool sum_floats_to_many(char* const* dsts, int m, const void* const* srcs, int n, size_t count, double scale) {
-  m == 2 ? fold_m<F, F, Sum, 2>(dsts, m, srcs, n, 0, count, scale)
-         : fold_m<F, F, Sum, 0>(dsts, m, srcs, n, 0, count, scale);
+static bool sum_floats_to_many(char* const* dsts, int m, const void* const* srcs, int n, size_t count, Finish how) {
+  m == 2 ? fold_m<F, F, Sum, 2>(dsts, m, srcs, n, 0, count, how)
+         : fold_m<F, F, Sum, 0>(dsts, m, srcs, n, 0, count, how);
   return true;
 }
 
-static bool sum_to_many(DType dtype, void* const* to, int m, const void* const* srcs, int n, size_t count,
-                        double scale) {
+static bool sum_to_many(DType dtype, void* const* to, int m, const void* const* srcs, int n, size_t count, double scale,
+                        int64_t divisor) {
   char* const* dsts = reinterpret_cast<char* const*>(to);
+  const Finish how{scale, static_cast<double>(divisor)};
   switch (dtype) {
-    case DType::kFloat16: return sum_floats_to_many<Half>(dsts, m, srcs, n, count, scale);
-    case DType::kBFloat16: return sum_floats_to_many<EvenOdd<BFloatCodec>>(dsts, m, srcs, n, count, scale);
-    case DType::kFloat32: return sum_floats_to_many<Plain<float>>(dsts, m, srcs, n, count, scale);
-    case DType::kFloat64: return sum_floats_to_many<Plain<double>>(dsts, m, srcs, n, count, scale);
+    case DType::kFloat16: return sum_floats_to_many<Half>(dsts, m, srcs, n, count, how);
+    case DType::kBFloat16: return sum_floats_to_many<EvenOdd<BFloatCodec>>(dsts, m, srcs, n, count, how);
+    case DType::kFloat32: return sum_floats_to_many<Plain<float>>(dsts, m, srcs, n, count, how);
+    case DType::kFloat64: return sum_floats_to_many<Plain<double>>(dsts, m, srcs, n, count, how);
     default: return false;
   }
 }
 
 template <class From, class To>
 static void cast(char* dst, const void* src, size_t count, double scale) {
-  fold_n<From, To, Sum, 1, 1>(&dst, 1, &src, 1, 0, count, scale);
+  fold_n<From, To, Sum, 1, 1>(&dst, 1, &src, 1, 0, count, {scale, 1});
 }
 
 // float64 and a 16-bit type meet in a block of float32.

@@ -11,7 +11,7 @@ namespace collective {
 ReduceScatter::ReduceScatter(const Comm& comm, BufferPool& pool, int tag, const AllreduceSpec& spec,
                              std::vector<size_t> offsets, const void* in, void* out)
     : comm_(&comm), tag_(tag), spec_(spec), offsets_(std::move(offsets)), out_(out) {
-  const Scaling scaling = scaling_of(spec, comm.size());
+  const Scaling scaling = scaling_of(spec, comm.size(), Passes::kSteps);
   const size_t count = offsets_.back();
   scratch_ = pool.take(count * size_of(spec.wire));
   const void* source = scratch_.data();

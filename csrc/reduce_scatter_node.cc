@@ -23,10 +23,10 @@ std::vector<Slot> slots_of(const AllreduceSpec& spec, const std::vector<size_t>&
 ReduceScatterNode::ReduceScatterNode(Lane& lane, const AllreduceSpec& spec, const std::vector<size_t>& offsets,
                                      const void* in, void* out)
     : lane_(&lane),
-      arithmetic_(scaling_of(spec, lane.size_).arithmetic),
+      arithmetic_(scaling_of(spec, lane.size_, Passes::kOnePass).arithmetic),
       element_size_(size_of(spec.wire)),
       offsets_(offsets),
-      slots_(spec, scaling_of(spec, lane.size_).before, slots_of(spec, offsets, in, out, lane.rank_)),
+      slots_(spec, scaling_of(spec, lane.size_, Passes::kOnePass).before, slots_of(spec, offsets, in, out, lane.rank_)),
       first_(lane.reserved_) {
   size_t longest = 0;  // part
   for (size_t rank = 0; rank + 1 < offsets.size(); ++rank)

@@ -14,10 +14,12 @@ namespace collective {
 // Arguments have been checked by reduce.cc; the contracts are those of reduce.h.
 struct KernelSet {
   const char* name;
-  void (*reduce)(DType dtype, ReduceOp op, void* dst, const void* const* srcs, int n, size_t count, double scale);
+  // divisor: 1 for integers.
+  void (*reduce)(DType dtype, ReduceOp op, void* dst, const void* const* srcs, int n, size_t count, double scale,
+                 int64_t divisor);
   // False for types that it does not do.
-  bool (*sum_to_many)(DType dtype, void* const* dsts, int m, const void* const* srcs, int n, size_t count,
-                      double scale);
+  bool (*sum_to_many)(DType dtype, void* const* dsts, int m, const void* const* srcs, int n, size_t count, double scale,
+                      int64_t divisor);
   void (*convert)(DType dst_type, void* dst, DType src_type, const void* src, size_t count, double scale);
   void (*divide)(DType dtype, void* dst, const void* src, size_t count, int64_t divisor);
 };

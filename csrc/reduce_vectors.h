@@ -173,15 +173,27 @@ COLLECTIVE_INLINE Two<V> combine(Two<V> x, Two<V> y) {
   return {combine<Op>(x.a, y.a), combine<Op>(x.b, y.b)};
 }
 
+// What becomes of an element that has been combined from all sources: x / divisor * scale.
+struct Finish {
+  double scale, divisor;
+};
+
 // Floating point is always multiplied, also by one: that costs nothing where memory is the limit, and saves every
-// kernel's twin. Integers are scaled by scale_integers().
-COLLECTIVE_INLINE Vec<float> scaled(Vec<float> v, double scale) { return v * static_cast<float>(scale); }
-COLLECTIVE_INLINE Vec<double> scaled(Vec<double> v, double scale) { return v * scale; }
+// kernel's twin. Only a divisor is divided by, which is correctly rounded where a product with 1/n is not: 7 threes times
+// 1/7 are 3.0000002. Integers are finished by scale_integers() and divide_integers().
+COLLECTIVE_INLINE Vec<float> finished(Vec<float> v, Finish how) {
+  if (how.divisor != 1) v /= static_cast<float>(how.divisor);
+  return v * static_cast<float>(how.scale);
+}
+COLLECTIVE_INLINE Vec<double> finished(Vec<double> v, Finish how) {
+  if (how.divisor != 1) v /= how.divisor;
+  return v * how.scale;
+}
 template <class V>
-COLLECTIVE_INLINE V scaled(V v, double) {
+COLLECTIVE_INLINE V finished(V v, Finish) {
   return v;
 }
 template <class V>
-COLLECTIVE_INLINE Two<V> scaled(Two<V> v, double scale) {
-  return {scaled(v.a, scale), scaled(v.b, scale)};
+COLLECTIVE_INLINE Two<V> finished(Two<V> v, Finish how) {
+  return {finished(v.a, how), finished(v.b, how)};
 }

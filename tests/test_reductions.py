@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 import collective
+import collective.torch as hvd
 from collective import Average, Max, Sum
-from matrix import check, combinations, lengths, make, reduced, rounding, transport, values  # noqa: F401
+from matrix import COMPLEX, FLOATS, check, combinations, kinds, lengths, make, reduced, rounding, transport, values  # noqa: F401
 from mpi_plugin import World
 
 pytestmark = [pytest.mark.ranks(1, 2, 3, 4), pytest.mark.usefixtures("transport")]
@@ -59,6 +61,51 @@ def test_grouped_forms(world: World) -> None:
         check(rows[1], part(np.full(5, totals[1]), world), 0)
         collective.grouped_allreduce_(xs, Sum, name="g")
         check(xs[2], np.full(70_000, totals[2]), 0)
+
+
+@pytest.mark.ranks(3, 7)
+def test_equal_values_average_to_themselves(world: World) -> None:
+    """To the last bit, by every way: a product with 1/7 makes 3.0000002 of 7 threes."""
+    for dtype in (*FLOATS, *COMPLEX):
+        for length in (5, 70_001):  # short ones are not cut
+            whole = values(None, length, dtype, 0)
+            for kind in kinds(dtype):
+                case = (dtype, kind, length)
+                x = make(whole, dtype, kind)
+                for result in (collective.allreduce(x), *collective.grouped_allreduce([x, x[:3]])[:1]):
+                    check(result, whole, 0, "allreduce", *case)
+                check(collective.reducescatter(x), part(whole, world), 0, "reducescatter", *case)
+                if (at_root := collective.reduce(x, root_rank=1)) is not None:
+                    check(at_root, whole, 0, "reduce", *case)
+                check(collective.allreduce(x, postscale_factor=4.0), whole * 4, 0, "scaled", *case)
+                for compression in ("fp16", "bf16") if dtype in ("float32", "float64") else ():
+                    check(collective.allreduce(x, compression=compression), whole, 0, compression, *case)
+
+
+@pytest.mark.ranks(3, 7)
+def test_equal_gradients_average_to_themselves(world: World) -> None:
+    for compression in (hvd.Compression.none, hvd.Compression.fp16):
+        parameters = [
+            torch.nn.Parameter(torch.zeros(length, dtype=dtype))
+            for length in (3, 70_001)
+            for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        ]
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD(parameters, lr=1.0), compression=compression)
+        whole = [values(None, len(p), "float32", 0) for p in parameters]
+        for p, numbers in zip(parameters, whole, strict=True):
+            p.grad = make(numbers, str(p.dtype).removeprefix("torch."), "torch")
+        optimizer.step()
+        for p, numbers in zip(parameters, whole, strict=True):
+            check(p.detach(), -numbers, 0, p.dtype, len(p), compression)
+
+
+def test_integer_averages_wrap_and_truncate(world: World) -> None:
+    x = np.array([200, 3, 5], np.uint8)
+    wrapped = [200 * world.size % 256 // world.size, 3, 5]
+    check(collective.allreduce(x), np.array(wrapped), 0)
+    y = np.array([-7, 7], np.int32) * (world.rank + 1)
+    total = 7 * world.size * (world.size + 1) // 2
+    check(collective.allreduce(y), np.array([-(total // world.size), total // world.size]), 0)
 
 
 def test_a_group_with_a_mismatch_fails_as_a_whole_and_leaves_nothing_behind(world: World) -> None:

@@ -167,6 +167,15 @@ struct Max {
 
 // ---- what is done to an element at last ----
 
+// Correctly rounded, as on the host: the options that the kernels are compiled with do not relax it.
+__device__ inline float divided(float x, long long divisor) { return x / static_cast<float>(divisor); }
+__device__ inline double divided(double x, long long divisor) { return x / static_cast<double>(divisor); }
+__device__ inline bool divided(bool x, long long) { return x; }
+template <class T>
+__device__ inline Complex<T> divided(Complex<T> x, long long divisor) {
+  return {divided(x.re, divisor), divided(x.im, divisor)};
+}
+
 __device__ inline float scaled(float x, double scale) { return x * static_cast<float>(scale); }
 __device__ inline double scaled(double x, double scale) { return x * scale; }
 __device__ inline bool scaled(bool x, double) { return x; }
@@ -335,6 +344,8 @@ struct Finished {
     if constexpr (Traits<T>::kInteger) {
       if (launch.divisor != 1) x = static_cast<T>(x / launch.divisor);
       if (launch.scale == 1) return x;
+    } else {
+      if (launch.divisor != 1) x = divided(x, launch.divisor);
     }
     return scaled(x, launch.scale);
   }

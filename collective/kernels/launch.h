@@ -40,7 +40,7 @@ struct Launch {
 
   // reduce_<dtype>_<op>
   unsigned long long count;
-  long long divisor;  // of integers, before the scale; 1 for all others
+  long long divisor;  // before the scale; 1 for bool
   int source_count;   // from 1 on
   int target_count;
   const void* sources[kMostRanks];

@@ -46,7 +46,7 @@ class NoneCompressor(Compressor):
 
 
 class FP16Compressor(Compressor):
-    """float32 and float64 travel as float16 (11 bits of precision, at most 65504); an average divides first."""
+    """float32 and float64 travel as float16 (11 bits of precision, at most 65504); an average scales them first."""
 
     wire = "fp16"
 

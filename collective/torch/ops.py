@@ -134,7 +134,7 @@ def allreduce(
 ) -> Tensor:
     """Reduce a tensor over all ranks (by Average unless `op` says otherwise); differentiable for Average and Sum.
 
-    Shape, dtype and arguments are the same on all ranks; `collective.allreduce` tells the rest.
+    Shape, dtype and arguments are the same on all ranks; `collective.allreduce` tells the rest, of rounding too.
     """
     (result,) = grouped_allreduce(
         [tensor], average, name, compression, op, prescale_factor, postscale_factor, process_set

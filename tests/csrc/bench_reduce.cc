@@ -102,6 +102,10 @@ void reductions(size_t size) {
         for (int n : {3, 4, 8})
           row(name + " n=" + std::to_string(n), size, (n + 1) * size, (n + 1) * size,
               [&] { reduce(dtype, op, buffers[8]->data, srcs.data(), n, count); });
+      if (op != ReduceOp::kSum || dtype < DType::kFloat16 || dtype == DType::kBool) continue;
+      for (int n : {2, 3})
+        row(std::string(name_of(dtype)) + " Average n=" + std::to_string(n), size, (n + 1) * size, (n + 1) * size,
+            [&] { reduce(dtype, op, buffers[8]->data, srcs.data(), n, count, 1, 3); });
     }
   }
 }

@@ -108,6 +108,20 @@ inline bool combine(ReduceOp op, bool a, bool b) {
   return op == ReduceOp::kMin || op == ReduceOp::kProduct ? a && b : a || b;
 }
 
+// Integers truncate.
+template <class T>
+T divided(T x, int64_t divisor) {
+  if constexpr (std::is_integral_v<T>)
+    return static_cast<T>(x / divisor);
+  else
+    return x / static_cast<T>(divisor);
+}
+
+template <class T>
+std::complex<T> divided(std::complex<T> x, int64_t divisor) {
+  return {x.real() / static_cast<T>(divisor), x.imag() / static_cast<T>(divisor)};
+}
+
 template <class T>
 T scaled(T x, double scale) {
   if constexpr (std::is_integral_v<T>) {
@@ -167,7 +181,7 @@ Bytes converted(const Bytes& src, double scale) {
 }
 
 template <class T>
-Bytes reduced(ReduceOp op, const std::vector<Bytes>& srcs, size_t count, double scale) {
+Bytes reduced(ReduceOp op, const std::vector<Bytes>& srcs, size_t count, double scale, int64_t divisor) {
   std::vector<T> result(count);
   for (size_t i = 0; i < count; i++) {
     auto x = up(element<T>(srcs[0], i));
@@ -175,7 +189,7 @@ Bytes reduced(ReduceOp op, const std::vector<Bytes>& srcs, size_t count, double 
     if constexpr (std::is_same_v<T, bool>)
       result[i] = x;
     else
-      result[i] = down<T>(scaled(x, scale));
+      result[i] = down<T>(scaled(divided(x, divisor), scale));
   }
   return bytes_of(result);
 }

@@ -68,8 +68,6 @@ struct Area {
   size_t begin;
 };
 
-bool is_integer(DType dtype) { return dtype < DType::kFloat16; }
-
 // ---- reductions ----
 
 struct Case {
@@ -126,8 +124,9 @@ Arithmetic any_arithmetic(DType dtype, ReduceOp op, int n) {
   const double scales[] = {1, 1, 1.0 / 3, -2.5, 1e30, std::numeric_limits<double>::quiet_NaN()};
   const int64_t divisors[] = {1, 1, n, 3, 300, int64_t{1} << 31, int64_t{1} << 40};
   Arithmetic result{dtype, op};
-  if (dtype != DType::kBool) result.scale = scales[random_below(std::size(scales))];
-  if (is_integer(dtype)) result.divisor = divisors[random_below(std::size(divisors))];
+  if (dtype == DType::kBool) return result;
+  result.scale = scales[random_below(std::size(scales))];
+  result.divisor = divisors[random_below(std::size(divisors))];
   return result;
 }
 

@@ -98,7 +98,7 @@ struct Case {
 
   // Slot i's result in the wire's type.
   Bytes expected(size_t i, int size) const {
-    const Scaling scaling = scaling_of(spec, size);
+    const Scaling scaling = scaling_of(spec, size, Passes::kOnePass);
     std::vector<Bytes> packed;
     std::vector<const void*> sources;
     for (int rank = 0; rank < size; ++rank) {

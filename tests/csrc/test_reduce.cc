@@ -51,13 +51,13 @@ struct Placed {
 
 const size_t kCounts[] = {0, 1, 3, 7, 8, 15, 16, 17, 31, 33, 1000, 4099};
 
-void test_reduce(DType dtype, ReduceOp op, int n, size_t count, double scale, bool wild) {
+void test_reduce(DType dtype, ReduceOp op, int n, size_t count, double scale, int64_t divisor, bool wild) {
   std::vector<Bytes> values;
   for (int k = 0; k < n; k++) values.push_back(random_bytes(dtype, count, wild));
-  const Bytes expected = with_type(dtype, [&]<class T>(T) { return reduced<T>(op, values, count, scale); });
+  const Bytes expected = with_type(dtype, [&]<class T>(T) { return reduced<T>(op, values, count, scale, divisor); });
   const std::string what = std::string(name_of(dtype)) + " " + name_of(op) + " n=" + std::to_string(n) +
                            " count=" + std::to_string(count) + " scale=" + std::to_string(scale) +
-                           (wild ? " wild" : "");
+                           " divisor=" + std::to_string(divisor) + (wild ? " wild" : "");
   for (const char* set : sets) {
     force_simd(set);
     for (size_t offset : {0, 1, 6}) {
@@ -68,7 +68,7 @@ void test_reduce(DType dtype, ReduceOp op, int n, size_t count, double scale, bo
         Placed& dst = in_place < 0 ? own : srcs[in_place];
         std::vector<const void*> pointers;
         for (Placed& src : srcs) pointers.push_back(src.data());
-        reduce(dtype, op, dst.data(), pointers.data(), n, count, scale);
+        reduce(dtype, op, dst.data(), pointers.data(), n, count, scale, divisor);
         const long at = first_difference(dtype, dst.bytes(), expected);
         check(at < 0, what + " offset=" + std::to_string(offset) + " in_place=" + std::to_string(in_place) +
                           ": differs at " + std::to_string(at));
@@ -84,7 +84,7 @@ void test_reduce(DType dtype, ReduceOp op, int n, size_t count, double scale, bo
         for (int k = 0; k < m; k++) own.emplace_back(Bytes(count * size_of(dtype), 0xa5), offset ? offset + k : 0);
         for (int k = 0; k < n; k++) from.push_back(srcs[k].data());
         for (int k = 0; k < m; k++) to.push_back((in_place ? srcs : own)[k].data());
-        reduce_to_many(dtype, op, to.data(), m, from.data(), n, count, scale);
+        reduce_to_many(dtype, op, to.data(), m, from.data(), n, count, scale, divisor);
         for (int k = 0; k < m; k++) {
           const long at = first_difference(dtype, (in_place ? srcs : own)[k].bytes(), expected);
           check(at < 0, what + " to many: destination " + std::to_string(k) + " differs at " + std::to_string(at));
@@ -103,18 +103,19 @@ void test_reductions() {
       if (is_complex(dtype) && (op == ReduceOp::kMin || op == ReduceOp::kMax)) continue;
       for (int n : {1, 2, 3, 4, 5, 8, 9}) {
         for (size_t count : kCounts) {
-          test_reduce(dtype, op, n, count, 1, false);
-          test_reduce(dtype, op, n, count, 1, true);
+          test_reduce(dtype, op, n, count, 1, 1, false);
+          test_reduce(dtype, op, n, count, 1, 1, true);
           if (dtype == DType::kBool) continue;
-          test_reduce(dtype, op, n, count, 1.0 / 3, false);
-          test_reduce(dtype, op, n, count, -2.5, true);
+          test_reduce(dtype, op, n, count, 1.0 / 3, 1, false);
+          test_reduce(dtype, op, n, count, 1, 7, false);
+          test_reduce(dtype, op, n, count, -2.5, 3, true);
         }
       }
     }
   }
   for (DType dtype : {DType::kUInt8, DType::kInt8, DType::kUInt16, DType::kInt16, DType::kInt32, DType::kInt64})
     for (double scale : {0.0, 0.999, 1e30, -1e30, double(INFINITY), double(NAN)})
-      test_reduce(dtype, ReduceOp::kSum, 1, 1000, scale, true);
+      test_reduce(dtype, ReduceOp::kSum, 1, 1000, scale, 1, true);
 }
 
 // src converted in every set, from buffers at odd addresses, in place too where the sizes allow it.
@@ -166,11 +167,12 @@ void test_conversions() {
     const Bytes src = random_bytes(dtype, 1000, true);
     Bytes dst(src.size());
     convert(dtype, dst.data(), dtype, src.data(), 1000);
-    const Bytes copy = dtype == DType::kBool ? reduced<bool>(ReduceOp::kSum, {src}, 1000, 1) : src;
+    const Bytes copy = dtype == DType::kBool ? reduced<bool>(ReduceOp::kSum, {src}, 1000, 1, 1) : src;
     check(dst == copy, std::string("copy of ") + name_of(dtype));
     if (dtype == DType::kBool) continue;
     convert(dtype, dst.data(), dtype, src.data(), 1000, 0.3);
-    const Bytes expected = with_type(dtype, [&]<class T>(T) { return reduced<T>(ReduceOp::kSum, {src}, 1000, 0.3); });
+    const Bytes expected =
+        with_type(dtype, [&]<class T>(T) { return reduced<T>(ReduceOp::kSum, {src}, 1000, 0.3, 1); });
     check(first_difference(dtype, dst, expected) < 0, std::string("scaling of ") + name_of(dtype));
   }
 }
@@ -226,6 +228,9 @@ void test_errors() {
   check_throws(ErrorCode::kInternal, "Adasum", [&] { reduce(DType::kFloat32, ReduceOp::kAdasum, dst, srcs, 2, 1); });
   check_throws(ErrorCode::kInternal, "n = 0", [&] { reduce(DType::kFloat32, ReduceOp::kSum, dst, srcs, 0, 1); });
   check_throws(ErrorCode::kInvalid, "bool scale", [&] { reduce(DType::kBool, ReduceOp::kSum, dst, srcs, 2, 1, 0.5); });
+  check_throws(ErrorCode::kInvalid, "bool divisor",
+               [&] { reduce(DType::kBool, ReduceOp::kSum, dst, srcs, 2, 1, 1, 2); });
+  check_throws(ErrorCode::kInvalid, "divisor 0", [&] { reduce(DType::kInt32, ReduceOp::kSum, dst, srcs, 2, 1, 1, 0); });
   check_throws(ErrorCode::kInternal, "pair", [&] { convert(DType::kFloat32, dst, DType::kInt32, src, 1); });
   check_throws(ErrorCode::kInvalid, "divide", [&] { divide(DType::kFloat32, dst, src, 1, 2); });
   check_throws(ErrorCode::kInvalid, "divide bool", [&] { divide(DType::kBool, dst, src, 1, 2); });
