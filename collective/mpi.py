@@ -10,14 +10,27 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from . import _core
-from .errors import InvalidArgumentError, MPIMismatchError
+from .errors import CollectiveTimeoutError, InvalidArgumentError, MPIMismatchError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["before_finalize", "communicator_of", "name_and_version", "other_version", "srun_option", "start"]
+    from .config import Config
+
+__all__ = [
+    "before_finalize",
+    "communicator_of",
+    "end_if_someone_is_missing",
+    "meet",
+    "miss_someone",
+    "name_and_version",
+    "other_version",
+    "srun_option",
+    "start",
+]
 
 _watched = False
+_someone_missing = False
 
 
 def start() -> None:
@@ -62,6 +75,35 @@ def before_finalize(function: Callable[[], None]) -> None:
         _watched = True
         keyval = MPI.Comm.Create_keyval(delete_fn=lambda comm, keyval, value: function())
         MPI.COMM_SELF.Set_attr(keyval, True)
+
+
+def meet(comm: MPI.Intracomm, config: Config) -> None:
+    """Wait for all ranks of the communicator, before what blocks without a word; raises CollectiveTimeoutError."""
+    from mpi4py import MPI
+
+    try:
+        _core.meet(MPI._handleof(comm), config.stall_warning, config.timeout)
+    except CollectiveTimeoutError:
+        miss_someone()
+        raise
+
+
+def miss_someone() -> None:
+    """Remember that a rank did not come to init() or shutdown(): it would not come to MPI_Finalize either."""
+    global _someone_missing
+    _someone_missing = True
+
+
+def end_if_someone_is_missing() -> None:
+    """End the job then, since MPI_Finalize would wait for ever."""
+    if not _someone_missing:
+        return
+    from mpi4py import MPI
+
+    me = MPI.COMM_WORLD.Get_rank()
+    sys.stdout.flush()
+    print(f"[collective] rank {me}: ends the job, since a rank is missing", file=sys.stderr, flush=True)
+    MPI.COMM_WORLD.Abort(1)
 
 
 def communicator_of(ranks: Sequence[int]) -> MPI.Intracomm:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from . import _core, job_end, launcher, mpi, process
 from .config import Config, LogLevel
-from .errors import InvalidArgumentError, NotInitializedError
+from .errors import CollectiveTimeoutError, InvalidArgumentError, NotInitializedError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -118,7 +119,13 @@ def init(
         raise InvalidArgumentError("init(comm=MPI.COMM_NULL): a rank that is in no communicator takes no part")
     if comm is None:
         comm = MPI.COMM_WORLD
-    _start(comm.Dup() if isinstance(comm, MPI.Comm) else mpi.communicator_of(comm), config)
+    _install_hooks()
+    if isinstance(comm, MPI.Comm):
+        mpi.meet(comm, config)
+        own = comm.Dup()
+    else:
+        own = mpi.communicator_of(comm)
+    _start(own, config)
     from . import process_sets as sets
 
     try:
@@ -146,7 +153,6 @@ def _start(comm: MPI.Intracomm, config: Config) -> None:
         timeline.give_up()
         raise
     process.mark(_runtime.topology.rank)
-    _install_hooks()
     sets.register_global()
     timeline.record_at_start()
     if _runtime.topology.rank == 0:
@@ -159,6 +165,9 @@ def shutdown() -> None:
     """End the runtime; collective: returns when every rank has called it. Runs at exit, and in MPI_Finalize, by itself.
 
     Operations that other ranks still wait for from this rank raise ShutdownError there.
+
+    Raises:
+        CollectiveTimeoutError: a rank did not call it in time, and did not end. The job ends with this rank.
     """
     global _runtime
     if _runtime is None or process.is_forked():
@@ -170,10 +179,26 @@ def shutdown() -> None:
         stop_timeline()
     finally:  # the other ranks wait for this one, whether or not a file can be written
         runtime, _runtime = _runtime, None
-        if runtime.engine.shutdown():
-            sets.free_communicators()
-            runtime.comm.Free()
-        sets.forget_all()
+        try:
+            if runtime.engine.shutdown():
+                sets.free_communicators()
+                runtime.comm.Free()
+        except CollectiveTimeoutError:
+            mpi.miss_someone()
+            raise
+        finally:
+            sets.forget_all()
+
+
+def _shutdown_at_exit() -> None:
+    """Shut down; where a rank is missing end the job, for MPI_Finalize would wait for it for ever."""
+    if process.is_forked():
+        return
+    try:
+        shutdown()
+    except CollectiveTimeoutError as error:
+        print(f"[collective] {error}", file=sys.stderr)
+    mpi.end_if_someone_is_missing()
 
 
 def is_initialized() -> bool:
@@ -248,7 +273,7 @@ def _install_hooks() -> None:
     _hooked = True
     from .timeline import flush
 
-    atexit.register(shutdown)
-    mpi.before_finalize(shutdown)
+    atexit.register(_shutdown_at_exit)
+    mpi.before_finalize(_shutdown_at_exit)
     os.register_at_fork(after_in_child=_after_fork_in_child)
     job_end.install(lambda: (rank(), size()) if is_initialized() else None, shutdown, flush)

@@ -1,6 +1,7 @@
 #include "agreement.h"
 
 #include <algorithm>
+#include <thread>
 
 #include "log.h"
 
@@ -12,8 +13,10 @@ constexpr int kMailTag = 1;  // and 2
 constexpr size_t kMostIds = 1 << 16;
 constexpr auto kCheckEvery = std::chrono::milliseconds(100);
 constexpr size_t kNamesInWarning = 6;
+// For the last word of an engine that stops.
+constexpr auto kLastWord = std::chrono::milliseconds(500);
 
-enum class Word : uint8_t { kId, kFull, kJoin, kLetGo, kLeave };
+enum class Word : uint8_t { kId, kFull, kJoin, kLetGo, kLeave, kStop };
 enum class NameForm : uint8_t { kId, kPlain, kNewId, kWithDescriptor };
 
 }  // namespace
@@ -53,6 +56,27 @@ void Agreement::let_go(uint32_t channel) {
 void Agreement::leave(const std::vector<uint32_t>& started) {
   requests_.put(Word::kLeave);
   requests_.put_list(started);
+}
+
+void Agreement::stop(ErrorCode code, const std::string& text) {
+  if (coordinates()) {
+    write_stopped(0, code, text);
+    mail_->send(decisions_.take());
+  } else {
+    requests_.put(Word::kStop);
+    requests_.put(code);
+    requests_.put_text(text);
+    mail_->send(requests_.take());
+  }
+  const auto give_up = Clock::now() + kLastWord;
+  while (!mail_->sent() && Clock::now() < give_up) std::this_thread::yield();
+}
+
+void Agreement::write_stopped(int rank, ErrorCode code, const std::string& text) {
+  decisions_.put(Decision::Kind::kStopped);
+  decisions_.put(rank);
+  decisions_.put(code);
+  decisions_.put_text(text);
 }
 
 bool Agreement::progress(std::vector<Decision>& decisions) {
@@ -108,6 +132,11 @@ void Agreement::take_requests(int source, const std::string& bytes) {
       }
       case Word::kJoin: take_joined(source); break;
       case Word::kLetGo: take_let_go(r.get<uint32_t>()); break;
+      case Word::kStop: {
+        const auto code = r.get<ErrorCode>();
+        write_stopped(source, code, r.get_text());
+        break;
+      }
       case Word::kLeave: take_left(source, r.get_list<uint32_t>()); break;
     }
   }
@@ -427,6 +456,11 @@ void Agreement::take_decisions(const std::string& bytes, std::vector<Decision>& 
       case Decision::Kind::kJoined:
       case Decision::Kind::kAllJoined: decision.rank = r.get<int>(); break;
       case Decision::Kind::kAllLeft: break;
+      case Decision::Kind::kStopped:
+        decision.rank = r.get<int>();
+        decision.code = r.get<ErrorCode>();
+        decision.text = r.get_text();
+        break;
       case Decision::Kind::kReleased: decision.channel = r.get<uint32_t>(); break;
     }
     decisions.push_back(std::move(decision));

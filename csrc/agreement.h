@@ -48,6 +48,7 @@ struct Decision {
     kAllLeft,    // every rank has
     kJoined,     // `rank` has joined
     kAllJoined,  // every rank has, `rank` as the last; none counts as joined any more
+    kStopped,    // the engine of `rank` has stopped, with code and text
     kReleased,   // the channels from `channel` on that were opened together: every rank has let them go
   };
   struct Entry {
@@ -80,6 +81,8 @@ class Agreement {
   void let_go(uint32_t channel);
   // This rank submits nothing any more.
   void leave(const std::vector<uint32_t>& started);
+  // This rank's engine has stopped: tells the others, and waits a little for the word to be on its way.
+  void stop(ErrorCode code, const std::string& text);
   // Sends what was submitted and takes what arrived; never blocks. True if anything moved.
   bool progress(std::vector<Decision>& decisions);
 
@@ -122,6 +125,7 @@ class Agreement {
   void complete(const std::string& name, Pending& pending);
   void take_requests(int source, const std::string& bytes);
   void take_let_go(uint32_t channel);
+  void write_stopped(int rank, ErrorCode code, const std::string& text);
   uint32_t room_for(uint32_t count) const;
   void take_left(int source, std::vector<uint32_t> started);
   void fail(const std::string& name, const std::vector<int>& targets, ErrorCode code, const std::string& text);

@@ -294,6 +294,13 @@ PYBIND11_MODULE(_core, m) {
   m.def("address_of", [](const py::array& array) { return reinterpret_cast<uintptr_t>(array.data()); });
   // Keeps the engine for ever: in a forked child its thread does not exist and its destructor must not run.
   m.def("leak", [](const std::shared_ptr<Engine>& engine) { new std::shared_ptr<Engine>(engine); });
+  m.def(
+      "meet",
+      [](uintptr_t comm, double stall_warning, double timeout) {
+        using Seconds = std::chrono::duration<double>;
+        meet(comm_from<MPI_Comm>(comm), Seconds(stall_warning), Seconds(timeout));
+      },
+      py::arg("comm"), py::arg("stall_warning"), py::arg("timeout"), py::call_guard<py::gil_scoped_release>());
   m.def("built_for_mpi", &built_for_mpi);
   m.def("running_mpi", &running_mpi);
   m.def("running_mpi_path", &running_mpi_path);

@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
-#include <new>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -20,7 +20,7 @@ class Buffer {
   explicit Buffer(size_t nbytes) : nbytes_(round_up(nbytes)) {
     if (nbytes_ == 0) return;
     memory_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment(nbytes_), nbytes_)));
-    if (!memory_) throw std::bad_alloc();
+    if (!memory_) throw Error(ErrorCode::kInternal, "no memory: " + std::to_string(nbytes_) + " bytes were asked for");
     // Advice only: a kernel without transparent huge pages serves the buffer just as well, more slowly.
     if (nbytes_ >= kHugePage) madvise(memory_.get(), nbytes_, MADV_HUGEPAGE);
   }

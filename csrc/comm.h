@@ -3,6 +3,7 @@
 
 #include <mpi.h>
 
+#include <chrono>
 #include <optional>
 #include <string>
 #include <vector>
@@ -91,6 +92,11 @@ struct Topology {
 
 // Collective over `comm`.
 Topology find_topology(MPI_Comm comm);
+
+// Returns when every rank of `comm` has called it: what is collective and blocks may come then. Warns of who is missing,
+// and throws kTimeout. The ranks that wait long tell each other by empty messages of the greatest tag; else there are
+// none of tags that the owner of `comm` could meet.
+void meet(MPI_Comm comm, std::chrono::duration<double> stall_warning, std::chrono::duration<double> timeout);
 
 // Whether `flag` is set on all ranks; collective over `comm`.
 bool on_all_ranks(MPI_Comm comm, bool flag);

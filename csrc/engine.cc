@@ -89,6 +89,7 @@ Engine::Engine(MPI_Comm comm, const Limits& limits, const std::vector<int>& core
   limits_.nccl = on_all_ranks(comm, limits.nccl);
   if (limits.nccl && !limits_.nccl) log_warning("NCCL is not used: COLLECTIVE_NCCL=1 is not set on all ranks");
   groups_.push_back(make_group(comm));
+  for (const Watch::Peer& peer : groups_.front()->processes()) watch_.add(peer);
   limits_.nccl = false;  // of other groups, see nccl.h
   thread_ = std::thread([this] { run(); });
   if (!cores.empty()) bind_thread(cores);
@@ -132,6 +133,7 @@ std::unique_ptr<Group> Engine::make_group(MPI_Comm comm) {
 size_t Engine::add_group(MPI_Comm comm) {
   auto group = make_group(comm);  // before the claim: it waits for the other ranks
   const Claim claim(*this);
+  for (const Watch::Peer& peer : group->processes()) watch_.add(peer);
   groups_.push_back(std::move(group));
   return groups_.size() - 1;
 }
@@ -227,9 +229,15 @@ bool Engine::shutdown() {
   if (!failed()) {
     for (const auto& group : groups_)
       if (group) group->leave();
-    const auto give_up = end_of_patience();  // MPI_Finalize then waits for who has not left
-    drive([&] { return over() || Clock::now() >= give_up; });
+    const auto give_up = end_of_patience();
+    const auto since = Clock::now();
+    auto warned = since;
+    drive([&] {
+      warn_of_remaining(since, warned);
+      return over() || Clock::now() >= give_up;
+    });
   }
+  const std::string missing = failed() || over() ? "" : groups_.front()->text_of(groups_.front()->remaining());
   {
     const std::lock_guard lock(mutex_);
     stop_thread_ = true;
@@ -247,7 +255,23 @@ bool Engine::shutdown() {
   driving_.unlock();
   --claims_;
   thread_.join();
+  if (!missing.empty())
+    throw Error(ErrorCode::kTimeout,
+                "shutdown: " + missing + " did not end or call shutdown() within " + seconds_text(limits_.timeout));
   return released;
+}
+
+// Once after 1, 2, 4, ... times the interval, by the first of those who wait.
+void Engine::warn_of_remaining(Clock::time_point since, Clock::time_point& warned) const {
+  const auto now = Clock::now();
+  if (now - warned < (warned - since) + limits_.stall_warning) return;
+  warned = now;
+  const std::vector<int> remaining = groups_.front()->remaining();
+  for (int rank = 0; rank < topology_.rank; ++rank)
+    if (std::find(remaining.begin(), remaining.end(), rank) == remaining.end()) return;
+  if (!remaining.empty())
+    log_warning("stalled: shutdown waits for " + groups_.front()->text_of(remaining) + " to end or call it since " +
+                seconds_text(now - since));
 }
 
 void Engine::run() {
@@ -284,11 +308,14 @@ void Engine::drive(const Enough& enough) {
     bool moved = false;
     try {
       moved = progress();
+    } catch (const PeerStopped& error) {
+      stop_with(error.code, error.what(), true);
+      return;
     } catch (const Error& error) {
-      stop_with(error.code, error.what());
+      stop_with(error.code, error.what(), false);
       return;
     } catch (const std::exception& error) {
-      stop_with(ErrorCode::kInternal, error.what());
+      stop_with(ErrorCode::kInternal, error.what(), false);
       return;
     }
     busy_.store(any_busy(), std::memory_order_relaxed);
@@ -317,10 +344,16 @@ bool Engine::progress() {
   const bool took = queued_.load(std::memory_order_acquire) > 0;
   if (took) take_submissions();
   bool moved = took;
+  if (const auto now = Clock::now(); now >= next_look_) {
+    next_look_ = now + kIdlePoll;
+    look_for_deaths();
+  }
   for (const auto& group : groups_) {
     if (!group) continue;
     try {
       moved |= group->progress();
+    } catch (const PeerStopped&) {
+      throw;
     } catch (const Error& error) {
       throw Error(error.code, group->label() + error.what());
     } catch (const std::exception& error) {
@@ -328,6 +361,20 @@ bool Engine::progress() {
     }
   }
   return moved;
+}
+
+// A process that has ended without its rank's word that it leaves. That word may be here and not have been read: so it
+// is the second look that counts.
+void Engine::look_for_deaths() {
+  std::vector<int> ended;
+  for (const Watch::Peer& peer : watch_.ended()) {
+    if (groups_.front()->has_left(peer.rank)) continue;
+    if (std::find(ended_.begin(), ended_.end(), peer.rank) != ended_.end())
+      throw Error(ErrorCode::kInternal,
+                  "rank " + std::to_string(peer.rank) + " (process " + std::to_string(peer.pid) + ") has died");
+    ended.push_back(peer.rank);
+  }
+  ended_ = std::move(ended);
 }
 
 void Engine::take_submissions() {
@@ -358,8 +405,15 @@ void Engine::finish(Ticket& ticket, ErrorCode code, const std::string& text) {
   if (waiting_ > 0) finished_.notify_all();
 }
 
-void Engine::stop_with(ErrorCode code, const std::string& text) noexcept {
-  log_error("the engine stops: " + text);
+void Engine::stop_with(ErrorCode code, const std::string& text, bool is_told) noexcept {
+  if (!is_told) {
+    log_error("the engine stops: " + text);
+    try {
+      groups_.front()->tell_stopped(code, text);
+    } catch (const std::exception& error) {  // MPI may be what has failed
+      log_warning(std::string("the other ranks could not be told: ") + error.what());
+    }
+  }
   std::vector<Work> work;
   {
     const std::lock_guard lock(mutex_);

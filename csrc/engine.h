@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "group.h"
+#include "watch.h"
 
 namespace collective {
 
@@ -52,7 +53,7 @@ class Engine {
   bool wait(const Ticket& ticket, double seconds);
 
   // Collective: returns when every rank has called it. False when the engine had failed, so that MPI resources were
-  // left as they are.
+  // left as they are. Throws kTimeout, naming who is missing, when a rank does not come.
   bool shutdown();
 
   Timeline& timeline() { return timeline_; }
@@ -80,7 +81,10 @@ class Engine {
   bool progress();
   void take_submissions();
   void finish(Ticket& ticket, ErrorCode code, const std::string& text);
-  void stop_with(ErrorCode code, const std::string& text) noexcept;
+  // is_told: the other ranks know.
+  void stop_with(ErrorCode code, const std::string& text, bool is_told) noexcept;
+  void look_for_deaths();
+  void warn_of_remaining(Clock::time_point since, Clock::time_point& warned) const;
 
   Topology topology_;
   Limits limits_;
@@ -88,7 +92,10 @@ class Engine {
   Timeline timeline_;
   std::timed_mutex driving_;                    // held by the driver; guards groups_
   std::vector<std::unique_ptr<Group>> groups_;  // by number; null when removed
-  std::atomic<int> claims_{0};                  // threads that want driving_ for themselves: drivers make way
+  Watch watch_;                                 // likewise, over the processes of other ranks
+  std::vector<int> ended_;                      // ranks whose processes had ended when they were last looked at
+  Clock::time_point next_look_{};
+  std::atomic<int> claims_{0};  // threads that want driving_ for themselves: drivers make way
 
   std::mutex mutex_;                  // guards what follows, up to the atomics; taken after driving_
   std::condition_variable wake_;      // for the thread, and for a driver that sleeps

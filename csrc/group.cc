@@ -40,6 +40,19 @@ constexpr auto kCoordinatorGrace = std::chrono::seconds(5);
 // was sent before another one, which went another way.
 constexpr auto kAnswerTime = std::chrono::milliseconds(500);
 
+// What is being handled as an Error that names the operation.
+[[noreturn]] void throw_for(const std::string& what) {
+  try {
+    throw;
+  } catch (const Error& error) {
+    throw Error(error.code, what + ": " + error.what());
+  } catch (const std::bad_alloc&) {
+    throw Error(ErrorCode::kInternal, what + ": no memory");
+  } catch (const std::exception& error) {
+    throw Error(ErrorCode::kInternal, what + ": " + error.what());
+  }
+}
+
 }  // namespace
 
 Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, const Group* all)
@@ -225,6 +238,10 @@ bool Group::progress() {
       case Decision::Kind::kJoined: peer_joined(decision.rank); break;
       case Decision::Kind::kAllJoined: all_joined(decision.rank); break;
       case Decision::Kind::kAllLeft: all_left_ = true; break;
+      case Decision::Kind::kStopped:
+        if (decision.rank == rank()) break;
+        throw PeerStopped(decision.code,
+                          "the engine of " + control_.text_of(decision.rank) + " has stopped: " + decision.text);
       case Decision::Kind::kReleased: channels_.release(decision.channel); break;
     }
   }
@@ -319,13 +336,17 @@ void Group::execute(const Decision& decision) {
   running.agreed = true;
   running.number = executions_;
   Device* const device = bucket[0].mark == nullptr ? nullptr : &bucket[0].mark->device();
-  if (d.kind == Kind::kChannel)
-    running.operation = channels_.open(decision.channel, d, held->front().ticket, lane_ != nullptr, device,
-                                       devices_.messages(), devices_.nccl());
-  else if (is_staged(d))
-    running.operation = make_staged({data_, pool_, 0, lane_.get()}, [this] { return next_tag(); }, bucket, devices_);
-  else
-    running.operation = make_operation({data_, pool_, next_tag(), lane_.get()}, bucket);
+  try {
+    if (d.kind == Kind::kChannel)
+      running.operation = channels_.open(decision.channel, d, held->front().ticket, lane_ != nullptr, device,
+                                         devices_.messages(), devices_.nccl());
+    else if (is_staged(d))
+      running.operation = make_staged({data_, pool_, 0, lane_.get()}, [this] { return next_tag(); }, bucket, devices_);
+    else
+      running.operation = make_operation({data_, pool_, next_tag(), lane_.get()}, bucket);
+  } catch (...) {
+    throw_for(running.what);
+  }
   running.keep = held;
   if (running.operation != nullptr) {
     running_.push_back(std::move(running));
@@ -375,7 +396,12 @@ void Group::serve_demands() {
 bool Group::step_running() {
   bool moved = false;
   for (size_t i = 0; i < running_.size();) {
-    const Step step = running_[i].operation->step();
+    Step step{};
+    try {
+      step = running_[i].operation->step();
+    } catch (...) {
+      throw_for(running_[i].what);
+    }
     moved |= step != Step::kIdle;
     if (step != Step::kDone) {
       ++i;
@@ -419,10 +445,7 @@ void Group::check_stalls(Clock::time_point now) {
       log_warning(label() + "stalled: " + kJoinWaits);
     }
   }
-  for (const auto& [name, pending] : pending_)
-    if (now - pending.since > limits_.timeout + kCoordinatorGrace)
-      throw Error(ErrorCode::kTimeout, std::string(name_of(pending.submission.descriptor.kind)) + " '" + name +
-                                           "': " + control_.text_of(0) + ", which coordinates, does not answer");
+  check_coordinator(now);
   for (size_t i = 0; i < running_.size();) {
     const Running& running = running_[i];
     const bool lost = running.alone != Clock::time_point{} && now - running.alone >= kAnswerTime;
@@ -455,6 +478,54 @@ void Group::check_stalls(Clock::time_point now) {
     running.warned = true;
     log_warning(label() + "stalled: " + why());
   }
+}
+
+// Whether it answers, while something waits for its word. It is what warns of ranks that are late, so who else would?
+void Group::check_coordinator(Clock::time_point now) {
+  const auto oldest = std::min_element(pending_.begin(), pending_.end(),
+                                       [](const auto& a, const auto& b) { return a.second.since < b.second.since; });
+  const auto patience = std::min(limits_.stall_warning, limits_.timeout);
+  if (rank() == 0 || oldest == pending_.end() || now - oldest->second.since < patience) {
+    coordinator_asked_ = {};
+    coordinator_warned_ = false;
+    return;
+  }
+  const auto& [name, pending] = *oldest;
+  if (coordinator_asked_ == Clock::time_point{} || (inquiry_.is_present() && now - coordinator_asked_ >= patience)) {
+    coordinator_asked_ = now;
+    coordinator_warned_ = false;
+    inquiry_.ask_presence(0);
+  }
+  const bool silent = !inquiry_.is_present() && now - coordinator_asked_ >= kAnswerTime;
+  const auto text = [&, &name = name, &pending = pending] {
+    return std::string(name_of(pending.submission.descriptor.kind)) + " '" + name + "': " + control_.text_of(0) +
+           ", which coordinates, does not answer";
+  };
+  const auto waited = now - pending.since;
+  if (waited > limits_.timeout + kCoordinatorGrace || (silent && waited > limits_.timeout))
+    throw Error(ErrorCode::kTimeout, text() + ". It did not within " + seconds_text(limits_.timeout));
+  if (!silent || coordinator_warned_ || waited < limits_.stall_warning) return;
+  coordinator_warned_ = true;
+  log_warning(label() + "stalled: " + text());
+}
+
+std::vector<int> Group::remaining() const {
+  std::vector<int> ranks;
+  for (int peer = 0; peer < size(); ++peer)
+    if (peer != rank() && !has_left(control_.job_rank(peer))) ranks.push_back(peer);
+  return ranks;
+}
+
+bool Group::has_left(int job_rank) const {
+  return std::any_of(departed_.begin(), departed_.end(),
+                     [&](const auto& departed) { return control_.job_rank(departed.first) == job_rank; });
+}
+
+std::vector<Watch::Peer> Group::processes() const {
+  std::vector<Watch::Peer> peers;
+  for (int peer = 0; memory_ && peer < size(); ++peer)
+    if (peer != rank()) peers.push_back({control_.job_rank(peer), memory_->pids()[static_cast<size_t>(peer)]});
+  return peers;
 }
 
 std::string Group::left_text(int peer) const {

@@ -19,6 +19,7 @@
 #include "operation.h"
 #include "ticket.h"
 #include "timeline.h"
+#include "watch.h"
 
 namespace collective {
 
@@ -55,6 +56,16 @@ class Group {
   // Collective, after over().
   void release();
 
+  // Of the other ranks, those that have not left.
+  std::vector<int> remaining() const;
+  // Whether a rank that is named by its number in the job has left.
+  bool has_left(int job_rank) const;
+  std::string text_of(const std::vector<int>& ranks) const { return control_.text_of(ranks); }
+  // The processes of the other ranks, where they share memory.
+  std::vector<Watch::Peer> processes() const;
+
+  // Tells all ranks that this one's engine has stopped.
+  void tell_stopped(ErrorCode code, const std::string& text) { agreement_.stop(code, text); }
   // Fails everything in flight; nothing may be submitted after.
   void fail_all(ErrorCode code, const std::string& text);
   // This rank will not call progress() any more; the others need not wait for it to listen.
@@ -114,6 +125,7 @@ class Group {
   void serve_demands();
   bool step_running();
   void check_stalls(Clock::time_point now);
+  void check_coordinator(Clock::time_point now);
   void peer_left(const Decision& decision);
   int next_tag();
 
@@ -148,6 +160,8 @@ class Group {
   std::unordered_map<int, std::shared_ptr<bool>> pair_over_;  // the last operation by pair tag and peer
   uint64_t executions_ = 0;                                   // agreed operations, alike on all ranks
   Clock::time_point next_check_;
+  Clock::time_point coordinator_asked_{};  // whether it is there
+  bool coordinator_warned_ = false;
   bool leaving_ = false, left_ = false, all_left_ = false;
 };
 

@@ -10,6 +10,7 @@ namespace {
 constexpr int kQuestionTag = 3;
 constexpr int kAnswerTag = 4;
 constexpr int kDemandTag = 5;
+constexpr uint32_t kNoChannel = UINT32_MAX;  // in a question that is about presence alone
 }  // namespace
 
 template <typename T>
@@ -27,6 +28,11 @@ void Inquiry::ask(uint32_t channel) {
     if (peer != comm_->rank()) send(Question{channel}, peer, kQuestionTag);
 }
 
+void Inquiry::ask_presence(int peer) {
+  present_ = false;
+  send(Question{kNoChannel}, peer, kQuestionTag);
+}
+
 void Inquiry::progress(const std::vector<uint32_t>& started) {
   if (comm_->size() == 1) return;
   while (auto message = comm_->poll(kQuestionTag)) {
@@ -38,6 +44,7 @@ void Inquiry::progress(const std::vector<uint32_t>& started) {
   while (auto message = comm_->poll(kAnswerTag)) {
     Answer answer;
     std::memcpy(&answer, message->bytes.data(), sizeof answer);
+    if (answer.channel == kNoChannel) present_ = true;
     if (answer.channel == asked_ && !answers_.empty()) answers_[static_cast<size_t>(message->source)] = answer.started;
   }
   std::erase_if(outgoing_, [](Outgoing& outgoing) { return outgoing.request.done(); });

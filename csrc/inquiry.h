@@ -18,6 +18,9 @@ class Inquiry {
   void ask(uint32_t channel);
   // Answers others with how often this rank has started their channel, and takes answers.
   void progress(const std::vector<uint32_t>& started);
+  // "Are you there?", and whether that was answered.
+  void ask_presence(int peer);
+  bool is_present() const { return present_; }
   void demand(int peer, uint32_t channel, uint64_t plan, uint32_t run);
   // What others have demanded since the last call.
   struct Demand {
@@ -43,6 +46,7 @@ class Inquiry {
   const Comm* comm_;
   std::vector<std::optional<uint32_t>> answers_;  // by rank, to the last question
   uint32_t asked_ = 0;
+  bool present_ = false;
   struct Outgoing {
     std::vector<char> bytes;
     Request request;

@@ -218,6 +218,7 @@ std::optional<SharedMemory> SharedMemoryCreation::take() {
   for (const Mapping& mapping : mappings_) parts.push_back(mapping.data());
   SharedMemory memory(comm_->rank(), std::move(parts), nbytes_);
   memory.job_ranks_ = comm_->job_ranks();
+  for (const Report& report : reports_.all()) memory.pids_.push_back(static_cast<pid_t>(report.pid));
   memory.mappings_ = std::exchange(mappings_, {});
   return memory;
 }

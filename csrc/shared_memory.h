@@ -13,6 +13,8 @@
 // limits:   pages are all there before the first use (never a SIGBUS), so nbytes are taken from the machine at once
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -65,6 +67,8 @@ class SharedMemory {
   std::byte* part(int rank) const { return parts_[static_cast<size_t>(rank)]; }
   // What its ranks are called, see comm.h.
   const std::vector<int>& job_ranks() const { return job_ranks_; }
+  // Their processes, which this one sees under these numbers; none where the memory is the caller's.
+  const std::vector<pid_t>& pids() const { return pids_; }
 
  private:
   friend class SharedMemoryCreation;
@@ -72,6 +76,7 @@ class SharedMemory {
   std::vector<std::byte*> parts_;
   size_t nbytes_;
   std::vector<int> job_ranks_;
+  std::vector<pid_t> pids_;
   std::vector<Mapping> mappings_;  // none where the memory is the caller's
 };
 

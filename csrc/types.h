@@ -96,4 +96,9 @@ struct Error : std::runtime_error {
   ErrorCode code;
 };
 
+// The engine of another rank has stopped, and all have been told why.
+struct PeerStopped : Error {
+  using Error::Error;
+};
+
 }  // namespace collective

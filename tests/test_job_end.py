@@ -187,3 +187,59 @@ def test_signals_end_the_job(how: str) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in below):
         assert time.monotonic() < deadline, "processes are left"
         time.sleep(0.05)
+
+
+def test_an_engine_that_stops_tells_the_others() -> None:
+    """At once, and why: the first cause, with the operation, the bytes that were asked for, and the rank."""
+    status, stdout, stderr = run(
+        3,
+        """
+import resource
+x = np.ones(4 << 20)
+collective.barrier()
+if rank == 1:
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (50 << 20),) * 2)
+for name in ("big", "later"):
+    try:
+        collective.allgather(x, name=name)
+    except collective.InternalError as error:
+        print(rank, name, error, flush=True)
+""",
+        COLLECTIVE_TIMEOUT="300",
+    )
+    assert status == 0, stderr
+    cause = "allgather 'big': no memory: 100663296 bytes were asked for"
+    for rank in range(3):
+        first = cause if rank == 1 else f"the engine of rank 1 has stopped: {cause}"
+        assert f"{rank} big {first}\n" in stdout, stdout + stderr
+        assert f"{rank} later the engine has stopped: {first}\n" in stdout, stdout + stderr
+
+
+def test_the_death_of_a_process_is_noticed(tmp_path: Path) -> None:
+    """By the ranks themselves, where nobody ends the job: here they do not heed the launcher's SIGTERM."""
+    run(
+        3,
+        f"""
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+collective.barrier()
+if rank == 2:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    collective.allreduce(x, name="waits")
+except collective.InternalError as error:
+    open(f"{tmp_path}/{{rank}}", "w").write(str(error))
+os._exit(1)
+""",
+        COLLECTIVE_TIMEOUT="300",
+    )
+    for rank in range(2):
+        assert re.search(r"rank 2 \(process \d+\) has died$", (tmp_path / str(rank)).read_text())
+
+
+def test_ranks_that_have_ended_do_not_wait_for_ever() -> None:
+    """For one that neither ends nor calls shutdown()."""
+    status, _, stderr = run(3, "time.sleep(100 * (rank == 1))", COLLECTIVE_TIMEOUT="2", COLLECTIVE_STALL_WARNING="0.5")
+    assert status != 0
+    assert "rank 0: stalled: shutdown waits for rank 1 to end or call it since" in stderr, stderr
+    assert "shutdown: rank 1 did not end or call shutdown() within 2.0 s" in stderr, stderr
