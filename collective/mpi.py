@@ -22,7 +22,6 @@ __all__ = [
     "communicator_of",
     "end_if_someone_is_missing",
     "meet",
-    "miss_someone",
     "name_and_version",
     "other_version",
     "srun_option",
@@ -79,23 +78,18 @@ def before_finalize(function: Callable[[], None]) -> None:
 
 def meet(comm: MPI.Intracomm, config: Config) -> None:
     """Wait for all ranks of the communicator, before what blocks without a word; raises CollectiveTimeoutError."""
+    global _someone_missing
     from mpi4py import MPI
 
     try:
         _core.meet(MPI._handleof(comm), config.stall_warning, config.timeout)
     except CollectiveTimeoutError:
-        miss_someone()
+        _someone_missing = True
         raise
 
 
-def miss_someone() -> None:
-    """Remember that a rank did not come to init() or shutdown(): it would not come to MPI_Finalize either."""
-    global _someone_missing
-    _someone_missing = True
-
-
 def end_if_someone_is_missing() -> None:
-    """End the job then, since MPI_Finalize would wait for ever."""
+    """End the job where a rank did not come to init(): MPI_Finalize would wait for it for ever."""
     if not _someone_missing:
         return
     from mpi4py import MPI

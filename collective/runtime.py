@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -164,10 +163,9 @@ def _start(comm: MPI.Intracomm, config: Config) -> None:
 def shutdown() -> None:
     """End the runtime; collective: returns when every rank has called it. Runs at exit, and in MPI_Finalize, by itself.
 
-    Operations that other ranks still wait for from this rank raise ShutdownError there.
-
-    Raises:
-        CollectiveTimeoutError: a rank did not call it in time, and did not end. The job ends with this rank.
+    Operations that other ranks still wait for from this rank raise ShutdownError there. Ranks that are still at work,
+    as with a last checkpoint, are waited for; warnings name them. After the time-out it returns without them, and
+    MPI_Finalize goes on waiting: whether they do something useful cannot be seen from here.
     """
     global _runtime
     if _runtime is None or process.is_forked():
@@ -183,22 +181,16 @@ def shutdown() -> None:
             if runtime.engine.shutdown():
                 sets.free_communicators()
                 runtime.comm.Free()
-        except CollectiveTimeoutError:
-            mpi.miss_someone()
-            raise
+        except CollectiveTimeoutError as error:
+            _core.log(LogLevel.WARNING, f"{error}. MPI_Finalize waits for it.")
         finally:
             sets.forget_all()
 
 
 def _shutdown_at_exit() -> None:
-    """Shut down; where a rank is missing end the job, for MPI_Finalize would wait for it for ever."""
-    if process.is_forked():
-        return
-    try:
+    if not process.is_forked():
         shutdown()
-    except CollectiveTimeoutError as error:
-        print(f"[collective] {error}", file=sys.stderr)
-    mpi.end_if_someone_is_missing()
+        mpi.end_if_someone_is_missing()
 
 
 def is_initialized() -> bool:

@@ -237,9 +237,11 @@ os._exit(1)
         assert re.search(r"rank 2 \(process \d+\) has died$", (tmp_path / str(rank)).read_text())
 
 
-def test_ranks_that_have_ended_do_not_wait_for_ever() -> None:
-    """For one that neither ends nor calls shutdown()."""
-    status, _, stderr = run(3, "time.sleep(100 * (rank == 1))", COLLECTIVE_TIMEOUT="2", COLLECTIVE_STALL_WARNING="0.5")
-    assert status != 0
+def test_ranks_that_have_ended_wait_for_one_that_still_works() -> None:
+    """With a word, and without an end: it may be writing the model."""
+    work = "time.sleep(4 * (rank == 1)); print('done', rank)"
+    status, stdout, stderr = run(3, work, COLLECTIVE_TIMEOUT="2", COLLECTIVE_STALL_WARNING="0.5")
+    assert status == 0, stderr
+    assert "done 1" in stdout
     assert "rank 0: stalled: shutdown waits for rank 1 to end or call it since" in stderr, stderr
-    assert "shutdown: rank 1 did not end or call shutdown() within 2.0 s" in stderr, stderr
+    assert "shutdown: rank 1 did not end or call shutdown() within 2.0 s. MPI_Finalize waits" in stderr, stderr
