@@ -184,7 +184,8 @@ def add_process_set(process_set: ProcessSet | Iterable[int]) -> ProcessSet:
             raise MismatchError(
                 f"add_process_set: rank {runtime.rank()} gave the ranks {ranks}, rank {rank} gave {theirs}"
             )
-    if any(ranks == known.ranks for known in _registered.values()):
+    # A set of all ranks is allowed once beside the global one: scripts compute their sets, and do not ask.
+    if any(ranks == known.ranks for known in _registered.values() if known is not global_process_set):
         raise InvalidArgumentError(f"a process set of the ranks {ranks} is registered already")
     if runtime.rank() in ranks:
         comm = state.comm.Create_group(state.comm.Get_group().Incl(ranks))

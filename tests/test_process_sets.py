@@ -155,8 +155,10 @@ def test_what_is_refused(world: World) -> None:
     for ranks in ([], [0, 0], [0, world.size], [-1]):
         with pytest.raises(collective.InvalidArgumentError, match="distinct ranks"):
             collective.add_process_set(ranks)
+    everyone = collective.add_process_set(list(range(world.size)))  # beside the global set
     with pytest.raises(collective.InvalidArgumentError, match="registered already"):
-        collective.add_process_set(list(range(world.size)))
+        collective.add_process_set(reversed(range(world.size)))
+    collective.remove_process_set(everyone)
     with pytest.raises(collective.MismatchError, match="gave the ranks"):
         collective.add_process_set([0, 1 + (world.rank == 2)])
     with pytest.raises(collective.InvalidArgumentError, match="not registered"):
