@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import Any, Literal
@@ -195,12 +196,18 @@ class Call:
             raise UnsupportedTypeError(f"{self.where}: op {checked.name} is not defined for {v.dtype.name}")
         if v.dtype == DType.bool and factors != (1.0, 1.0):
             raise UnsupportedTypeError(f"{self.where}: factors are not defined for bool")
+        if v.dtype not in (*_FLOATS, *_COMPLEX, DType.bool):
+            for what, factor in zip(("prescale_factor", "postscale_factor"), factors, strict=True):
+                if not math.isfinite(factor):
+                    raise InvalidArgumentError(f"{self.where}: {what} {factor} is not defined for {v.dtype.name}")
         return Descriptor(self.kind, v.shape, v.dtype, wire, _CORE_OPS[checked], *factors, root, v.device, "")
 
     def _factor(self, what: str, value: Any) -> float:
         try:
+            if isinstance(value, (str, bytes, bytearray)):  # float() would read them
+                raise TypeError
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InvalidArgumentError(f"{self.where}: {what} {value!r} is no number") from None
 
     def movement(self, v: View | None, root: int = 0) -> Descriptor:

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
+#include "allreduce_direct.h"
 #include "allreduce_doubling.h"
 #include "identity.h"
 #include "ring.h"
@@ -53,14 +55,6 @@ Scaling scaling_of(const AllreduceSpec& spec, int size, Passes passes) {
   return s;
 }
 
-std::unique_ptr<Operation> make_reduction(const Comm& comm, BufferPool& pool, int tag, const void* in, void* out,
-                                          size_t count, const Arithmetic& arithmetic) {
-  if (count * size_of(arithmetic.dtype) < kRingFromBytes || arithmetic.op == ReduceOp::kAdasum)
-    return std::make_unique<AllreduceDoubling>(comm, pool, tag, in, out, count, arithmetic);
-  return std::make_unique<Ring>(comm, pool, tag, Ring::Phases::kAllreduce, in, out, even_offsets(count, 1, comm.size()),
-                                arithmetic);
-}
-
 Allreduce::Allreduce(const Comm& comm, BufferPool& pool, int tag, const AllreduceSpec& spec, std::vector<Slot> slots,
                      void* storage)
     : comm_(&comm),
@@ -70,12 +64,18 @@ Allreduce::Allreduce(const Comm& comm, BufferPool& pool, int tag, const Allreduc
       scaling_(scaling_of(spec, comm.size(), Passes::kSteps)),
       slots_(std::move(slots)) {
   for (const Slot& slot : slots_) total_ += slot.count;
+  if (storage == nullptr && slots_.size() > 1)
+    arrange(std::exchange(slots_, {}));
+  else if (is_short(total_))
+    short_ = total_;
+  else
+    chunks_ = even_offsets(total_, 1, comm.size());
   const bool alone = storage == nullptr && slots_.size() == 1 && spec.wire == spec.dtype && slots_[0].in != nullptr &&
                      slots_[0].out != nullptr;
   if (alone) {
     bucket_ = static_cast<std::byte*>(slots_[0].out);
     reduce_in_ = scaling_.before == 1.0 ? slots_[0].in : bucket_;
-    if (scaling_.before == 1.0) start_reduction();
+    if (scaling_.before == 1.0) start_reducing();
     return;
   }
   if (storage != nullptr) {
@@ -85,6 +85,31 @@ Allreduce::Allreduce(const Comm& comm, BufferPool& pool, int tag, const Allreduc
     bucket_ = pooled_.data();
   }
   reduce_in_ = bucket_;
+}
+
+bool Allreduce::is_short(size_t count) const {
+  return count * size_of(spec_.wire) < kRingFromBytes || spec_.op == ReduceOp::kAdasum;
+}
+
+void Allreduce::arrange(std::vector<Slot> slots) {
+  const auto long_ones =
+      std::stable_partition(slots.begin(), slots.end(), [this](const Slot& s) { return is_short(s.count); });
+  slots_.assign(slots.begin(), long_ones);
+  for (const Slot& slot : slots_) short_ += slot.count;
+  if (long_ones == slots.end()) return;
+  std::vector<std::vector<size_t>> ends;
+  for (auto slot = long_ones; slot != slots.end(); ++slot) ends.push_back(even_offsets(slot->count, 1, comm_->size()));
+  chunks_.push_back(0);
+  for (size_t rank = 0; rank < static_cast<size_t>(comm_->size()); ++rank) {
+    chunks_.push_back(chunks_.back());
+    for (size_t i = 0; i < ends.size(); ++i) {
+      const Slot& slot = *(long_ones + static_cast<std::ptrdiff_t>(i));
+      const size_t skip = ends[i][rank] * size_of(spec_.dtype), count = ends[i][rank + 1] - ends[i][rank];
+      slots_.push_back({slot.in == nullptr ? nullptr : static_cast<const std::byte*>(slot.in) + skip,
+                        slot.out == nullptr ? nullptr : static_cast<std::byte*>(slot.out) + skip, count});
+      chunks_.back() += count;
+    }
+  }
 }
 
 template <typename Copy>
@@ -107,10 +132,29 @@ bool Allreduce::walk(const Copy& copy) {
   return true;
 }
 
-void Allreduce::start_reduction() {
+// Short ones first, then the ring: one after the other, since they have one tag.
+bool Allreduce::next_reduction() {
+  const size_t behind = short_ * size_of(spec_.wire);
+  for (; reductions_ < 2 && reduction_ == nullptr; ++reductions_) {
+    if (reductions_ == 0 && short_ > 0) {
+      if (behind < kRingFromBytes || spec_.op == ReduceOp::kAdasum)
+        reduction_ =
+            std::make_unique<AllreduceDoubling>(*comm_, *pool_, tag_, reduce_in_, bucket_, short_, scaling_.arithmetic);
+      else
+        reduction_ = std::make_unique<AllreduceDirect>(*comm_, *pool_, tag_, bucket_, short_, scaling_.arithmetic);
+    } else if (reductions_ == 1 && !chunks_.empty()) {
+      reduction_ = std::make_unique<Ring>(*comm_, *pool_, tag_, Ring::Phases::kAllreduce,
+                                          static_cast<const std::byte*>(reduce_in_) + behind, bucket_ + behind, chunks_,
+                                          scaling_.arithmetic);
+    }
+  }
+  return reduction_ != nullptr;
+}
+
+void Allreduce::start_reducing() {
   phase_ = Phase::kReduce;
   if (comm_->size() > 1)
-    reduction_ = make_reduction(*comm_, *pool_, tag_, reduce_in_, bucket_, total_, scaling_.arithmetic);
+    next_reduction();
   else if (reduce_in_ != bucket_ || scaling_.arithmetic.scale != 1.0)
     convert(spec_.wire, bucket_, spec_.wire, reduce_in_, total_, scaling_.arithmetic.scale);
 }
@@ -126,12 +170,13 @@ Step Allreduce::step() {
                      in != bucket || spec_.wire != spec_.dtype || scaling_.before != 1.0)
               convert(spec_.wire, bucket, spec_.dtype, in, count, scaling_.before);
           }))
-        start_reduction();
+        start_reducing();
       return Step::kMoved;
     case Phase::kReduce: {
       const Step step = reduction_ ? reduction_->step() : Step::kDone;
       if (step != Step::kDone) return step;
       reduction_.reset();
+      if (comm_->size() > 1 && next_reduction()) return Step::kMoved;
       if (bucket_ == slots_[0].out) return Step::kDone;
       phase_ = Phase::kUnpack;
       return Step::kMoved;

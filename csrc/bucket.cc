@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "device_kernels.h"
+#include "float_mode.h"
 
 namespace collective {
 namespace {
@@ -118,6 +119,7 @@ bool Bucket::flag(size_t i) const {
 }
 
 void Bucket::fetch(const std::vector<void*>& targets) const {
+  const FloatMode mode;
   for (size_t i = 0; i < counts_.size(); ++i)
     if (targets.at(i) != nullptr)
       convert(spec_.dtype, targets[i], spec_.wire, storage_->bucket + offsets_[i] * size_of(spec_.wire), counts_[i]);

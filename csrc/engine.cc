@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "float_mode.h"
 #include "log.h"
 
 namespace collective {
@@ -303,6 +304,7 @@ void Engine::run() {
 
 template <typename Enough>
 void Engine::drive(const Enough& enough) {
+  const FloatMode mode;
   Backoff backoff(has_core_);
   for (;;) {
     bool moved = false;

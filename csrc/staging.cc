@@ -34,7 +34,8 @@ bool is_elementwise(const Descriptor& d) {
 size_t part_count(const std::vector<Task>& bucket) {
   const Descriptor& d = *bucket[0].descriptor;
   if (bucket.size() > 1 || !is_elementwise(d)) return 1;
-  return std::clamp(d.count() * size_of(d.dtype) / kPartBytes, size_t{1}, kMostParts);
+  // By the wire's type, so that what may be fused (see Limits), which would be in one part then, is in one alone, too.
+  return std::clamp(d.count() * size_of(d.wire) / kPartBytes, size_t{1}, kMostParts);
 }
 
 size_t rows_here(const Descriptor& d, int size, int rank) {

@@ -1,5 +1,7 @@
 """allreduce: every dtype, operator and array kind, factors, array layouts; see also test_ring.py."""
 
+import random
+import time
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 import collective
+import collective.torch as hvd
 from collective import Average, Max, Min, Op, Product, Sum
 from data import fill
 from matrix import (
@@ -148,6 +151,63 @@ def test_same_bits_on_all_ranks_and_in_every_run(world: World) -> None:
         return same_on_all_ranks(world, results)
 
     assert run() == run()
+
+
+@pytest.mark.ranks(3, 4)
+def test_fusion_does_not_change_a_bit(world: World) -> None:
+    """Which operations share a bucket depends on time; the order in which an element is added must not."""
+    lengths = [1, 5, 33, 700, 1500, 3000, 3001, 4000, 4095, 4096, 4097, 5000, 9001, 16_384, 30_000, 70_001]
+    lengths += [2500, 2501, 3500, 3999]  # of short ones more than 16 KiB: together they are no short message
+    inputs = [np.random.default_rng([world.rank, n]).standard_normal(n).astype("float32") for n in lengths]
+    numbers = list(range(len(lengths)))
+
+    def apart(turn: int) -> list[Any]:
+        dice, order = random.Random(10 * turn + world.rank), list(numbers)
+        dice.shuffle(order)
+        handles = {}
+        for number in order:
+            time.sleep(dice.choice((0, 0, 0.001, 0.003)))
+            handles[number] = collective.allreduce_async(inputs[number], Average, name=f"apart.{number}")
+        return [handles[number].wait() for number in numbers]
+
+    def at_once(turn: int) -> list[Any]:
+        collective.barrier()
+        time.sleep(0.02 * (world.rank == turn % world.size))
+        return collective.grouped_allreduce(inputs, Average, name="at once")
+
+    alone = [collective.allreduce(x, Average, name=f"alone.{number}") for number, x in enumerate(inputs)]
+    same_on_all_ranks(world, alone)
+    for turn in range(3):
+        for way in (apart, at_once):
+            for number, result in enumerate(way(turn)):
+                np.testing.assert_array_equal(
+                    result, alone[number], f"{way.__name__} {turn}: {lengths[number]} elements"
+                )
+
+
+@pytest.mark.ranks(2, 3)
+def test_the_engine_has_a_floating_point_mode_of_its_own(world: World) -> None:
+    """Denormals are summed whichever thread drives, also where the script has them flushed to zero."""
+    bits = 71_362
+    expected = torch.full((4,), bits * world.size, dtype=torch.int32)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush denormals")
+    try:
+        for turn in range(4):
+            x = torch.full((4,), bits, dtype=torch.int32).view(torch.float32)
+            handle = collective.allreduce_async(x, Sum, name=f"denormal.{turn}")
+            if (world.rank + turn) % 2:  # then the engine's thread does it, else this one
+                time.sleep(0.02)
+            assert torch.equal(handle.wait().view(torch.int32), expected)
+        p = torch.nn.Parameter(torch.zeros(4))
+        optimizer = hvd.DistributedOptimizer(
+            torch.optim.SGD([p], lr=1.0), compression=hvd.Compression.bf16, gradient_as_bucket_view=False
+        )
+        p.grad = torch.full((4,), 3 << 16, dtype=torch.int32).view(torch.float32)  # is one in bfloat16, too
+        optimizer.synchronize()
+        assert p.grad.view(torch.int32).tolist() == [3 << 16] * 4
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_minimum_and_maximum_propagate_nan(world: World) -> None:

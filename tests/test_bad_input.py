@@ -43,7 +43,11 @@ def wrong_arguments(size: int) -> Iterator[Wrong]:
     yield call("allreduce", X.astype("complex64"), Min), UnsupportedTypeError, ["allreduce", "Min", "complex64"]
     yield call("allreduce", T > 0, Sum, prescale_factor=2), UnsupportedTypeError, ["allreduce", "bool"]
     for factor in ("prescale_factor", "postscale_factor"):
-        yield call("allreduce", X, **{factor: "2x"}), InvalidArgumentError, ["allreduce", factor, "'2x'"]
+        for number in ("2x", "2", b"2", 10**400):
+            yield call("allreduce", X, **{factor: number}), InvalidArgumentError, ["allreduce", factor, repr(number)]
+        for number in (float("inf"), float("nan")):
+            told = ["reducescatter", factor, str(number), "int32"]
+            yield call("reducescatter", X.astype("int32"), **{factor: number}), InvalidArgumentError, told
         yield call("allreduce_", T, **{factor: None}), InvalidArgumentError, ["allreduce", factor, "None"]
     for root in (-1, size, 0.0, "0", True, None):
         yield call("broadcast", X, root), InvalidArgumentError, ["broadcast", f"root_rank {root!r}"]
