@@ -153,7 +153,7 @@ def test_same_bits_on_all_ranks_and_in_every_run(world: World) -> None:
     assert run() == run()
 
 
-@pytest.mark.ranks(3, 4)
+@pytest.mark.ranks(3, 4, 7)
 def test_fusion_does_not_change_a_bit(world: World) -> None:
     """Which operations share a bucket depends on time; the order in which an element is added must not."""
     lengths = [1, 5, 33, 700, 1500, 3000, 3001, 4000, 4095, 4096, 4097, 5000, 9001, 16_384, 30_000, 70_001]
