@@ -5,6 +5,9 @@ place of the compiler that Python was built with. Objects stay in build/<key>/, 
 compiler, Python, pybind11 and the flags: a second build compiles what has changed and nothing else, and objects made
 for another MPI are never linked. All other metadata is in pyproject.toml.
 
+An MPI inside a Python environment (a wheel, conda's) is found at run time by a path relative to the library, so that
+what was built in one environment works in another, and in one that was moved.
+
 Environment: MPICXX, the wrapper to use; CXXFLAGS and LDFLAGS, added after the flags below.
 """
 
@@ -38,16 +41,27 @@ MPICXX=/path/to/its/mpicxx in the environment. Then build again.
 """
 
 
+OLD_COMPILER = """
+{wrapper} calls {compiler}, which does not know C++20. collective needs GCC 11, Clang 13 or a later one of either.
+`module load gcc`, or as your cluster names it; or name a compiler to the wrapper: OMPI_CXX=g++-12 (Open MPI),
+MPICH_CXX=g++-12 (MPICH), I_MPI_CXX=g++-12 (Intel MPI) in the environment. Then build again.
+"""
+
+
+def environments() -> list[str]:
+    """The prefixes of the Python environments that the package may be built for."""
+    # sys.prefix is the environment's own in pip's isolated builds too; other builders make an environment for the
+    # build, and then only these variables tell where the package will go.
+    return [sys.prefix, *(os.environ[name] for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if name in os.environ)]
+
+
 def find_wrapper() -> str:
     """The mpicxx to build with: $MPICXX, else beside the running python or in the active environment, else on PATH."""
     if asked := os.environ.get("MPICXX"):
         if found := shutil.which(asked):
             return found
         raise SystemExit(f"\nMPICXX={asked} is no program: set MPICXX to the path of an MPI's C++ compiler wrapper.\n")
-    # sys.executable is the environment's own python in pip's isolated builds too; other builders make an environment
-    # for the build, and then only these variables tell where the package will go.
-    prefixes = [os.environ[name] for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if name in os.environ]
-    beside = [os.path.dirname(sys.executable), *(os.path.join(prefix, "bin") for prefix in prefixes)]
+    beside = [os.path.join(prefix, "bin") for prefix in environments()]
     for path in (*beside, None):
         if found := shutil.which("mpicxx", path=path):
             return found
@@ -59,11 +73,19 @@ class Mpi:
 
     def __init__(self, wrapper: str) -> None:
         self.wrapper = wrapper
-        command = [wrapper, "-x", "c++", "-E", "-dM", "-"]
-        done = subprocess.run(command, input="#include <mpi.h>\n", capture_output=True, text=True, timeout=120)
-        if done.returncode != 0:
-            raise SystemExit(f"\n{wrapper} cannot compile a C++ file that includes mpi.h. It says:\n{done.stderr}")
-        self.macros = dict(re.findall(r"^#define (\w+) (.*)$", done.stdout, re.MULTILINE))
+        self.prefix = Path(wrapper).absolute().parents[1]
+        # Intel's wrapper does not know where it lies, and its wheel (impi-devel) has nobody who would tell it.
+        if (self.prefix / "bin" / "impi_info").exists():
+            os.environ.setdefault("I_MPI_ROOT", str(self.prefix))
+        self.macros, errors = self._preprocess("-std=c++20")
+        if self.macros is None or int(self.macros["__cplusplus"].rstrip("L")) < 202002:
+            self.macros, errors_without = self._preprocess()
+            if self.macros is None:
+                raise SystemExit(
+                    f"\n{wrapper} cannot compile a C++ file that includes mpi.h. It says:\n{errors_without or errors}"
+                )
+            maker = "" if "__clang__" in self.macros else "GCC "  # Clang's version has its name in it
+            raise SystemExit(OLD_COMPILER.format(wrapper=wrapper, compiler=maker + self.text("__VERSION__")))
         self.compiler = self.text("__VERSION__")
         if "OMPI_MAJOR_VERSION" in self.macros:
             parts = [self.text(f"OMPI_{part}_VERSION") for part in ("MAJOR", "MINOR", "RELEASE")]
@@ -73,8 +95,36 @@ class Mpi:
             found = next((macro for macro in known if macro in self.macros), None)
             self.name = f"{known[found]} {self.text(found)}" if found else "an MPI of unknown make"
 
+    def _preprocess(self, *flags: str) -> tuple[dict[str, str] | None, str]:
+        """The macros of a C++ file that includes mpi.h, None where that fails; and what the compiler says."""
+        command = [self.wrapper, *flags, "-x", "c++", "-E", "-dM", "-"]
+        done = subprocess.run(command, input="#include <mpi.h>\n", capture_output=True, text=True, timeout=120)
+        macros = dict(re.findall(r"^#define (\w+) (.*)$", done.stdout, re.MULTILINE))
+        return macros if done.returncode == 0 else None, done.stderr
+
+    def link_command(self, arguments: list[str], place: Path) -> list[str]:
+        """The command that links a library which will lie in the directory `place`."""
+        if not any(os.path.realpath(self.prefix) == os.path.realpath(prefix) for prefix in environments()):
+            return [self.wrapper, *arguments]
+        shown = subprocess.run([self.wrapper, "-show", *arguments], capture_output=True, text=True, timeout=120)
+        if shown.returncode != 0:
+            raise CompileError(f"{self.wrapper} -show does not tell how it links. It says:\n{shown.stderr}")
+        return relative_run_paths(shlex.split(shown.stdout), self.prefix, place)
+
     def text(self, macro: str) -> str:
         return self.macros[macro].strip('"')
+
+
+def relative_run_paths(command: list[str], prefix: Path, place: Path) -> list[str]:
+    """The link command with run paths below `prefix` as seen from `place`."""
+    prefix, place = prefix.resolve(), place.resolve()
+    changed = []
+    for before, word in zip(["", *command], command, strict=False):
+        match = re.fullmatch(r"((?:-Wl,(?:-rpath[,=])?)?)(/.*)", word)
+        if match and (match[1] or before == "-Xlinker") and Path(match[2]).resolve().is_relative_to(prefix):
+            word = f"{match[1]}$ORIGIN/{os.path.relpath(Path(match[2]).resolve(), place)}"
+        changed.append(word)
+    return changed
 
 
 def is_older(product: Path, sources: list[Path]) -> bool:
@@ -105,6 +155,11 @@ def run(command: list[str]) -> None:
 class BuildWithMpi(build_ext):
     """Compiles in parallel and only what has changed, links, and puts the library where setuptools wants it."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # Asked now: while setuptools makes an editable installation, it builds as if for another place, then copies.
+        self.stays_in_source = bool(self.inplace)
+
     def build_extension(self, ext: Extension) -> None:
         import pybind11
 
@@ -112,7 +167,7 @@ class BuildWithMpi(build_ext):
         includes = [sysconfig.get_path("include"), pybind11.get_include()]
         compile_ = [mpi.wrapper, *COMPILE_FLAGS, *(f"-isystem{path}" for path in includes)]
         compile_ += shlex.split(os.environ.get("CXXFLAGS", ""))
-        link = [mpi.wrapper, *LINK_FLAGS, *shlex.split(os.environ.get("LDFLAGS", ""))]
+        link = [*LINK_FLAGS, *shlex.split(os.environ.get("LDFLAGS", ""))]
         identity = [os.path.realpath(mpi.wrapper), mpi.name, mpi.compiler, sys.version, pybind11.__version__]
         key = hashlib.sha256("\0".join([*compile_, *link, *identity]).encode()).hexdigest()[:12]
         build = Path("build", key)
@@ -120,7 +175,13 @@ class BuildWithMpi(build_ext):
 
         objects = {build / f"{Path(source).stem}.o": source for source in ext.sources}
         stale = [o for o in objects if is_older(o, prerequisites(o.with_suffix(".d")))]
-        library = build / os.path.basename(self.get_ext_fullpath(ext.name))
+        # Objects serve both places; the run path makes the libraries differ.
+        package = Path("collective")
+        if not self.stays_in_source:
+            at = str(mpi.prefix)
+            package = Path(sysconfig.get_path("platlib", vars={"base": at, "platbase": at}), package)
+        library = build / ("in_source" if self.stays_in_source else "installed") / self.get_ext_filename("_core")
+        library.parent.mkdir(exist_ok=True)
         orphans = set(build.glob("*.o")) - set(objects)  # their sources are gone
         if not (stale or orphans or is_older(library, list(objects))):
             print(f"collective: the engine is up to date, built for {mpi.name} ({mpi.wrapper})", flush=True)
@@ -139,7 +200,7 @@ class BuildWithMpi(build_ext):
             for orphan in orphans:
                 orphan.unlink()
             library.unlink(missing_ok=True)  # a failed link must not leave the old one
-            run([*link, *map(str, objects), *LIBRARIES, "-o", str(library)])
+            run(mpi.link_command([*link, *map(str, objects), *LIBRARIES, "-o", str(library)], package))
 
         # Replaced in one step: a job that has the old one mapped goes on with it.
         target = Path(self.get_ext_fullpath(ext.name))

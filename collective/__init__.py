@@ -7,10 +7,11 @@ either never initialises MPI: `init()` does.
 try:
     from . import _core as _core
 except ImportError as error:
-    raise ImportError(
-        f"the compiled engine cannot be loaded: {error}. In a checkout, run `make setup`; if it names an MPI library, "
-        f"load the MPI that this package was installed with (module load)."
-    ) from error
+    from pathlib import Path
+
+    from .loading import explain_missing_engine
+
+    raise ImportError(explain_missing_engine(Path(__file__).parent, error)) from None
 
 from .errors import (
     CollectiveError,
@@ -73,6 +74,7 @@ from .ops import (
     send_async,
 )
 from .process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
+from .running import run
 from .runtime import (
     cross_rank,
     cross_size,
@@ -155,6 +157,7 @@ __all__ = [
     "reducescatter",
     "reducescatter_async",
     "remove_process_set",
+    "run",
     "scatter",
     "scatter_async",
     "send",

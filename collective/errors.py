@@ -66,7 +66,7 @@ class InternalError(CollectiveError):
 
 
 class MPIMismatchError(CollectiveError, ImportError):
-    """The engine was built for another MPI than the one that mpi4py loaded."""
+    """The engine was built for another MPI than the one that mpi4py loaded, or mpi4py could load none."""
 
 
 # By csrc/types.h ErrorCode.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import _core
 from .errors import CollectiveTimeoutError, InvalidArgumentError, MPIMismatchError
+from .loading import import_mpi
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -40,7 +41,7 @@ def start() -> None:
         # Two MPIs in one process are to be told before either is initialised. And mpi4py's own exit handler would
         # finalise MPI in forked children as well, which crashes or hangs them.
         mpi4py.rc.initialize = mpi4py.rc.finalize = False
-    from mpi4py import MPI
+    MPI = import_mpi()  # noqa: N806 - mpi4py's name
 
     _check_same(MPI.Get_library_version())
     if MPI.Is_finalized():

@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <limits>
 #include <map>
 #include <numeric>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -332,7 +334,11 @@ std::string running_mpi_path() {
   Dl_info info{};
   if (dladdr(reinterpret_cast<const void*>(&MPI_Get_library_version), &info) == 0 || info.dli_fname == nullptr)
     return "unknown file";
-  return info.dli_fname;
+  // A run path relative to this library comes with its "..".
+  const std::filesystem::path found = info.dli_fname;
+  std::error_code failed;
+  const std::filesystem::path directory = std::filesystem::canonical(found.parent_path(), failed);
+  return failed ? found.string() : (directory / found.filename()).string();
 }
 
 }  // namespace collective

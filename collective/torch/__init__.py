@@ -21,6 +21,7 @@ from ..process_sets import (
     global_process_set,
     remove_process_set,
 )
+from ..running import run
 from ..runtime import (
     cross_rank,
     cross_size,
@@ -35,6 +36,7 @@ from ..runtime import (
 )
 from ..submission import Adasum, Average, Max, Min, Product, Sum
 from ..timeline import start_timeline, stop_timeline
+from . import compression, functions, mpi_ops, optimizer, sync_batch_norm
 from .compression import Compression, Compressor
 from .ops import (
     allgather,
@@ -116,10 +118,12 @@ __all__ = [
     "broadcast_optimizer_state",
     "broadcast_parameters",
     "ccl_built",
+    "compression",
     "cross_rank",
     "cross_size",
     "cuda_built",
     "ddl_built",
+    "functions",
     "gather",
     "gather_async",
     "global_process_set",
@@ -141,8 +145,10 @@ __all__ = [
     "local_size",
     "mpi_built",
     "mpi_enabled",
+    "mpi_ops",
     "mpi_threads_supported",
     "nccl_built",
+    "optimizer",
     "poll",
     "rank",
     "recv",
@@ -153,6 +159,7 @@ __all__ = [
     "reducescatter_async",
     "remove_process_set",
     "rocm_built",
+    "run",
     "scatter",
     "scatter_async",
     "send",
@@ -162,5 +169,6 @@ __all__ = [
     "sparse_allreduce_async",
     "start_timeline",
     "stop_timeline",
+    "sync_batch_norm",
     "synchronize",
 ]

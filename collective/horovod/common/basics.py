@@ -1,0 +1,22 @@
+"""`HorovodBasics`, for code that holds the module's functions as an object's methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ... import built, runtime, timeline
+
+__all__ = ["HorovodBasics"]
+
+
+class HorovodBasics:
+    """The life cycle, the topology and what the build can do; arguments, which name an extension, mean nothing here."""
+
+    def __init__(self, *unused: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        for module in (runtime, built, timeline):
+            if name in module.__all__:
+                return getattr(module, name)
+        raise AttributeError(f"HorovodBasics has no {name}")

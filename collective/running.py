@@ -1,0 +1,106 @@
+"""Run a function of this process on MPI ranks of their own, as `horovod.run` does."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cloudpickle
+
+from .config import environment_outside_the_job
+from .errors import CollectiveError, InvalidArgumentError
+
+__all__ = ["run"]
+
+T = TypeVar("T")
+
+_CALL, _RESULTS, _FAILURE = "call.pickle", "results.pickle", "failure"
+
+
+def run(
+    func: Callable[..., T],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    np: int | None = None,
+    *,
+    num_proc: int | None = None,
+    mpi_args: str = "",
+    executable: str | None = None,
+    env: Mapping[str, str] | None = None,
+) -> list[T]:
+    """Call a function on every rank of a new MPI job, and return the results in rank order.
+
+    Args:
+        func: what cloudpickle can send; it calls `init()` itself, as a script does.
+        args, kwargs: its arguments, the same on all ranks.
+        np: how many ranks; `num_proc` is Horovod's later name of it. One unless given.
+        mpi_args: more arguments for mpirun, as in a shell: "-H a:2,b:2 --bind-to none".
+        executable: the Python of the ranks; this one unless given.
+        env: added to the environment of the ranks.
+
+    The job is started by the mpirun beside the Python of the ranks, else by the one on PATH; what it prints is printed.
+    Rank 0 runs on this host, and the function and its results travel by MPI.
+
+    Raises:
+        InvalidArgumentError: a number of ranks below one, or no mpirun.
+        CollectiveError: a rank raised, and the message is its traceback; or the job failed, which it has told.
+    """
+    size = np if num_proc is None else num_proc
+    if size is None:
+        size = 1
+    if not isinstance(size, int) or size < 1 or None not in (np, num_proc):
+        raise InvalidArgumentError(f"run takes one positive number of ranks, not np={np!r}, num_proc={num_proc!r}")
+    python = executable or sys.executable
+    mpirun = shutil.which("mpirun", path=str(Path(python).parent)) or shutil.which("mpirun")
+    if mpirun is None:
+        raise InvalidArgumentError(f"run needs an mpirun, and there is none beside {python} or on PATH")
+    with tempfile.TemporaryDirectory(prefix="collective-run-") as name:
+        directory = Path(name)
+        (directory / _CALL).write_bytes(cloudpickle.dumps((func, tuple(args), dict(kwargs or {}))))
+        command = [mpirun, "-np", str(size), *shlex.split(mpi_args), python, "-m", "collective.running", name]
+        # A module that the function comes from need not be installed.
+        path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *filter(None, sys.path)])
+        done = subprocess.run(command, env={**environment_outside_the_job(), "PYTHONPATH": path, **(env or {})})
+        failures = sorted(directory.glob(f"{_FAILURE}.*"), key=lambda file: file.stat().st_mtime_ns)
+        if failures:
+            raise CollectiveError(f"run: rank {failures[0].suffix[1:]} raised\n{failures[0].read_text()}")
+        if done.returncode != 0 or not (directory / _RESULTS).exists():
+            raise CollectiveError(f"run: {' '.join(command[:3])} ended with status {done.returncode}")
+        results: list[T] = pickle.loads((directory / _RESULTS).read_bytes())
+    return results
+
+
+def _on_a_rank(directory: Path) -> None:
+    """What the ranks do."""
+    from . import mpi
+
+    mpi.start()
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    call = comm.bcast((directory / _CALL).read_bytes() if comm.rank == 0 else None)
+    try:
+        func, args, kwargs = cloudpickle.loads(call)
+        result = cloudpickle.dumps(func(*args, **kwargs))
+    except Exception:
+        if directory.exists():  # on the host of the caller; elsewhere it is printed alone
+            (directory / f"{_FAILURE}.{comm.rank}").write_text(traceback.format_exc())
+        traceback.print_exc()
+        sys.stderr.flush()
+        comm.Abort(1)
+    results = comm.gather(result)
+    if results is not None:
+        (directory / _RESULTS).write_bytes(cloudpickle.dumps([pickle.loads(one) for one in results]))
+
+
+if __name__ == "__main__":
+    _on_a_rank(Path(sys.argv[1]))

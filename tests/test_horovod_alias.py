@@ -1,0 +1,93 @@
+"""Scripts that import horovod and are not to be changed; functions that run on ranks of their own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import collective
+from mpirun import environment, run_ranks
+
+SCRIPT = """
+import sys
+import horovod
+import horovod.torch as hvd
+import horovod.torch.mpi_ops
+from horovod.torch.compression import Compression
+from horovod.torch.functions import broadcast_object
+from horovod.torch.mpi_ops import allreduce_async_, synchronize
+from horovod.torch.optimizer import DistributedOptimizer
+from horovod.torch.sync_batch_norm import SyncBatchNorm
+from horovod.common.basics import HorovodBasics
+from horovod.common.exceptions import HorovodInternalError, HostsUpdatedInterrupt
+from horovod.common.process_sets import global_process_set
+from horovod.common.util import check_extension, split_list
+from horovod.runner import run
+import torch
+import collective.torch
+
+assert hvd is collective.torch and sys.modules["horovod.torch.mpi_ops"] is collective.torch.mpi_ops
+assert horovod.run is run and horovod.__version__
+assert SyncBatchNorm is hvd.SyncBatchNorm and issubclass(HorovodInternalError, RuntimeError)
+assert [list(part) for part in split_list(range(5), 3)] == [[0, 1], [2, 3], [4]]
+check_extension("horovod.torch", "HOROVOD_WITH_PYTORCH", __file__, "mpi_lib_v2")
+for absent in ("tensorflow", "keras", "tensorflow.keras", "spark", "ray", "mxnet", "torch.elastic", "nothing"):
+    try:
+        __import__(f"horovod.{absent}")
+    except ImportError as error:
+        assert "in collective's Horovod interface" in str(error), error
+    else:
+        raise AssertionError(absent)
+hvd.init()
+assert HorovodBasics(__file__, "mpi_lib").rank() == hvd.rank()
+model = torch.nn.Linear(2, 1)
+hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+optimizer = DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), compression=Compression.fp16)
+model(torch.full((1, 2), float(hvd.rank()))).sum().backward()
+optimizer.step()
+total = synchronize(allreduce_async_(torch.ones(2), op=hvd.Sum))
+assert broadcast_object(sys.argv[1:], process_set=global_process_set) == ["--lr", "0.1"]
+print(__name__, "trained", int(total[0]), Helper)
+"""
+
+
+def test_an_unmodified_script(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("Helper = 'helped'\n")
+    (tmp_path / "train.py").write_text("from beside import Helper\n" + SCRIPT)
+    for start in (["train.py"], ["-m", "train"]):
+        arguments = ["-m", "collective.horovod", *start, "--lr", "0.1"]
+        done = run_ranks(2, arguments, 60, cwd=tmp_path)
+        assert done.stdout.count("__main__ trained 2 helped") == 2, done.stdout + done.stderr
+
+
+def test_use_without_a_script() -> None:
+    done = run_ranks(1, ["-m", "collective.horovod"], 60)
+    assert done.returncode == 1
+    assert "usage: python -m collective.horovod" in done.stderr, done.stderr
+
+
+def on_a_rank(factor: int, add: int = 0) -> tuple[int, int]:
+    collective.init()
+    return collective.rank(), int(collective.allreduce(collective.rank() * factor, collective.Sum)) + add
+
+
+def fails_on_rank_1() -> None:
+    collective.init()
+    if collective.rank() == 1:
+        raise ValueError("what went wrong")
+    collective.barrier()
+
+
+def test_run_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    results = collective.run(on_a_rank, (10,), {"add": 1}, np=2)
+    assert results == [(0, 11), (1, 11)]
+    assert collective.run(lambda: sys.argv is not None) == [True]
+    with pytest.raises(collective.CollectiveError, match=r"rank 1 raised(.|\n)*ValueError: what went wrong"):
+        collective.run(fails_on_rank_1, np=2)
+    for wrong in ({"np": 0}, {"np": 2, "num_proc": 2}):
+        with pytest.raises(collective.InvalidArgumentError, match="one positive number of ranks"):
+            collective.run(on_a_rank, (10,), **wrong)
+    with pytest.raises(collective.CollectiveError, match="ended with status"):
+        collective.run(on_a_rank, (10,), mpi_args="--no-such-option")
