@@ -75,7 +75,7 @@ def evaluate() -> tuple[float, float]:
 
 
 seconds = 0.0
-with tqdm(total=args.epochs * len(loader), unit="step", mininterval=0.5, disable=hvd.rank() != 0) as progress:
+with tqdm(total=args.epochs * len(loader), unit="step", mininterval=0.5, disable=hvd.rank() != 0 or None) as progress:
     for epoch in range(args.epochs):
         sampler.set_epoch(epoch)
         start = time.perf_counter()
