@@ -119,7 +119,7 @@ def relative_run_paths(command: list[str], prefix: Path, place: Path) -> list[st
     """The link command with run paths below `prefix` as seen from `place`."""
     prefix, place = prefix.resolve(), place.resolve()
     changed = []
-    for before, word in zip(["", *command], command, strict=False):
+    for before, word in zip(["", *command[:-1]], command, strict=True):
         match = re.fullmatch(r"((?:-Wl,(?:-rpath[,=])?)?)(/.*)", word)
         if match and (match[1] or before == "-Xlinker") and Path(match[2]).resolve().is_relative_to(prefix):
             word = f"{match[1]}$ORIGIN/{os.path.relpath(Path(match[2]).resolve(), place)}"

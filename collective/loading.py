@@ -25,11 +25,11 @@ def import_mpi() -> ModuleType:
         mpirun = shutil.which("mpirun") or shutil.which("mpiexec")
         raise MPIMismatchError(
             f"mpi4py {mpi4py.__version__} cannot load an MPI: "
-            f"{f'{missing} was not found' if missing else str(error).strip()}. "
-            f"The engine was built for {_core.built_for_mpi()} and runs with {_core.running_mpi_path()}; the mpirun on "
-            f"PATH is {Path(mpirun).resolve() if mpirun else 'none'}. Compile mpi4py for that MPI, with its mpicc "
-            f"first on PATH: pip install --force-reinstall --no-deps --no-cache-dir --no-binary=mpi4py mpi4py. Or load "
-            f"an MPI that mpi4py knows (module load), and install this package for it."
+            f"{f'{missing} was not found' if missing else str(error).strip()}. The engine was built for "
+            f"{_core.built_for_mpi()} and runs with {_core.running_mpi_path()}; the mpirun on PATH is "
+            f"{Path(mpirun).resolve() if mpirun else 'none'}. Compile mpi4py for that MPI, its mpicc first on PATH: "
+            f"pip install --force-reinstall --no-deps --no-cache-dir --no-binary=mpi4py mpi4py. Or load an MPI that "
+            f"mpi4py knows (module load), and install this package for it."
         ) from None
     return MPI
 
@@ -45,9 +45,7 @@ def explain_missing_engine(package: Path, error: ImportError) -> str:
         )
     missing = _missing_libraries(str(error))
     if not missing:
-        return (
-            f"the compiled engine cannot be loaded: {error}. Install this package again (in a checkout: `make setup`)."
-        )
+        return f"the compiled engine cannot be loaded: {error}. Install this package again (`make setup`)."
     return (
         f"the compiled engine cannot be loaded, for {missing} was not found. Load the MPI that this package was "
         f"installed with (module load, or its library's directory in LD_LIBRARY_PATH), or install this package again "

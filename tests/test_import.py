@@ -1,9 +1,17 @@
-"""What an import brings with it: no MPI before init(), no torch for who does not use it."""
+"""What an import brings with it: no MPI before init(), no torch unless used; and what it says where it fails."""
 
+import importlib.util
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+import collective
+from collective import _core
 from mpirun import environment, run_ranks
+from test_csrc import mpicxx
 
 
 def python(code: str) -> str:
@@ -100,3 +108,62 @@ def test_one_process_needs_no_launcher() -> None:
         "print(collective.size(), collective.allreduce(np.full(3, 5.0)), collective.allgather(2))",
     )
     assert said == "1 [5. 5. 5.] [2]\n"
+
+
+def fails(code: str, cwd: Path | None = None, **env: str) -> str:
+    """The error of one python process: one traceback, whose last line tells all."""
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={**environment(), **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert process.returncode == 1, process.stdout + process.stderr
+    assert process.stderr.count("Traceback") == 1, process.stderr
+    return process.stderr.splitlines()[-1]
+
+
+def copy_of_the_package(directory: Path) -> Path:
+    """Without its engine, as a source tree has it."""
+    package = Path(collective.__file__).parent
+    shutil.copytree(package, directory / "collective", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return directory / "collective"
+
+
+def test_an_mpi_that_mpi4py_cannot_load_is_named() -> None:
+    """Debian's MPICH has no libmpi.so.12, which mpi4py's wheel wants."""
+    if not importlib.util.find_spec("mpi4py._mpiabi"):
+        pytest.skip("mpi4py was compiled for its MPI")
+    told = fails("import collective; collective.init()", MPI4PY_LIBMPI="/nowhere/libmpi.so.12")
+    assert told.startswith("collective.errors.MPIMismatchError: mpi4py")
+    assert "cannot load an MPI: libmpi.so.12 was not found" in told
+    assert _core.running_mpi_path() in told
+    assert "pip install --force-reinstall --no-deps --no-cache-dir --no-binary=mpi4py mpi4py" in told
+
+
+def test_a_source_tree_without_an_engine_says_so(tmp_path: Path) -> None:
+    package = copy_of_the_package(tmp_path)
+    # An editable installation would lend it the other tree's engine.
+    alone = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in f'{f}'.lower()]; "
+    told = fails(alone + "import collective.info", cwd=tmp_path)
+    assert f"ImportError: {package} has no compiled engine for this Python" in told
+    assert "start Python from another directory" in told
+    assert "`make setup`" in told
+    (package / "_core.cpython-17-other-machine.so").touch()
+    assert "(only _core.cpython-17-other-machine.so)" in fails(alone + "import collective", cwd=tmp_path)
+
+
+def test_an_engine_whose_mpi_is_not_there_says_so(tmp_path: Path) -> None:
+    package = copy_of_the_package(tmp_path)
+    engine = package / Path(_core.__file__).name
+    library = tmp_path / "libmpi.so.77"
+    link = [mpicxx(), "-shared", "-fPIC", "-x", "c++", "/dev/null", "-x", "none", "-Wl,--no-as-needed"]
+    subprocess.run([*link, f"-Wl,-soname,{library.name}", "-o", library], check=True, timeout=60)
+    subprocess.run([*link, library, "-o", engine], check=True, timeout=60)
+    library.unlink()
+    told = fails("import collective", cwd=tmp_path)
+    assert "ImportError: the compiled engine cannot be loaded, for libmpi.so.77 was not found. Load the MPI" in told
+    engine.write_text("no library")
+    assert "Install this package again" in fails("import collective", cwd=tmp_path)
