@@ -85,12 +85,12 @@ def test_without_a_device(stand_in: Env) -> None:  # noqa: F811
     )
 
 
-ELSEWHERE = "_core.running_mpi_path = lambda: '/nowhere/lib/libmpi.so'; "  # so that mpirun is searched on PATH alone
+ELSEWHERE = "_core.running_mpi_path = lambda: '/nowhere/at/all/lib/libmpi.so'; "  # so that mpirun is searched on PATH alone
 
 
 def test_without_a_launcher(stand_in: Env) -> None:  # noqa: F811
     told = find_out(stand_in, ELSEWHERE + "os.environ['PATH'] = ''")
-    assert told.startswith("Answer(aware=False, how='not known, so not used: no mpirun beside /nowhere/lib/libmpi.so ")
+    assert told.startswith("Answer(aware=False, how='not known, so not used: no mpirun beside /nowhere/at/all/lib/libmpi.so ")
     assert "COLLECTIVE_CUDA_AWARE" in told
 
 
@@ -101,7 +101,7 @@ STARTED = f"echo '{MARK} started '; " * 2
     ("does", "told"),
     [
         ("echo 'an Error of mine' >&2; exit 3", "started no two ranks for a test (status 3): an Error of mine"),
-        (f"echo '{MARK} alone '", "is the launcher of another MPI than /nowhere/lib/libmpi.so"),
+        (f"echo '{MARK} alone '", "is the launcher of another MPI than /nowhere/at/all/lib/libmpi.so"),
         ("sleep 600 & echo $! > sleeper; wait", "started no two ranks for a test within 1 s"),
         (STARTED + "sleep 600 & echo $! > sleeper; wait", "no: two ranks tried it on this node and had not finished"),
         (STARTED + "echo 'signal 14'; exit 142", "no: two ranks tried it on this node and had not finished"),
