@@ -69,7 +69,8 @@ def _not_known(why: str) -> Answer:
 def _launcher() -> str | None:
     """The mpirun of the MPI that runs here: beside its library, else on PATH."""
     library = Path(_core.running_mpi_path())
-    beside = [str(parent / "bin") for parent in library.parents] if library.is_absolute() else []
+    # Not below the root itself: /bin is beside everything.
+    beside = [str(parent / "bin") for parent in list(library.parents)[:-1]] if library.is_absolute() else []
     # Debian installs several MPIs side by side, under these names.
     names = ("mpirun.openmpi", "mpirun") if _is_open_mpi() else ("mpiexec.hydra", "mpirun.mpich", "mpirun", "mpiexec")
     found = (shutil.which(name, path=path) for path in (*beside, None) for name in names)
