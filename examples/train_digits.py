@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
-from tqdm import tqdm
 
 import collective.torch as hvd
 
@@ -75,19 +74,18 @@ def evaluate() -> tuple[float, float]:
 
 
 seconds = 0.0
-with tqdm(total=args.epochs * len(loader), unit="step", mininterval=0.5, disable=hvd.rank() != 0 or None) as progress:
-    for epoch in range(args.epochs):
-        sampler.set_epoch(epoch)
-        start = time.perf_counter()
-        for batch, expected in loader:
-            optimizer.zero_grad()
-            cross_entropy(model(batch), expected).backward()
-            optimizer.step()
-            schedule.step()
-            progress.update()
-        seconds += time.perf_counter() - start
-        loss, accuracy = evaluate()
-        progress.set_postfix_str(f"epoch {epoch + 1}, test loss {loss:.4f}, accuracy {accuracy:.1%}")
+for epoch in range(args.epochs):
+    sampler.set_epoch(epoch)
+    start = time.perf_counter()
+    for batch, expected in loader:
+        optimizer.zero_grad()
+        cross_entropy(model(batch), expected).backward()
+        optimizer.step()
+        schedule.step()
+    seconds += time.perf_counter() - start
+    loss, accuracy = evaluate()
+    if hvd.rank() == 0:  # lines, for mpirun and Slurm give ranks no terminal to redraw
+        print(f"epoch {epoch + 1} of {args.epochs}: test loss {loss:.4f}, accuracy {accuracy:.1%}", flush=True)
 
 # The same start and the same averages: all replicas must hold the same bits now.
 digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()

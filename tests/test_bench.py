@@ -124,6 +124,7 @@ def test_every_contender_is_measured_at_every_size(size: int, tmp_path: Path) ->
     for title in ("latency: us", "bandwidth: us", "bandwidth: GB/s"):
         assert done.stdout.count(title) == 1  # rank 0 alone reports
     assert f"{size} ranks on 1 node" in done.stdout
+    assert not [line for line in done.stdout.splitlines() if line != line.rstrip()]
 
 
 @needs_rich

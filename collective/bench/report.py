@@ -25,7 +25,6 @@ _RATIO_CAPTION = "/x: the speed of ours in that of x; above 1 ours is faster"
 
 def print_report(header: dict[str, Any], notes: Sequence[str], results: Sequence[Result]) -> None:
     """Print the header, the notes, and the tables of the workloads that were run."""
-    console = _console()
     print(_headline(header))
     for note in notes:
         print(f"note: {note}")
@@ -35,20 +34,20 @@ def print_report(header: dict[str, Any], notes: Sequence[str], results: Sequence
         if workload == "idle":
             print(f"idle: {chosen[0].median:.2f} % of a core over {chosen[0].case} with nothing in flight")
         elif workload == "latency":
-            console.print(_times_table("latency", chosen, with_ratios=True))
+            _show(_times_table("latency", chosen, with_ratios=True))
         elif workload == "bandwidth":
-            console.print(_times_table("bandwidth", chosen, with_ratios=False))
-            console.print(_bandwidth_table(chosen, header["ranks"]))
+            _show(_times_table("bandwidth", chosen, with_ratios=False))
+            _show(_bandwidth_table(chosen, header["ranks"]))
         elif workload == "resnet50":
-            console.print(_gradients_table(chosen))
+            _show(_gradients_table(chosen))
         elif workload == KERNELS:
-            console.print(_kernels_table(chosen))
+            _show(_kernels_table(chosen))
         elif workload == "devices":
-            console.print(_times_table("devices", chosen, with_ratios=True))
+            _show(_times_table("devices", chosen, with_ratios=True))
         elif workload == "step":
-            console.print(_step_table(chosen))
+            _show(_step_table(chosen))
         else:
-            console.print(_overlap_table(chosen))
+            _show(_overlap_table(chosen))
 
 
 def print_comparison(path: Path, header: dict[str, Any], results: Sequence[Result]) -> None:
@@ -67,14 +66,18 @@ def print_comparison(path: Path, header: dict[str, Any], results: Sequence[Resul
             continue
         ratio = f"{result.median / then:.2f}" if then > 0 else "-"
         table.add_row(*result.key, _value(then, result.unit), _value(result.median, result.unit), ratio)
-    _console().print(table)
+    _show(table)
     gone = [" ".join(key) for key in old if key not in {result.key for result in results}]
     if gone:
         print(f"note: only in {path}: {', '.join(gone)}")
 
 
-def _console() -> Console:
-    return Console(width=_WIDTH, force_terminal=False, highlight=False)
+def _show(table: Table) -> None:
+    """Print it without the blanks that fill its lines up."""
+    console = Console(width=_WIDTH, force_terminal=False, highlight=False)
+    with console.capture() as printed:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
 def _table(title: str, columns: Sequence[str], caption: str = "") -> Table:
