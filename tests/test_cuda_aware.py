@@ -85,12 +85,16 @@ def test_without_a_device(stand_in: Env) -> None:  # noqa: F811
     )
 
 
-ELSEWHERE = "_core.running_mpi_path = lambda: '/nowhere/at/all/lib/libmpi.so'; "  # so that mpirun is searched on PATH alone
+ELSEWHERE = (
+    "_core.running_mpi_path = lambda: '/nowhere/at/all/lib/libmpi.so'; "  # so that mpirun is searched on PATH alone
+)
 
 
 def test_without_a_launcher(stand_in: Env) -> None:  # noqa: F811
     told = find_out(stand_in, ELSEWHERE + "os.environ['PATH'] = ''")
-    assert told.startswith("Answer(aware=False, how='not known, so not used: no mpirun beside /nowhere/at/all/lib/libmpi.so ")
+    assert told.startswith(
+        "Answer(aware=False, how='not known, so not used: no mpirun beside /nowhere/at/all/lib/libmpi.so "
+    )
     assert "COLLECTIVE_CUDA_AWARE" in told
 
 
