@@ -187,7 +187,7 @@ DIFFERENTIABLE: list[
     ),
     (lambda x: hvd.allreduce(x.t()), lambda xs: sum(x.t() for x in xs) / len(xs), lambda rank: 2, False),
     (lambda x: hvd.allgather(x), lambda xs: torch.cat(xs), lambda rank: 2, True),
-    (lambda x: hvd.allgather(x), lambda xs: torch.cat(xs), lambda rank: (rank + 2) % 3),  # also none
+    (lambda x: hvd.allgather(x), lambda xs: torch.cat(xs), lambda rank: (rank + 2) % 3, True),  # also none
     (lambda x: hvd.allgather(x[0, 0]), lambda xs: torch.stack([x[0, 0] for x in xs]), lambda rank: 1, True),
     (
         lambda x: torch.cat(hvd.grouped_allreduce([x, x * x], op=hvd.Sum)),
