@@ -316,8 +316,10 @@ std::string built_for_mpi() {
 #if defined(OMPI_MAJOR_VERSION)
   return "Open MPI " + std::to_string(OMPI_MAJOR_VERSION) + "." + std::to_string(OMPI_MINOR_VERSION) + "." +
          std::to_string(OMPI_RELEASE_VERSION);
+#elif defined(I_MPI_VERSION)
+  return std::string("Intel MPI ") + I_MPI_VERSION;
 #elif defined(MPICH_VERSION)
-  return std::string("MPICH ") + MPICH_VERSION;  // also Intel MPI, Cray MPICH, MVAPICH: one ABI
+  return std::string("MPICH ") + MPICH_VERSION;  // also Cray MPICH, MVAPICH; Intel MPI has the same ABI
 #else
   return "MPI " + std::to_string(MPI_VERSION) + "." + std::to_string(MPI_SUBVERSION);
 #endif
