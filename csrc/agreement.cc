@@ -217,9 +217,8 @@ void Agreement::take_joined(int source) {
 
 void Agreement::complete(const std::string& name, Pending& pending) {
   for (const Variant& variant : pending.variants) {
-    const auto d = Descriptor::decode(variant.encoded);
-    if (d.kind != Kind::kRefusal) continue;
-    fail(name, present(pending), ErrorCode::kMismatch, "'" + name + "': " + d.layout);
+    if (Reader(variant.encoded).get<Kind>() != Kind::kRefusal) continue;
+    fail(name, present(pending), ErrorCode::kMismatch, "'" + name + "': " + Descriptor::decode(variant.encoded).layout);
     return;
   }
   if (pending.variants.size() > 1) {
