@@ -214,3 +214,24 @@ def test_training_with_a_compressor_of_the_users_own(world: World) -> None:
     if world.size > 1:
         for p, q in zip(twins.model.parameters(), twins.twin.parameters(), strict=True):
             torch.testing.assert_close(p.grad, q.grad * world.size * 2, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.ranks(2)
+def test_gradients_dropped_or_replaced_after_they_were_sent(world: World) -> None:
+    """On one rank or both, with a compressor of the user's own."""
+    p, q = parameter(3), parameter(2)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p, q], lr=1.0, weight_decay=0.5), compression=Doubling)
+    for ranks in ((0,), (0, 1)):
+        before = p.detach().clone()
+        if world.rank in ranks:
+            (p.sum() + q.sum()).backward()
+            p.grad = None
+        optimizer.step()
+        assert p.grad is None
+        assert torch.equal(p, before)
+        optimizer.zero_grad()
+    p.sum().backward()
+    assert p.grad is not None
+    p.grad.data = torch.full_like(p, 7.0)
+    optimizer.synchronize()
+    torch.testing.assert_close(p.grad, torch.full_like(p, 14.0))

@@ -34,9 +34,12 @@ class _Run:
     context: Any
     grad: torch.Tensor | None
     version: int
+    address: int
 
     def is_of(self, grad: torch.Tensor | None) -> bool:
-        return grad is self.grad and (grad is None or grad._version == self.version)
+        return grad is self.grad and (
+            grad is None or (grad._version == self.version and grad.data_ptr() == self.address)
+        )
 
 
 class CompressedReducer:
@@ -129,7 +132,8 @@ class CompressedReducer:
         grad = self._gradient(p)
         sent, context = self._compression.compress(torch.zeros_like(p) if grad is None else grad.detach())
         handle = ops.allreduce_async(sent, name=f"{self._label()}.{self._names[p]}", **self._options)
-        self._runs[p] = _Run(handle, context, grad, 0 if grad is None else grad._version)
+        version, address = (0, 0) if grad is None else (grad._version, grad.data_ptr())
+        self._runs[p] = _Run(handle, context, grad, version, address)
 
     def synchronize(self) -> None:
         """Wait until every gradient is reduced on every rank, and put the results into `.grad`; collective."""
@@ -151,14 +155,14 @@ class CompressedReducer:
         is_stale = [p in self._runs and not self._runs[p].is_of(g) for p, g in zip(parameters, grads, strict=True)]
         was_sparse = [p in self._sparse for p in parameters]
         told = self._on_any_rank(np.array([[g is not None for g in grads], is_stale, was_sparse], dtype=bool))
-        present = [p for p, here in zip(parameters, told[0], strict=True) if here]
-        for p in present:
-            if p not in self._runs:
-                self._start(p)
-        for p, again in zip(parameters, told[1], strict=True):
+        for p, is_here, again in zip(parameters, told[0], told[1], strict=True):
+            if (is_here or again) and p not in self._runs:
+                self._start(p)  # what another rank has started must end, also where it is not wanted any more
+        for p, is_here, again in zip(parameters, told[0], told[1], strict=True):
             if again:
-                self._runs[p].handle.wait()
-                self._start(p)
+                self._runs.pop(p).handle.wait()
+                if is_here:
+                    self._start(p)
         for p, is_sparse in zip(parameters, told[2], strict=True):
             run = self._runs.get(p)
             if run is None:

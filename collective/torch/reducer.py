@@ -277,13 +277,13 @@ class GradientReducer:
         slot = bucket.slots[number]
         if self._as_view or slot.let_go(bucket.core, number):
             return
+        slot.view = None  # first: a warning may be an error
         warnings.warn(
             f"{self.label}: a tensor or array that shares memory with an earlier gradient of '{slot.name}' (made by "
             f"detach(), numpy() or an index) was kept, and is overwritten by the next gradient. Copy what is to be "
             f"kept, or set gradient_as_bucket_view=False. From now on results are copied into this gradient.",
             stacklevel=2,
         )
-        slot.view = None
 
     def _is_stale(self, bucket: Bucket) -> bool:
         now = [self._gradient(slot) for slot in bucket.slots]  # of all, for it may refuse some

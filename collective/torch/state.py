@@ -34,18 +34,18 @@ def broadcast_parameters(params: Mapping[str, Any] | Iterable[Any], root_rank: i
             take part: it gave a module, a sparse tensor, or one that has no memory of its own.
         MismatchError: names, shapes or dtypes differ between ranks.
     """
-    error: CollectiveError | None = None
+    error: Exception | None = None
     named: list[Named] = []
     try:
         named = _flat(params)
         pairs = [(name, *_target_and_buffer(name, tensor)) for name, tensor in named]
-    except CollectiveError as raised:
+    except Exception as raised:  # of a tensor's own class, too: the others are about to wait
         error = raised
     _agree("broadcast_parameters", error)
     _broadcast(pairs, root_rank, "broadcast_parameters")
 
 
-def _agree(label: str, error: CollectiveError | None) -> None:
+def _agree(label: str, error: Exception | None) -> None:
     """Raise on all ranks what is wrong on one of them; collective."""
     own = np.frombuffer(b"" if error is None else f"{error}\n".encode(), dtype=np.uint8)
     # An unnamed gather would do, but for ranks that come here another number of times.

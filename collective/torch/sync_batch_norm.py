@@ -67,10 +67,11 @@ class SyncBatchNorm(_BatchNorm):
                 raise InvalidArgumentError(
                     f"a {type(module).__qualname__} does not know its number of features yet: run the model once first"
                 )
-            if type(module).forward not in (_BatchNorm.forward, torch.nn.SyncBatchNorm.forward):
+            is_parametrized = torch.nn.utils.parametrize.is_parametrized(module)
+            if is_parametrized or type(module).forward not in (_BatchNorm.forward, torch.nn.SyncBatchNorm.forward):
+                has = "parametrized tensors" if is_parametrized else "a forward() of its own"
                 warnings.warn(
-                    f"{type(module).__qualname__} has a forward() of its own, and keeps the statistics of each rank",
-                    stacklevel=3,
+                    f"{type(module).__qualname__} has {has}, and keeps the statistics of each rank", stacklevel=3
                 )
                 return module
             new = cls.__new__(cls)
