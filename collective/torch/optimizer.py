@@ -240,6 +240,7 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     passes = check_passes(backward_passes_per_step)
     dealt = _checked_groups(optimizer, groups)
     label = _Label(process_set)
+    label()  # counted now: hooks that ask first would count in the order of gradients, which differs between ranks
     outside_graphs = {name: _outside_graphs(vars(_Distributed)[name]) for name in ("synchronize", "_before_step")}
     optimizer.__class__ = type(type(optimizer).__name__, (_Distributed, type(optimizer)), outside_graphs)
     wrapped: Any = optimizer
