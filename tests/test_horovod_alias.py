@@ -9,7 +9,9 @@ import collective
 from mpirun import environment, run_ranks
 
 SCRIPT = """
+import os
 import sys
+from horovod import torch as by_from  # before the module is an attribute of the package
 import horovod
 import horovod.torch as hvd
 import horovod.torch.mpi_ops
@@ -21,25 +23,38 @@ from horovod.torch.sync_batch_norm import SyncBatchNorm
 from horovod.common.basics import HorovodBasics
 from horovod.common.exceptions import HorovodInternalError, HostsUpdatedInterrupt
 from horovod.common.process_sets import global_process_set
-from horovod.common.util import check_extension, split_list
+from horovod.common.util import check_extension, env, gloo_built, gpu_available, mpi_built, split_list
 from horovod.runner import run
 import torch
 import collective.torch
 
-assert hvd is collective.torch and sys.modules["horovod.torch.mpi_ops"] is collective.torch.mpi_ops
-assert horovod.run is run and horovod.__version__
+assert by_from is hvd is collective.torch and sys.modules["horovod.torch.mpi_ops"] is collective.torch.mpi_ops
+assert horovod.run is run and horovod.__version__.split(".")[:2] == ["0", "28"]
+assert gpu_available("torch") == torch.cuda.is_available() and mpi_built() and not gloo_built()
+with env(HOME="elsewhere", UNSET_BEFORE="1", LEFT_ALONE=None):
+    assert os.environ["HOME"] == "elsewhere" and "UNSET_BEFORE" in os.environ and "LEFT_ALONE" not in os.environ
+assert os.environ["HOME"] != "elsewhere" and "UNSET_BEFORE" not in os.environ
 assert SyncBatchNorm is hvd.SyncBatchNorm and issubclass(HorovodInternalError, RuntimeError)
 assert [list(part) for part in split_list(range(5), 3)] == [[0, 1], [2, 3], [4]]
 check_extension("horovod.torch", "HOROVOD_WITH_PYTORCH", __file__, "mpi_lib_v2")
 for absent in ("tensorflow", "keras", "tensorflow.keras", "spark", "ray", "mxnet", "torch.elastic", "nothing"):
-    try:
-        __import__(f"horovod.{absent}")
-    except ImportError as error:
-        assert "in collective's Horovod interface" in str(error), error
-    else:
-        raise AssertionError(absent)
+    package, _, name = f"horovod.{absent}".rpartition(".")
+    for statement in (f"import horovod.{absent}", f"from {package} import {name}"):
+        try:
+            exec(statement)
+        except ImportError as error:
+            assert "in collective's Horovod interface" in str(error) or absent == "nothing", error
+        else:
+            raise AssertionError(statement)
+try:
+    hvd.elastic
+except AttributeError as error:
+    assert "elastic training is not supported" in str(error), error
+else:
+    raise AssertionError("elastic")
 hvd.init()
-assert HorovodBasics(__file__, "mpi_lib").rank() == hvd.rank()
+basics = HorovodBasics(__file__, "mpi_lib")
+assert basics.rank() == hvd.rank() and basics.Max is hvd.Max
 model = torch.nn.Linear(2, 1)
 hvd.broadcast_parameters(model.state_dict(), root_rank=0)
 optimizer = DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), compression=Compression.fp16)
@@ -58,6 +73,26 @@ def test_an_unmodified_script(tmp_path: Path) -> None:
         arguments = ["-m", "collective.horovod", *start, "--lr", "0.1"]
         done = run_ranks(2, arguments, 60, cwd=tmp_path)
         assert done.stdout.count("__main__ trained 2 helped") == 2, done.stdout + done.stderr
+
+
+def test_workers_that_import_the_script_anew(tmp_path: Path) -> None:
+    """As those of a DataLoader do where its processes are not forked."""
+    (tmp_path / "train.py").write_text("""
+import multiprocessing
+import horovod.torch as hvd
+
+def worker(number):
+    return number, hvd.__name__, hvd.is_initialized()
+
+if __name__ == "__main__":
+    hvd.init()
+    for method in ("spawn", "forkserver"):
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            print(method, pool.map_async(worker, [hvd.size()]).get(timeout=60))
+""")
+    done = run_ranks(1, ["-m", "collective.horovod", "train.py"], 90, cwd=tmp_path)
+    said = [f"{method} [(1, 'collective.torch', False)]" for method in ("spawn", "forkserver")]
+    assert done.stdout.splitlines() == said, done.stdout + done.stderr
 
 
 def test_use_without_a_script() -> None:

@@ -1,7 +1,7 @@
 """Horovod's module names, for scripts that are not to be changed: `python -m collective.horovod train.py`.
 
 `install()` puts a finder in front of Python's own: from then on `import horovod`, `horovod.torch` and what is below it
-give this package's modules. Nothing of that name is installed on the disk; where Horovod itself is, it is not used.
+give this package's modules. Nothing of that name is installed; where Horovod itself is, it is not used.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
-from .. import __version__
 from ..running import run
 
-__all__ = ["__version__", "install", "run"]
+__all__ = ["install"]
+
+_VERSION = "0.28.1"  # the release of Horovod whose interface this is: scripts decide by it what they may use
+
+# Modules of their own, so that `from horovod import torch` looks for horovod.torch.
+_PACKAGES = ("horovod", "horovod.common")
 
 # Horovod's module, and which of ours it is.
 _MODULES = {
-    "horovod": "collective.horovod",
-    "horovod.common": "collective.horovod.common",
     "horovod.common.basics": "collective.horovod.common.basics",
     "horovod.common.exceptions": "collective.horovod.common.exceptions",
     "horovod.common.process_sets": "collective.process_sets",
@@ -29,6 +32,7 @@ _MODULES = {
     "horovod.runner": "collective.running",
     "horovod.torch": "collective.torch",
     "horovod.torch.compression": "collective.torch.compression",
+    "horovod.torch.elastic": "collective.torch.elastic",
     "horovod.torch.functions": "collective.torch.functions",
     "horovod.torch.mpi_ops": "collective.torch.mpi_ops",
     "horovod.torch.optimizer": "collective.torch.optimizer",
@@ -40,19 +44,25 @@ _WHY_NOT = {
     "horovod.mxnet": "MXNet is not supported",
     "horovod.spark": "Spark is not supported: start the ranks with mpirun or srun",
     "horovod.ray": "Ray is not supported: start the ranks with mpirun or srun",
-    "horovod.torch.elastic": "elastic training is not supported",
 }
+
+# Holds a package `horovod` that calls install(). Processes that multiprocessing starts anew (spawn, forkserver) import
+# the script again, and of what install() did in their parent they inherit only sys.path.
+_FOR_CHILDREN = str(Path(__file__).with_name("for_children"))
 
 
 class _Loader(importlib.abc.Loader):
-    """Gives a module that exists under another name."""
+    """Gives one of the packages, or a module that exists under another name."""
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        # The import system returns what stands there afterwards.
-        sys.modules[module.__name__] = importlib.import_module(_MODULES[module.__name__])
+        if module.__name__ in _MODULES:
+            # The import system returns what stands there afterwards.
+            sys.modules[module.__name__] = importlib.import_module(_MODULES[module.__name__])
+        elif module.__name__ == "horovod":
+            vars(module).update(__version__=_VERSION, run=run)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -61,18 +71,19 @@ class _Finder(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname.partition(".")[0] != "horovod":
             return None
-        if fullname in _MODULES:
-            return importlib.machinery.ModuleSpec(fullname, _Loader())
-        why = next(
-            (why for name, why in _WHY_NOT.items() if f"{fullname}.".startswith(f"{name}.")), "it has no such module"
-        )
-        raise ModuleNotFoundError(
-            f"No module named {fullname!r} in collective's Horovod interface: {why}", name=fullname
-        )
+        if fullname in _MODULES or fullname in _PACKAGES:
+            return importlib.machinery.ModuleSpec(fullname, _Loader(), is_package=fullname in _PACKAGES)
+        why = next((why for name, why in _WHY_NOT.items() if f"{fullname}.".startswith(f"{name}.")), None)
+        message = f"No module named {fullname!r} in collective's Horovod interface: {why or 'it has no such module'}"
+        # In the place of a ModuleNotFoundError, `from horovod import keras` would tell something of its own.
+        raise ImportError(message, name=fullname) if why else ModuleNotFoundError(message, name=fullname)
 
 
 def install() -> None:
-    """Serve `import horovod` from this package, in this process; before anything has imported Horovod itself."""
+    """Serve `import horovod` from this package, in this process and in those that multiprocessing starts from it.
+
+    Raises ImportError where something has imported Horovod itself before. A second call changes nothing.
+    """
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
     if "horovod" in sys.modules:
@@ -80,3 +91,4 @@ def install() -> None:
             f"horovod was imported before, from {getattr(sys.modules['horovod'], '__file__', 'elsewhere')}"
         )
     sys.meta_path.insert(0, _Finder())
+    sys.path.insert(1, _FOR_CHILDREN)  # behind the script's directory, before what is installed

@@ -1,5 +1,7 @@
 """Horovod's PyTorch interface on this package's engine: `import collective.torch as hvd`."""
 
+from typing import TYPE_CHECKING, Any
+
 from ..built import (
     ccl_built,
     cuda_built,
@@ -172,3 +174,9 @@ __all__ = [
     "sync_batch_norm",
     "synchronize",
 ]
+
+if not TYPE_CHECKING:  # to a type checker every attribute would be there
+
+    def __getattr__(name: str) -> Any:
+        why = ": elastic training is not supported" if name == "elastic" else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{why}")

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from ... import built, runtime, timeline
+from ...submission import Op
 
 __all__ = ["HorovodBasics"]
 
 
 class HorovodBasics:
-    """The life cycle, the topology and what the build can do; arguments, which name an extension, mean nothing here."""
+    """The life cycle, the topology, what the build can do, and the operators; arguments, which name an extension, mean
+    nothing here.
+    """
 
     def __init__(self, *unused: object) -> None:
         pass
@@ -19,4 +22,6 @@ class HorovodBasics:
         for module in (runtime, built, timeline):
             if name in module.__all__:
                 return getattr(module, name)
+        if name in Op.__members__:
+            return Op[name]
         raise AttributeError(f"HorovodBasics has no {name}")

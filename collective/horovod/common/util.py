@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
-__all__ = ["check_extension", "extension_available", "num_rank_is_power_2", "split_list"]
+from ... import built
+
+__all__ = [
+    "ccl_built",
+    "check_extension",
+    "ddl_built",
+    "env",
+    "extension_available",
+    "gloo_built",
+    "gpu_available",
+    "mpi_built",
+    "nccl_built",
+    "num_rank_is_power_2",
+    "split_list",
+]
 
 T = TypeVar("T")
 
@@ -20,6 +36,52 @@ def check_extension(ext_name: str, *unused: object) -> None:
 def extension_available(ext_base_name: str, verbose: bool = False) -> bool:
     """Whether a framework is supported."""
     return ext_base_name.rpartition(".")[2] == "torch"
+
+
+def gpu_available(ext_base_name: str, verbose: bool = False) -> bool:
+    """Whether the framework sees a device."""
+    if not extension_available(ext_base_name):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def mpi_built(verbose: bool = False) -> bool:
+    """As the function of `collective.torch`; so are the four below."""
+    return built.mpi_built()
+
+
+def gloo_built(verbose: bool = False) -> bool:
+    return built.gloo_built()
+
+
+def nccl_built(verbose: bool = False) -> int:
+    return built.nccl_built()
+
+
+def ddl_built(verbose: bool = False) -> bool:
+    return built.ddl_built()
+
+
+def ccl_built(verbose: bool = False) -> bool:
+    return built.ccl_built()
+
+
+@contextmanager
+def env(**variables: str | None) -> Iterator[None]:
+    """Within it, environment variables have these values; None leaves one as it is."""
+    given = {name: value for name, value in variables.items() if value is not None}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def num_rank_is_power_2(num_rank: int) -> bool:
