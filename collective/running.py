@@ -23,6 +23,7 @@ __all__ = ["run"]
 
 T = TypeVar("T")
 
+_END = 10.0  # seconds for mpirun to end its ranks and to remove its files
 _CALL, _RESULTS, _FAILURE = "call.pickle", "results.pickle", "failure"
 
 
@@ -48,7 +49,8 @@ def run(
         env: added to the environment of the ranks.
 
     The job is started by the mpirun beside the Python of the ranks, else by the one on PATH; what it prints is printed.
-    Rank 0 runs on this host, and the function and its results travel by MPI.
+    An exception in this process, such as Ctrl-C's, ends it. Rank 0 runs on this host, and the function and its results
+    travel by MPI.
 
     Raises:
         InvalidArgumentError: a number of ranks below one, or no mpirun.
@@ -66,23 +68,41 @@ def run(
     with tempfile.TemporaryDirectory(prefix="collective-run-") as name:
         directory = Path(name)
         (directory / _CALL).write_bytes(cloudpickle.dumps((func, tuple(args), dict(kwargs or {}))))
-        command = [mpirun, "-np", str(size), *shlex.split(mpi_args), python, "-m", "collective.running", name]
+        # Not by -m, which would run this module a second time, and warns of it.
+        program = "import sys; from collective import running; running.on_a_rank(sys.argv[1])"
+        command = [mpirun, "-np", str(size), *shlex.split(mpi_args), python, "-c", program, name]
         # A module that the function comes from need not be installed.
         path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *filter(None, sys.path)])
-        done = subprocess.run(command, env={**environment_outside_the_job(), "PYTHONPATH": path, **(env or {})})
+        status = _status(command, {**environment_outside_the_job(), "PYTHONPATH": path, **(env or {})})
         failures = sorted(directory.glob(f"{_FAILURE}.*"), key=lambda file: file.stat().st_mtime_ns)
         if failures:
             raise CollectiveError(f"run: rank {failures[0].suffix[1:]} raised\n{failures[0].read_text()}")
-        if done.returncode != 0 or not (directory / _RESULTS).exists():
-            raise CollectiveError(f"run: {' '.join(command[:3])} ended with status {done.returncode}")
+        if status != 0 or not (directory / _RESULTS).exists():
+            raise CollectiveError(f"run: {' '.join(command[:3])} ended with status {status}")
         results: list[T] = pickle.loads((directory / _RESULTS).read_bytes())
     return results
 
 
-def _on_a_rank(directory: Path) -> None:
-    """What the ranks do."""
+def _status(command: Sequence[str], env: Mapping[str, str]) -> int:
+    """Run mpirun to its end, or end it: subprocess.run kills, which ranks do not notice."""
+    process = subprocess.Popen(command, env=env)
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        try:
+            process.wait(_END)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        raise
+
+
+def on_a_rank(name: str) -> None:
+    """What the ranks do; `name` is the directory that the caller has made."""
     from . import mpi
 
+    directory = Path(name)
     mpi.start()
     from mpi4py import MPI
 
@@ -100,7 +120,3 @@ def _on_a_rank(directory: Path) -> None:
     results = comm.gather(result)
     if results is not None:
         (directory / _RESULTS).write_bytes(cloudpickle.dumps([pickle.loads(one) for one in results]))
-
-
-if __name__ == "__main__":
-    _on_a_rank(Path(sys.argv[1]))

@@ -1,5 +1,8 @@
 """Scripts that import horovod and are not to be changed; functions that run on ranks of their own."""
 
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import pytest
 
 import collective
 from mpirun import environment, run_ranks
+from test_launcher import runs, wait_for
 
 SCRIPT = """
 import os
@@ -126,3 +130,46 @@ def test_run_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
             collective.run(on_a_rank, (10,), **wrong)
     with pytest.raises(collective.CollectiveError, match="ended with status"):
         collective.run(on_a_rank, (10,), mpi_args="--no-such-option")
+
+
+def test_an_interrupt_ends_the_job(tmp_path: Path) -> None:
+    """Whether or not the terminal has sent it to mpirun, too."""
+    (tmp_path / "job.py").write_text("""
+import signal
+from pathlib import Path
+import collective
+
+def sleeps():
+    import os, time
+    collective.init()
+    unfinished = Path(f"unfinished.{collective.rank()}")
+    unfinished.write_text(str(os.getpid()))
+    unfinished.rename(f"rank.{collective.rank()}")
+    time.sleep(300)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which whoever starts in the background has off
+try:
+    collective.run(sleeps, np=2)
+except KeyboardInterrupt:
+    print("interrupted")
+""")
+    for interrupt in (os.kill, os.killpg):
+        process = subprocess.Popen(
+            [sys.executable, "job.py"],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        files = [tmp_path / f"rank.{rank}" for rank in range(2)]
+        wait_for(lambda files=files: all(file.exists() for file in files))
+        interrupt(process.pid, signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+        assert stdout == "interrupted\n", stdout + stderr
+        assert "RuntimeWarning" not in stderr
+        for file in files:
+            pid = int(file.read_text())
+            wait_for(lambda pid=pid: not runs(pid))
+            file.unlink()
