@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import cloudpickle
 
+from . import _core
 from .config import environment_outside_the_job
 from .errors import CollectiveError, InvalidArgumentError
 
@@ -24,6 +25,15 @@ __all__ = ["run"]
 T = TypeVar("T")
 
 _END = 10.0  # seconds for mpirun to end its ranks and to remove its files
+# Horovod's other arguments, and which of their values, besides None, ask for what is done anyway.
+_HOROVOD: dict[str, tuple[object, ...]] = {
+    "use_mpi": (True, False),
+    "use_gloo": (False,),
+    "disable_cache": (True, False),
+    **dict.fromkeys(("start_timeout", "output_filename", "slots", "host_discovery_script"), ()),
+    **dict.fromkeys(("min_num_proc", "max_num_proc", "min_np", "max_np", "reset_limit", "cooldown_range"), ()),
+    **dict.fromkeys(("ssh_port", "ssh_identity_file", "network_interface", "network_interfaces"), ()),
+}
 _CALL, _RESULTS, _FAILURE = "call.pickle", "results.pickle", "failure"
 
 
@@ -34,9 +44,13 @@ def run(
     np: int | None = None,
     *,
     num_proc: int | None = None,
-    mpi_args: str = "",
+    hosts: str | None = None,
+    hostfile: str | os.PathLike[str] | None = None,
+    mpi_args: str | None = None,
     executable: str | None = None,
     env: Mapping[str, str] | None = None,
+    verbose: int | None = None,
+    **horovod: object,
 ) -> list[T]:
     """Call a function on every rank of a new MPI job, and return the results in rank order.
 
@@ -44,16 +58,20 @@ def run(
         func: what cloudpickle can send; it calls `init()` itself, as a script does.
         args, kwargs: its arguments, the same on all ranks.
         np: how many ranks; `num_proc` is Horovod's later name of it. One unless given.
-        mpi_args: more arguments for mpirun, as in a shell: "-H a:2,b:2 --bind-to none".
+        hosts: where they run, "a:2,b:2"; this host unless given.
+        hostfile: the same as a file, in the form that mpirun reads.
+        mpi_args: more arguments for mpirun, as in a shell: "--bind-to none".
         executable: the Python of the ranks; this one unless given.
         env: added to the environment of the ranks.
+        verbose: whether to print the command.
+        horovod: Horovod's other arguments are refused where they ask for something else than mpirun and fixed ranks.
 
     The job is started by the mpirun beside the Python of the ranks, else by the one on PATH; what it prints is printed.
     An exception in this process, such as Ctrl-C's, ends it. Rank 0 runs on this host, and the function and its results
     travel by MPI.
 
     Raises:
-        InvalidArgumentError: a number of ranks below one, or no mpirun.
+        InvalidArgumentError: a number of ranks below one, an argument of Horovod's that cannot be met, or no mpirun.
         CollectiveError: a rank raised, and the message is its traceback; or the job failed, which it has told.
     """
     size = np if num_proc is None else num_proc
@@ -61,6 +79,14 @@ def run(
         size = 1
     if not isinstance(size, int) or size < 1 or None not in (np, num_proc):
         raise InvalidArgumentError(f"run takes one positive number of ranks, not np={np!r}, num_proc={num_proc!r}")
+    for argument, value in horovod.items():
+        if argument not in _HOROVOD:
+            raise TypeError(f"run() got an unexpected keyword argument {argument!r}")
+        if value is not None and value not in _HOROVOD[argument]:
+            raise InvalidArgumentError(
+                f"run({argument}={value!r}) is not possible here: mpirun starts the job, whose ranks stay the same. "
+                f"Options for mpirun go into mpi_args."
+            )
     python = executable or sys.executable
     mpirun = shutil.which("mpirun", path=str(Path(python).parent)) or shutil.which("mpirun")
     if mpirun is None:
@@ -70,7 +96,10 @@ def run(
         (directory / _CALL).write_bytes(cloudpickle.dumps((func, tuple(args), dict(kwargs or {}))))
         # Not by -m, which would run this module a second time, and warns of it.
         program = "import sys; from collective import running; running.on_a_rank(sys.argv[1])"
-        command = [mpirun, "-np", str(size), *shlex.split(mpi_args), python, "-c", program, name]
+        options = [*_places(hosts, hostfile), *shlex.split(mpi_args or "")]
+        command = [mpirun, "-np", str(size), *options, python, "-c", program, name]
+        if verbose:
+            print(shlex.join(command), file=sys.stderr)
         # A module that the function comes from need not be installed.
         path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *filter(None, sys.path)])
         status = _status(command, {**environment_outside_the_job(), "PYTHONPATH": path, **(env or {})})
@@ -81,6 +110,13 @@ def run(
             raise CollectiveError(f"run: {' '.join(command[:3])} ended with status {status}")
         results: list[T] = pickle.loads((directory / _RESULTS).read_bytes())
     return results
+
+
+def _places(hosts: str | None, hostfile: str | os.PathLike[str] | None) -> list[str]:
+    """mpirun's options for the hosts: Open MPI's, or Hydra's (MPICH, Intel MPI)."""
+    is_open_mpi = _core.running_mpi().startswith("Open MPI")
+    options = [] if hosts is None else ["--host" if is_open_mpi else "-hosts", hosts]
+    return options if hostfile is None else [*options, "--hostfile" if is_open_mpi else "-f", os.fspath(hostfile)]
 
 
 def _status(command: Sequence[str], env: Mapping[str, str]) -> int:

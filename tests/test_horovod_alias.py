@@ -125,6 +125,12 @@ def test_run_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
     assert collective.run(lambda: sys.argv is not None) == [True]
     with pytest.raises(collective.CollectiveError, match=r"rank 1 raised(.|\n)*ValueError: what went wrong"):
         collective.run(fails_on_rank_1, np=2)
+    # As Horovod's example for MNIST has it.
+    assert collective.run(on_a_rank, (3,), np=2, hosts="localhost:2", use_gloo=False, use_mpi=True) == [(0, 3), (1, 3)]
+    with pytest.raises(collective.InvalidArgumentError, match=r"run\(min_np=1\) is not possible here"):
+        collective.run(on_a_rank, (3,), np=2, min_np=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
+        collective.run(on_a_rank, (3,), np=2, nonsense=None)
     for wrong in ({"np": 0}, {"np": 2, "num_proc": 2}):
         with pytest.raises(collective.InvalidArgumentError, match="one positive number of ranks"):
             collective.run(on_a_rank, (10,), **wrong)
