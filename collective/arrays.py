@@ -77,7 +77,7 @@ def view(x: Any, moves_only: bool = False) -> View:
     if _is_tensor(x):
         return _view_torch(x, moves_only)
     if isinstance(x, (bool, int, float, complex, np.generic)):
-        v = _view_numpy(np.array(x))
+        v = _view_numpy(np.array(x), moves_only)
         v.is_copy = True
         return v
     if _is_cupy(x):

@@ -69,7 +69,7 @@ class Handle(Generic[T]):
         return Handle(self._engine, self._ticket, self._keep, lambda ticket: function(result(ticket)))
 
     def __del__(self) -> None:
-        # Without a ticket it was never whole: torch.compile makes such when it traces.
+        # __init__ may not have run: torch.compile makes such objects while it traces.
         if hasattr(self, "_ticket") and not self._ticket.done:
             _orphans.append((self._ticket, self._keep))
 

@@ -171,7 +171,7 @@ def _splits(call: Call, splits: Any, rows: int) -> list[int]:
         raise InvalidArgumentError(f"{call.where}: splits {splits!r} are not a list of integers") from None
     if len(given) != ranks or min(given) < 0 or sum(given) != rows:
         raise InvalidArgumentError(
-            f"{call.where}: splits {given} are not {ranks} numbers from 0 that add up to {rows} rows"
+            f"{call.where}: splits {given} are not {ranks} numbers, none of them negative, that add up to {rows} rows"
         )
     return given
 

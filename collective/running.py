@@ -100,9 +100,10 @@ def run(
         command = [mpirun, "-np", str(size), *options, python, "-c", program, name]
         if verbose:
             print(shlex.join(command), file=sys.stderr)
+        inherited = environment_outside_the_job()
         # A module that the function comes from need not be installed.
-        path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *filter(None, sys.path)])
-        status = _status(command, {**environment_outside_the_job(), "PYTHONPATH": path, **(env or {})})
+        path = os.pathsep.join(filter(None, [inherited.get("PYTHONPATH"), *sys.path]))
+        status = _status(command, {**inherited, "PYTHONPATH": path, **(env or {})})
         failures = sorted(directory.glob(f"{_FAILURE}.*"), key=lambda file: file.stat().st_mtime_ns)
         if failures:
             raise CollectiveError(f"run: rank {failures[0].suffix[1:]} raised\n{failures[0].read_text()}")

@@ -76,7 +76,8 @@ class Call:
     """One call of an operation on this rank: where it runs, under which name, and how errors speak of it.
 
     A context manager: what is raised within it before the operation is submitted is told to the other ranks, if they
-    have no name by which to tell the calls apart. Their calls then fail, too, and those that follow stay paired.
+    have no name by which to tell the calls apart. Their calls then fail, too, and those that follow stay paired. So a
+    call counts on all ranks, whether or not its arguments are accepted.
     """
 
     def __init__(self, kind: Kind, name: str | None, process_set: ProcessSet, caller_waits: bool) -> None:
@@ -101,9 +102,14 @@ class Call:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if error is None or self._submitted or self.name or not isinstance(error, Exception):
             return
-        text = f"rank {runtime.rank()} refused its own call: {type(error).__name__}: {error}"
+        self.refuse(error)
+
+    def refuse(self, error: Exception) -> Handle[Any]:
+        """Take part by an error in place of the operation: all ranks raise MismatchError, which tells it."""
+        text = f"rank {runtime.rank()} rejected its own call: {type(error).__name__}: {error}"
         refusal = Descriptor(Kind.refusal, (), DType.uint8, DType.uint8, ReduceOp.Sum, 1.0, 1.0, 0, "cpu", text)
-        self.state.engine.submit(self.group, self.full_name, refusal, 0, 0, (), False, False)
+        ticket = self.state.engine.submit(self.group, self.full_name, refusal, 0, 0, (), False, False)
+        return self.handle(ticket, None, lambda _: None)
 
     @staticmethod
     def _checked_name(name: Any) -> str | None:

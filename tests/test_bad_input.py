@@ -151,7 +151,7 @@ def test_an_unnamed_call_that_one_rank_refuses(world: World) -> None:
         with pytest.raises(error if world.rank == odd else collective.MismatchError) as caught:
             both()
         if world.rank != odd:
-            assert f"rank {odd} refused its own call" in str(caught.value), str(caught.value)
+            assert f"rank {odd} rejected its own call" in str(caught.value), str(caught.value)
     for number in range(3):
         assert (collective.allreduce(np.full(2, number), Sum) == number * world.size).all()
 

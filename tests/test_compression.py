@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import collective.torch as hvd
+from collective import CollectiveError
 from mpi_plugin import World
 from training import ALL, EACH_ITS_OWN, WAYS, Layers, Twins, assert_same_on_all_ranks, parameter, settings, sgd, values
 
@@ -235,3 +236,48 @@ def test_gradients_dropped_or_replaced_after_they_were_sent(world: World) -> Non
     p.grad.data = torch.full_like(p, 7.0)
     optimizer.synchronize()
     torch.testing.assert_close(p.grad, torch.full_like(p, 14.0))
+
+
+class Raises(Doubling):
+    """In one of its methods, on one rank, in the second step."""
+
+    method, rank, step = "", 0, 0
+
+    @classmethod
+    def compress(cls, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        cls.check("compress")
+        return tensor, None
+
+    @classmethod
+    def decompress(cls, tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
+        cls.check("decompress")
+        return tensor * 2
+
+    @classmethod
+    def check(cls, method: str) -> None:
+        if cls.step == 1 and method == cls.method and cls.rank == hvd.rank():
+            raise ZeroDivisionError("of the compressor's own")
+
+
+@pytest.mark.ranks(2, 3)
+def test_a_compressor_that_raises_on_one_rank(world: World) -> None:
+    """All ranks raise, and go on in step."""
+    Raises.rank = world.size - 1
+    for Raises.method in ("compress", "decompress"):
+        for op in (hvd.Average, hvd.Adasum):
+            p, q = parameter(3), parameter(2)
+            optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p, q], lr=0.0), op=op, compression=Raises)
+            for Raises.step in range(3):
+                optimizer.zero_grad()
+                (p.sum() + q.sum()).backward()
+                alone = (op, Raises.method) == (hvd.Adasum, "decompress") and world.rank != Raises.rank
+                if Raises.step != 1 or alone:  # a step of Adasum is made when decompress comes
+                    optimizer.step()
+                    continue
+                mine = world.rank == Raises.rank
+                told = "of the compressor's own" if mine else "ZeroDivisionError|another rank has failed"
+                with pytest.raises(ZeroDivisionError if mine else CollectiveError, match=told):
+                    optimizer.step()
+            if op == hvd.Average:
+                assert p.grad is not None
+                assert torch.equal(p.grad, torch.full_like(p, 2.0))

@@ -1,10 +1,14 @@
 """Gradients that are views of the buckets in which they are reduced."""
 
 import contextlib
+import gc
 import io
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +16,13 @@ import collective
 import collective.torch as hvd
 from mpi_plugin import World
 from training import ALL, EACH_ITS_OWN, SOME, WAYS, Layers, Twins, assert_same_on_all_ranks, parameter, settings, values
+
+
+@contextlib.contextmanager
+def warnings_are_errors() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
 
 
 def addresses(model: torch.nn.Module) -> list[int]:
@@ -356,13 +367,20 @@ def test_what_shares_memory_with_a_gradient_of_before(world: World) -> None:
     """It cannot be moved: the script is warned, once, and results are copied from then on."""
     p = parameter(3)
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p], lr=0.0), named_parameters=[("p", p)])
-    for keep in (lambda grad: grad.detach(), lambda grad: grad.numpy(), lambda grad: grad[1:]):
+    keeps: list[Callable[[torch.Tensor], Any]] = [
+        lambda grad: grad.detach(),
+        lambda grad: grad.numpy(),
+        lambda grad: grad[1:],
+        lambda grad: grad.untyped_storage(),
+        lambda grad: np.from_dlpack(grad),
+    ]
+    for keep in keeps:
         optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p], lr=0.0), named_parameters=[("p", p)])
         kept: Any = None
         for step in range(3):
             optimizer.zero_grad()
             told = pytest.warns(UserWarning, match="gradient of 'p'.*gradient_as_bucket_view=False")
-            with told if step == 1 else contextlib.nullcontext():
+            with told if step == 1 else warnings_are_errors():
                 (p * step).sum().backward()
                 optimizer.step()
             assert p.grad is not None
@@ -386,3 +404,63 @@ def test_a_graph_that_has_saved_a_gradient(world: World) -> None:
                 saved = (q * p.grad).sum()
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             saved.backward()
+
+
+@pytest.mark.ranks(2)
+def test_memory_of_a_gradient_that_dlpack_has(world: World) -> None:
+    """It stays, for whoever reads it, when the gradient has moved and the runtime has ended."""
+    for set_to_none in (True, False):
+        with settings(ALL):
+            p = parameter(3)
+            optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p], lr=0.0))
+            p.sum().backward()
+            optimizer.step()
+            assert p.grad is not None
+            array = np.from_dlpack(p.grad)
+            optimizer.zero_grad(set_to_none=set_to_none)
+            (p * 5).sum().backward()
+            with pytest.warns(UserWarning, match="DLPack"):
+                optimizer.step()
+            assert torch.equal(p.grad, torch.full_like(p, 5.0))
+            del optimizer, p
+        gc.collect()
+        assert np.isfinite(array).all()
+
+
+@pytest.mark.ranks(2)
+def test_warnings_that_are_errors(world: World) -> None:
+    """They come when all is under way, and once: ranks stay in step."""
+    p = parameter(3)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p], lr=0.0))
+    kept: Any = None
+    for step in range(4):
+        optimizer.zero_grad()
+        p.sum().backward()
+        with warnings_are_errors():
+            if step == 1 and world.rank == 0:
+                with pytest.raises(UserWarning, match="earlier gradient"):
+                    optimizer.step()
+            else:
+                optimizer.step()
+        assert p.grad is not None
+        if step == 0 and world.rank == 0:
+            kept = p.grad.detach()
+    assert torch.equal(p.grad, torch.ones_like(p))
+    del kept
+
+
+@pytest.mark.ranks(2)
+def test_a_gradient_whose_data_was_replaced_and_is_kept(world: World) -> None:
+    """Nothing of the bucket's is read any more: no warning, and it is a view again."""
+    p = parameter(3)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p], lr=0.0))
+    with warnings_are_errors():
+        for step in range(3):
+            optimizer.zero_grad()
+            p.sum().backward()
+            optimizer.step()
+            if step == 0:
+                assert p.grad is not None
+                x = torch.full_like(p, 9.0)
+                p.grad.data = x
+    assert torch.equal(x, torch.full_like(p, 9.0))

@@ -185,3 +185,18 @@ def test_sets_at_init_and_from_communicators(world: World) -> None:
     assert evens.process_set_id is None
     collective.init(process_sets="dynamic")
     split.Free()
+
+
+@pytest.mark.ranks(3)
+def test_a_set_that_is_registered_again_under_an_optimizer(world: World) -> None:
+    some = collective.add_process_set([0, 2])
+    p = torch.nn.Parameter(torch.zeros(2))
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD([p], lr=1.0), process_set=some)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (p.sum() * (world.rank + 1)).backward()
+        optimizer.step()
+        collective.remove_process_set(some)
+        collective.add_process_set(some)
+    collective.remove_process_set(some)
+    assert p[0].item() == -4.0  # the mean of 1 and 3, twice; on rank 1 its own 2, twice

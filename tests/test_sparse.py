@@ -78,6 +78,17 @@ def test_an_optimizer_that_takes_sparse_gradients_alone(world: World) -> None:
         check(result, results[0].numpy(), 1e-12)
 
 
+def test_sparse_as_dense_with_a_compressor(world: World) -> None:
+    """For an optimizer that takes dense gradients alone, also where nothing is reduced."""
+    table = torch.nn.Embedding(10, 3, sparse=True)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.Adam(table.parameters()), sparse_as_dense=True, compression=Identity
+    )
+    table(torch.tensor([world.rank])).sum().backward()
+    optimizer.step()
+    assert not table.weight.grad.is_sparse  # type: ignore[union-attr]
+
+
 class Identity(hvd.Compressor):
     @staticmethod
     def decompress(tensor: torch.Tensor, ctx: Any) -> torch.Tensor:

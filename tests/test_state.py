@@ -263,3 +263,27 @@ def test_under_another_default_device(world: World) -> None:
     finally:
         torch.set_default_device(None)
     assert p.device.type == rows.device.type == counts.device.type == "cpu"
+
+
+@pytest.mark.ranks(2)
+def test_tensors_that_are_expanded_on_one_rank_alone(world: World) -> None:
+    for odd in range(2):
+        row = torch.full((1,), float(world.rank))
+        tensor = row.expand(4) if world.rank == odd else torch.full((4,), float(world.rank))
+        hvd.broadcast_parameters({"t": tensor}, 1)
+        assert torch.equal(tensor, torch.full((4,), 1.0))
+    optimizer = torch.optim.SGD([parameter(3)], lr=0.1)
+    optimizer.state[optimizer.param_groups[0]["params"][0]]["momentum_buffer"] = torch.ones(1).expand(3) * 1
+    optimizer.state["e"] = torch.full((1,), 1.0 + world.rank).expand(3)  # type: ignore[index]
+    hvd.broadcast_optimizer_state(optimizer)
+    assert torch.equal(optimizer.state["e"], torch.ones(3))  # type: ignore[index]
+
+
+@pytest.mark.ranks(2)
+def test_an_error_of_a_tensors_own_class(world: World) -> None:
+    """On one rank, before anything is sent: the other one hears of it."""
+    layer = torch.nn.LazyLinear(2)
+    if world.rank == 0:
+        layer(torch.ones(1, 3))
+    with pytest.raises(ValueError, match=r"uninitialized|another rank"):
+        hvd.broadcast_parameters(layer.state_dict())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from .. import ops
+from .._core import Kind
+from ..handles import Handle
 from ..process_sets import ProcessSet
-from ..submission import Adasum
+from ..submission import Adasum, Call
 from .compression import Compressor, is_custom, wire_of
 
 __all__ = ["AdasumStep"]
@@ -49,19 +52,29 @@ class AdasumStep:
     @torch.no_grad()
     def after(self) -> None:
         """Combine the changes; collective."""
-        handles = []
         label = self._label()
+        custom = is_custom(self._compression)
+        errors: list[Exception] = []
+        handles: list[tuple[Handle[Any], Any]] = []
         for number, (p, start) in enumerate(self._starts):
             name = f"{label}.delta.{self._names.get(p, number)}"
             delta, context = p.detach() - start, None
-            if is_custom(self._compression):
-                delta, context = self._compression.compress(delta)
+            try:
+                if custom:
+                    delta, context = self._compression.compress(delta)
+            except Exception as error:  # somebody's code: the other ranks are to hear of it
+                errors.append(error)
+                handles.append((Call(Kind.allreduce, name, self._process_set, False).refuse(error), None))
+                continue
             wire = wire_of(self._compression)
             handle = ops.allreduce_async(delta, Adasum, name=name, compression=wire, process_set=self._process_set)
             handles.append((handle, context))
         for (p, start), (handle, context) in zip(self._starts, handles, strict=True):
-            delta = handle.wait()
-            if is_custom(self._compression):
-                delta = self._compression.decompress(delta, context)
-            p.copy_(start + delta)
+            try:  # all of them end, before an error is raised
+                delta = handle.wait()
+                p.copy_(start + (self._compression.decompress(delta, context) if custom else delta))
+            except Exception as error:
+                errors.append(error)
         self._starts = []
+        if errors:
+            raise errors[0]

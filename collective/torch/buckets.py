@@ -22,15 +22,7 @@ Groups = int | list[list[torch.nn.Parameter]] | None
 EDGE = 1 << 20
 
 
-# To a view that only its slot has, as sys.getrefcount() counts them in Slot.let_go().
-_OWN_REFERENCES = 3
-
 _storage_use_count = getattr(torch._C, "_storage_Use_Count", None)
-
-
-def _uses(view: torch.Tensor) -> int:
-    """How many tensors and arrays share the view's memory; 0 where torch does not tell."""
-    return 0 if _storage_use_count is None else _storage_use_count(view.untyped_storage()._cdata)
 
 
 @dataclass(eq=False)
@@ -51,7 +43,7 @@ class Slot:
     # back to the system, and page faults would cost the next backward more than the copies that views save (ResNet-50:
     # 13,000 to 17,000 faults a step, 25 ms, against 2,200).
     retired: torch.Tensor | None = None
-    uses: int = 0  # of its storage, while only the slot has it
+    holders: tuple[int, int] = (0, 0)  # of the view and of its memory, while there is nobody but the slot
     passes: int = 0  # backward passes in this round
     ready: bool = False
     was_sparse: bool = False  # the gradient of this round, before it was made dense
@@ -68,23 +60,62 @@ class Slot:
         )
         self.place = self.view.data_ptr()
         del place
-        self.uses = _uses(self.view)
+        self.holders = self._count_holders()
+
+    def _count_holders(self) -> tuple[int, int]:
+        """How many Python references there are to the view, and how many to its memory in other ways: by other tensors
+        and arrays, their storage, DLPack, what autograd has saved. Counted alike each time: only differences matter.
+
+        Where torch does not tell (it does so in private), 0.
+        """
+        assert self.view is not None
+        storage = self.view.untyped_storage()
+        shared = 0 if _storage_use_count is None else _storage_use_count(storage._cdata)
+        in_cpp = self.view._use_count() if hasattr(self.view, "_use_count") else 0
+        return sys.getrefcount(self.view), shared + sys.getrefcount(storage) + in_cpp
 
     def let_go(self, core: _core.Bucket, number: int) -> bool:
         """Before the place is written to: leave the view to a script that has kept it, with memory of its own.
 
-        As a rule nobody has, and this costs a quarter of a microsecond. False: the script has another tensor or array
-        over that memory, which cannot be moved.
+        As a rule nobody has, and this costs half a microsecond. False: the memory is kept in another way, and cannot be
+        moved. The view counts as changed then, and is the slot's no more.
         """
-        view = self.view
-        if view is None:
+        if self.view is None:
             return True
-        if _uses(view) > self.uses:
+        if self.view.data_ptr() != self.place:  # `grad.data = x` has taken it elsewhere
+            self.see(core, number)
+            return True
+        references, others = self._count_holders()
+        if others > self.holders[1]:
+            torch.autograd.graph.increment_version(self.view)
+            self.view = None
             return False
-        if sys.getrefcount(view) > _OWN_REFERENCES:
-            view.data = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device).copy_(view)
+        if references > self.holders[0]:
+            self._move()
             self.see(core, number)
         return True
+
+    def take_out(self) -> bool:
+        """The gradient is the view, and is to stay while the place is written to: give it memory of its own.
+
+        It is the same tensor then, unless its memory is kept in another way: that is told by False.
+        """
+        self.parameter.grad = None  # not to be counted
+        is_alone = self._count_holders()[1] <= self.holders[1]
+        assert self.view is not None
+        if is_alone:
+            self._move()
+            self.parameter.grad = self.view
+        else:
+            self.parameter.grad = self.view.clone()
+            torch.autograd.graph.increment_version(self.view)
+        self.view = None
+        return is_alone
+
+    def _move(self) -> None:
+        assert self.view is not None
+        own = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
+        self.view.data = own.copy_(self.view.detach())
 
     def holds(self, grad: torch.Tensor | None) -> bool:
         """Whether `grad` is the view, and that still lies in the bucket: `grad.data = x` moves a tensor elsewhere."""

@@ -5,22 +5,26 @@ hook compresses the gradient and starts a named all-reduce, which overlaps with 
 `synchronize()` first exchanges three bits per parameter: whether any rank has a gradient, whether any rank's has
 changed since it started, whether any is sparse. Ranks without a gradient send zeros, compressed; what has changed is
 reduced again on all ranks.
+
+The compressor is somebody's code and may raise, on one rank alone. In `compress` the others learn of it by a refusal in
+place of the gradient, in `decompress` by a bit at the end; all ranks raise, and stay in step.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from .. import ops, runtime
+from .. import ops
+from .._core import Kind
+from ..errors import CollectiveError
 from ..handles import Handle
 from ..process_sets import ProcessSet
-from ..submission import Op
+from ..submission import Call, Op
+from .base_reducer import BaseReducer
 from .buckets import Named
 
 __all__ = ["CompressedReducer"]
@@ -30,7 +34,7 @@ __all__ = ["CompressedReducer"]
 class _Run:
     """An all-reduce that was started, of this gradient in this state."""
 
-    handle: Handle[torch.Tensor]
+    handle: Handle[Any]
     context: Any
     grad: torch.Tensor | None
     version: int
@@ -42,10 +46,10 @@ class _Run:
         )
 
 
-class CompressedReducer:
+class CompressedReducer(BaseReducer):
     """Averages (or sums) gradients between a compressor's two methods; arguments as for `GradientReducer`.
 
-    Sparse gradients travel dense; `sparse_again`: and are sparse again afterwards.
+    Sparse gradients travel dense; with `sparse_again` they are made sparse again afterwards.
     """
 
     def __init__(
@@ -58,68 +62,38 @@ class CompressedReducer:
         prescale: float,
         postscale: float,
         passes: int,
+        sparse_as_dense: bool,
         sparse_again: bool,
         process_set: ProcessSet,
     ) -> None:
-        self.passes = passes
-        self.enabled = True
-        self.synchronized = False
-        self._fresh = False
-        self._label = label
-        self._parameters = parameters
+        super().__init__(label, parameters, passes, process_set, sparse_as_dense, sparse_again)
         self._compression = compression
-        self._sparse_again = sparse_again
         self._options: dict[str, Any] = {
             "op": op,
             "prescale_factor": prescale,
             "postscale_factor": postscale,
             "process_set": process_set,
         }
-        self._process_set = process_set
-        self._state = runtime.current()
         self._names: dict[torch.Tensor, str] = {}
         self._counts: dict[torch.Tensor, int] = {}  # backward passes in this round
         self._runs: dict[torch.Tensor, _Run] = {}
         self._sparse: set[torch.Tensor] = set()  # whose gradient was, in this round
-        self._hooks: dict[torch.Tensor, Any] = {}
-        weakref.finalize(self, _remove, self._hooks)
-        reducer = weakref.ref(self)
-
-        def hook(parameter: torch.nn.Parameter) -> None:
-            if (alive := reducer()) is not None:
-                alive._on_gradient(parameter)
-
-        self._hook = hook
+        self._failure: Exception | None = None  # of the compressor, in this round
         self._take()
 
-    @property
-    def _is_local(self) -> bool:
-        return self._process_set.size() == 1 or not self._process_set.included()
-
-    def _take(self) -> list[Named]:
+    def _take(self) -> list[torch.nn.Parameter]:
         """The parameters as they are now, all of them with a hook."""
-        parameters = self._parameters()
-        for name, p in parameters:
-            self._names[p] = name
-            if p not in self._hooks:
-                self._hooks[p] = p.register_post_accumulate_grad_hook(self._hook)  # type: ignore[no-untyped-call]
-        return parameters
+        named = self._parameters()
+        self._names.update((p, name) for name, p in named)
+        self._hook_up(p for _, p in named)
+        return [p for _, p in named]
 
     def _on_gradient(self, parameter: torch.nn.Parameter) -> None:
-        self._fresh = True
-        if not self.enabled or not runtime.is_initialized() or self._is_local:
-            return
-        self._forget_another_run()
+        if not self.enabled or self._is_local or self._is_outdated():
+            return  # where it is outdated, synchronize() starts it
         self._counts[parameter] = self._counts.get(parameter, 0) + 1
         if self._counts[parameter] == self.passes:
             self._start(parameter)
-
-    def _forget_another_run(self) -> None:
-        """Of the runtime: init() was called again."""
-        if self._state is not runtime.current():
-            self._state = runtime.current()
-            self.synchronized = False
-            self._begin_round()
 
     def _gradient(self, p: torch.Tensor) -> torch.Tensor | None:
         if p.grad is not None and p.grad.is_sparse:
@@ -130,63 +104,66 @@ class CompressedReducer:
     @torch.no_grad()
     def _start(self, p: torch.Tensor) -> None:
         grad = self._gradient(p)
-        sent, context = self._compression.compress(torch.zeros_like(p) if grad is None else grad.detach())
-        handle = ops.allreduce_async(sent, name=f"{self._label()}.{self._names[p]}", **self._options)
+        name = f"{self.label}.{self._names[p]}"
+        context = None
+        handle: Handle[Any]
+        try:
+            sent, context = self._compression.compress(torch.zeros_like(p) if grad is None else grad.detach())
+        except Exception as error:
+            self._failure = self._failure or error
+            handle = Call(Kind.allreduce, name, self._process_set, False).refuse(error)
+        else:
+            handle = ops.allreduce_async(sent, name=name, **self._options)
         version, address = (0, 0) if grad is None else (grad._version, grad.data_ptr())
         self._runs[p] = _Run(handle, context, grad, version, address)
 
-    def synchronize(self) -> None:
-        """Wait until every gradient is reduced on every rank, and put the results into `.grad`; collective."""
-        if self._is_local:
-            return
-        self._forget_another_run()
-        if self.synchronized and not self._on_any_rank(np.array([self._fresh])).any():
-            return
-        try:
-            self._reduce([p for _, p in self._take()])
-        finally:
-            self._begin_round()
-            self._fresh = False
-        self.synchronized = True
-
     @torch.no_grad()
-    def _reduce(self, parameters: list[torch.nn.Parameter]) -> None:
+    def _reduce(self, changed: bool) -> None:
+        parameters = self._take()
         grads = [self._gradient(p) for p in parameters]
+        is_here = [grad is not None for grad in grads]
         is_stale = [p in self._runs and not self._runs[p].is_of(g) for p, g in zip(parameters, grads, strict=True)]
-        was_sparse = [p in self._sparse for p in parameters]
-        told = self._on_any_rank(np.array([[g is not None for g in grads], is_stale, was_sparse], dtype=bool))
-        for p, is_here, again in zip(parameters, told[0], told[1], strict=True):
-            if (is_here or again) and p not in self._runs:
+        is_sparse = [p in self._sparse for p in parameters]
+        told = self._on_any_rank([is_here, is_stale, is_sparse])
+        for p, here, again in zip(parameters, told[0], told[1], strict=True):
+            if (here or again) and p not in self._runs:
                 self._start(p)  # what another rank has started must end, also where it is not wanted any more
-        for p, is_here, again in zip(parameters, told[0], told[1], strict=True):
-            if again:
-                self._runs.pop(p).handle.wait()
-                if is_here:
-                    self._start(p)
-        for p, is_sparse in zip(parameters, told[2], strict=True):
-            run = self._runs.get(p)
-            if run is None:
-                continue  # without a gradient on any rank
-            result = self._compression.decompress(run.handle.wait(), run.context)
-            if p.grad is None:
-                p.grad = result.to(p.dtype).reshape(p.shape)
-            else:
-                p.grad.copy_(result)
-            if is_sparse and self._sparse_again:
-                p.grad = p.grad.to_sparse(1)
+        errors: list[Exception] = []
+        for p, here, again in zip(parameters, told[0], told[1], strict=True):
+            if again and self._is_over(self._runs.pop(p), errors) and here:
+                self._start(p)
+        for p, sparse in zip(parameters, told[2], strict=True):
+            run = self._runs.get(p)  # there is none without a gradient on any rank
+            if run is not None and self._is_over(run, errors):
+                try:
+                    self._put(p, self._compression.decompress(run.handle.wait(), run.context), sparse)
+                except Exception as error:
+                    self._failure = self._failure or error
+        # Errors of the operations are alike on all ranks, the compressor's are not.
+        if errors or self._on_any_rank(self._failure is not None):
+            others = CollectiveError(f"{self.label}: the compressor of another rank has failed")
+            raise self._failure or (errors or [others])[0]
 
-    def _on_any_rank(self, flags: np.ndarray) -> np.ndarray:
-        told: np.ndarray = ops.allreduce(
-            flags.astype(np.uint8), Op.Max, name=f"{self._label()}.told", process_set=self._process_set
-        )
-        return told
+    @staticmethod
+    def _is_over(run: _Run, errors: list[Exception]) -> bool:
+        """Wait for it; whether it has a result."""
+        try:
+            run.handle.wait()
+        except CollectiveError as error:
+            errors.append(error)
+            return False
+        return True
+
+    def _put(self, p: torch.Tensor, result: torch.Tensor, sparse: bool) -> None:
+        if p.grad is None:
+            p.grad = result.to(p.dtype).reshape(p.shape)
+        else:
+            p.grad.copy_(result)
+        if sparse and self._sparse_again:
+            p.grad = p.grad.to_sparse(1)
 
     def _begin_round(self) -> None:
         self._counts.clear()
         self._runs.clear()
         self._sparse.clear()
-
-
-def _remove(hooks: dict[torch.Tensor, Any]) -> None:
-    for hook in hooks.values():
-        hook.remove()
+        self._failure = None

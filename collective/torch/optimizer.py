@@ -17,6 +17,7 @@ from ..errors import InvalidArgumentError, UnsupportedTypeError
 from ..process_sets import ProcessSet, global_process_set
 from ..submission import Adasum, Average, Op, Sum, checked_op
 from .adasum import AdasumStep
+from .base_reducer import BaseReducer
 from .buckets import Named
 from .compressed import CompressedReducer
 from .compression import Compression, Compressor, is_compressor, is_custom
@@ -48,7 +49,7 @@ class _Distributed:
     """What DistributedOptimizer adds to the wrapped optimizer's class."""
 
     param_groups: list[dict[str, Any]]
-    _reducer: GradientReducer | CompressedReducer
+    _reducer: BaseReducer
     _names: dict[torch.Tensor, str]
     _skip: bool
     _process_set: ProcessSet
@@ -115,18 +116,22 @@ class _Distributed:
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
         if closure is None:
-            self.synchronize()
-            self._reducer.synchronized = False
+            self._synchronize_for_step()
             return None
         # The closure computes the gradients, so they are reduced inside it.
         wrapped = self._wrap(closure)
         return ((args[0], wrapped, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": wrapped})
 
+    def _synchronize_for_step(self) -> None:
+        try:
+            self.synchronize()
+        finally:  # also by an error, which may be this rank's alone
+            self._reducer.synchronized = False
+
     def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def synchronized() -> Any:
             loss = closure()
-            self.synchronize()
-            self._reducer.synchronized = False
+            self._synchronize_for_step()
             if isinstance(self, torch.optim.LBFGS) and self._process_set.included():
                 # Its line search decides by the loss, and must decide alike everywhere. A float stays one, of double
                 # precision, as all floats of Python.
@@ -195,10 +200,10 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         gradient_as_bucket_view: after synchronize() or step(), `.grad` is a view of the memory in which gradients were
             reduced. On a device, streams that read it beside the current one must be waited for before the next
             backward.
-            None: so where zero_grad() sets gradients to None and they are no parts of larger buffers; else results are
-            copied into the gradients, which stay the tensors that they are. A script may keep a gradient: it then gets
-            memory of its own before the next reduction. (Other tensors and arrays over that memory, such as
-            `grad.detach()` or `grad.numpy()`, are overwritten, with a warning.)
+            None: it is one if zero_grad() sets gradients to None and they are not parts of larger buffers; else results
+            are copied into the gradients, which stay the tensors that they are. A script may keep a gradient: it then
+            gets memory of its own before the next reduction. (Other tensors and arrays over that memory, as made by
+            `grad.detach()`, `grad.numpy()` or DLPack, are overwritten, with a warning.)
             True: always. The next reduction overwrites it, and a gradient that is still there when backward adds to it,
             as after `zero_grad(set_to_none=False)`, is reduced in place, without any copy. It must not be read or
             changed between backward and synchronize(), nor may a backward pass come that `backward_passes_per_step`
@@ -241,8 +246,8 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     dealt = _checked_groups(optimizer, groups)
     label = _Label(process_set)
     label()  # counted now: hooks that ask first would count in the order of gradients, which differs between ranks
-    outside_graphs = {name: _outside_graphs(vars(_Distributed)[name]) for name in ("synchronize", "_before_step")}
-    optimizer.__class__ = type(type(optimizer).__name__, (_Distributed, type(optimizer)), outside_graphs)
+    methods = {name: _outside_graphs(vars(_Distributed)[name]) for name in ("synchronize", "_before_step")}
+    optimizer.__class__ = type(type(optimizer).__name__, (_Distributed, type(optimizer)), methods)
     wrapped: Any = optimizer
     wrapped._names = names
     wrapped._skip = False
@@ -257,34 +262,27 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         found: list[Named] = alive._parameters()
         return found
 
+    takes_sparse = isinstance(optimizer, torch.optim.SparseAdam)  # and nothing else
     options: dict[str, Any] = {
         "compression": compression,
         "op": Op(checked),
         "prescale": 1.0 / gradient_predivide_factor,
         "postscale": gradient_predivide_factor,
         "passes": passes,
+        "sparse_as_dense": sparse_as_dense,
         "process_set": process_set,
     }
-    takes_sparse = isinstance(optimizer, torch.optim.SparseAdam)  # and nothing else
     if is_custom(compression):
-        wrapped._reducer = CompressedReducer(
-            label, parameters, **options, sparse_again=takes_sparse or not sparse_as_dense
-        )
+        options["sparse_again"] = takes_sparse or not sparse_as_dense
+        wrapped._reducer = CompressedReducer(label, parameters, **options)
     else:
-        wrapped._reducer = GradientReducer(
-            label,
-            parameters,
-            **options,
-            sparse_as_dense=sparse_as_dense,
-            sparse_again=takes_sparse,
-            groups=dealt,
-            as_view=gradient_as_bucket_view,
-        )
+        options["sparse_again"] = takes_sparse
+        wrapped._reducer = GradientReducer(label, parameters, **options, groups=dealt, as_view=gradient_as_bucket_view)
     wrapped._step_supports_amp_scaling = False  # fused kernels: the scaler is to use unscale_()
     if wrapped._adasum is not None:
         optimizer.register_step_post_hook(_outside_graphs(lambda opt, args, kwargs: opt._adasum.after()))
     # A hook rather than an override: schedulers that were made before put their own step() in front of the class's.
-    optimizer.register_step_pre_hook(_outside_graphs(lambda opt, args, kwargs: opt._before_step(args, kwargs)))
+    optimizer.register_step_pre_hook(lambda opt, args, kwargs: opt._before_step(args, kwargs))
     return optimizer
 
 

@@ -31,19 +31,16 @@ add to them, where it else hands over the tensor it has made.
 
 from __future__ import annotations
 
-import warnings
-import weakref
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import torch
 
-from .. import arrays, ops, runtime
+from .. import arrays, runtime
 from ..errors import CollectiveError, GradientChangedError, InvalidArgumentError, UnsupportedTypeError
 from ..handles import Handle
 from ..process_sets import ProcessSet
 from ..submission import Op
+from .base_reducer import BaseReducer
 from .buckets import Bucket, Groups, Named, Notes, Slot, dense_strides
 from .compression import Compressor
 from .ops import sparse_allreduce_async
@@ -52,7 +49,7 @@ from .plan import Layout, open_plan
 __all__ = ["GradientReducer"]
 
 
-class GradientReducer:
+class GradientReducer(BaseReducer):
     """Averages (or sums) the gradients of a set of parameters over all ranks.
 
     Args:
@@ -87,17 +84,8 @@ class GradientReducer:
         groups: Groups,
         as_view: bool | None,
     ) -> None:
-        self._label = label
-        self._state = runtime.current()
-        self.passes = passes
-        self.enabled = True  # False: hooks do not count, see no_sync()
-        self.synchronized = False  # synchronize() was called after the last step: alike on all ranks
-        self._fresh = False  # a gradient has come to this rank since
-        self._parameters = parameters
+        super().__init__(label, parameters, passes, process_set, sparse_as_dense, sparse_again)
         self._layout = Layout(compression, op, prescale, postscale, process_set, groups, as_view is not False)
-        self._sparse_as_dense = sparse_as_dense
-        self._sparse_again = sparse_again
-        self._process_set = process_set
         self._as_view = as_view
         self._joins = process_set.joins
         self._generation = 0  # of the plan, since then
@@ -109,29 +97,8 @@ class GradientReducer:
         # The plan is no longer that of the parameters: start nothing during backward. None: to be looked at.
         self._hold: bool | None = None
         self._refused: list[str] = []  # which gradients cannot travel, and why
-        self._hooked: set[torch.nn.Parameter] = set()
-        # The parameters, which outlive this reducer, hold no reference to it.
-        self._hooks: list[Any] = []
-        weakref.finalize(self, _remove, self._hooks)
-        reducer = weakref.ref(self)
-
-        def hook(parameter: torch.nn.Parameter) -> None:
-            if (alive := reducer()) is not None:
-                alive._on_gradient(parameter)
-
-        self._hook = hook
         if not self._is_local:
             self._take(parameters())
-
-    @property
-    def _is_local(self) -> bool:
-        """Whether gradients are what they are: no other rank takes part, or this one does not."""
-        return self._process_set.size() == 1 or not self._process_set.included()
-
-    @property
-    def label(self) -> str:
-        """Names the reducer."""
-        return self._label()
 
     # ---- the plan ----
 
@@ -145,31 +112,27 @@ class GradientReducer:
             p: Slot(number, name, p, p.dtype, p.shape, dense_strides(p), p.device)
             for number, (name, p) in enumerate(reversed(parameters))
         }
-        for p in self._slots:
-            self._slots[p].was_sparse = p in made_dense
-            if p not in self._hooked:
-                self._hooked.add(p)
-                self._hooks.append(p.register_post_accumulate_grad_hook(self._hook))  # type: ignore[no-untyped-call]
+        for p, slot in self._slots.items():
+            slot.was_sparse = p in made_dense
+        self._hook_up(self._slots)
 
     def _is_outdated(self) -> bool:
-        """Whether ranks have joined since the plan was agreed on, or the runtime has been started anew."""
-        return self._joins != self._process_set.joins or self._state is not runtime.current()
+        """Also where ranks have joined since."""
+        return super()._is_outdated() or self._joins != self._process_set.joins
 
-    def _forget_plan(self) -> None:
+    def _forget(self) -> None:
         """While a rank had joined, plans may have been opened that it knows nothing of, and buckets started here that
         its own script never starts: all ranks begin anew."""
-        is_same_run = self._state is runtime.current()
-        self._state = runtime.current()
-        self.synchronized = self.synchronized and is_same_run
-        runs = [bucket.run for bucket in self._plan if bucket.run is not None]
-        self._begin_round()
+        is_over = self._place != self._current_place()  # and so are its operations
+        runs = [] if is_over else [bucket.run for bucket in self._plan if bucket.run is not None]
+        super()._forget()
         self._plan = []
         self._opened = False
         for slot in self._slots.values():
             slot.bucket = slot.view = None
         self._joins = self._process_set.joins
         self._generation = 0
-        for run in runs if is_same_run else []:  # in place, perhaps; those who had joined have taken part
+        for run in runs:  # in place, perhaps; those who had joined have taken part
             run.wait()
 
     def _is_changed(self) -> bool:
@@ -191,11 +154,8 @@ class GradientReducer:
     # ---- a round ----
 
     def _on_gradient(self, parameter: torch.nn.Parameter) -> None:
-        self._fresh = True
-        if not runtime.is_initialized():
-            return  # step() says so
         if self._is_outdated():
-            self._forget_plan()
+            self._forget()
         slot = self._slots.get(parameter)
         if slot is None or not self.enabled:
             return
@@ -252,11 +212,8 @@ class GradientReducer:
         given: list[tuple[torch.Tensor | None, int, int]] = []
         for number, slot in enumerate(bucket.slots):
             grad = self._gradient(slot)
-            if grad is not None and slot.holds(grad) and not self._as_view:
-                grad.data = grad.detach().clone()  # the same tensor, for those who have it
-                slot.view = None
-            elif grad is None or not slot.holds(grad):
-                self._leave_to_others(bucket, number)
+            if not self._as_view:
+                grad = self._leave_to_others(bucket, number, grad)
             if grad is None:
                 given.append((None, 0, 0))
                 pointers.append(0)
@@ -272,18 +229,18 @@ class GradientReducer:
         bucket.given = given
         bucket.run = Handle(runtime.current().engine, ticket, keep, lambda _: None)
 
-    def _leave_to_others(self, bucket: Bucket, number: int) -> None:
-        """The gradient of the last round, which is about to be overwritten, if a script has kept it."""
+    def _leave_to_others(self, bucket: Bucket, number: int, grad: torch.Tensor | None) -> torch.Tensor | None:
+        """Move what is still read from the bucket's memory, before it is written to; the gradient, which may move."""
         slot = bucket.slots[number]
-        if self._as_view or slot.let_go(bucket.core, number):
-            return
-        slot.view = None  # first: a warning may be an error
-        warnings.warn(
-            f"{self.label}: a tensor or array that shares memory with an earlier gradient of '{slot.name}' (made by "
-            f"detach(), numpy() or an index) was kept, and is overwritten by the next gradient. Copy what is to be "
-            f"kept, or set gradient_as_bucket_view=False. From now on results are copied into this gradient.",
-            stacklevel=2,
-        )
+        is_view = slot.holds(grad)
+        if not (slot.take_out() if is_view else slot.let_go(bucket.core, number)):
+            self._warnings.append(
+                f"{self.label}: something that shares memory with an earlier gradient of '{slot.name}' was kept (what "
+                f"detach(), numpy(), an index or DLPack makes, or a graph that has saved it), and has been overwritten "
+                f"by the next gradient. Copy what is to be kept, or set gradient_as_bucket_view=False. From now on "
+                f"results are copied into this gradient."
+            )
+        return slot.parameter.grad if is_view else grad
 
     def _is_stale(self, bucket: Bucket) -> bool:
         now = [self._gradient(slot) for slot in bucket.slots]  # of all, for it may refuse some
@@ -295,7 +252,7 @@ class GradientReducer:
     def _finish_round(self, changed: bool) -> bool:
         """Run every bucket to its end on what gradients there are now; False where any rank has changed its plan."""
         if not self._plan:
-            return not self._on_any_rank(changed)
+            return not self._on_any_rank(changed).any()
         self._refused = []
         last = self._plan[-1]
         told = self._notes
@@ -310,7 +267,7 @@ class GradientReducer:
                 assert slot.bucket is not None
                 if slot.bucket.run is not None:
                     notes.append(told.spoiled)
-                slot.parameter.grad = grad.detach().clone()
+                slot.take_out()
         for bucket in self._plan[:-1]:
             if bucket.run is None:
                 self._start(bucket, [])
@@ -374,39 +331,15 @@ class GradientReducer:
             "gradient_as_bucket_view unset"
         )
 
-    def _on_any_rank(self, flag: bool) -> bool:
-        own = np.array([flag], dtype=np.uint8)
-        return bool(ops.allreduce(own, Op.Max, name=f"{self.label}.on_any_rank", process_set=self._process_set)[0])
-
-    def synchronize(self) -> None:
-        """Wait until every gradient is reduced on every rank, and put the results into `.grad`; collective.
-
-        Called again before the next step, it reduces again only if gradients have come to any rank.
-        """
-        if self._is_local:
-            if self._sparse_as_dense and not self._sparse_again:
-                for _, p in self._parameters():
-                    if p.grad is not None and p.grad.is_sparse:
-                        p.grad = p.grad.to_dense()
-            return
-        if self._is_outdated():
-            self._forget_plan()
-        changed = self._is_changed()
-        if self.synchronized and not self._on_any_rank(self._fresh or changed):
-            return
-        try:
-            if not (self._opened and self._finish_round(changed)):
-                self._take(self._parameters())
-                self._open()
-                self._finish_round(False)
-            with torch.no_grad():
-                for bucket in self._plan:
-                    self._fetch(bucket)
-                self._reduce_sparse()
-        finally:
-            self._begin_round()
-            self._fresh = False
-        self.synchronized = True
+    def _reduce(self, changed: bool) -> None:
+        if not (self._opened and self._finish_round(changed)):
+            self._take(self._parameters())
+            self._open()
+            self._finish_round(False)
+        with torch.no_grad():
+            for bucket in self._plan:
+                self._fetch(bucket)
+            self._reduce_sparse()
 
     def _fetch(self, bucket: Bucket) -> None:
         """Results to `.grad`."""
@@ -492,11 +425,6 @@ class GradientReducer:
             slot.ready = slot.was_sparse = False
         self._arrivals = {}
         self._hold = None
-
-
-def _remove(hooks: list[Any]) -> None:
-    for hook in hooks:
-        hook.remove()
 
 
 def _owns_storage(grad: torch.Tensor) -> bool:

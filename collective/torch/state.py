@@ -48,7 +48,7 @@ def broadcast_parameters(params: Mapping[str, Any] | Iterable[Any], root_rank: i
 def _agree(label: str, error: Exception | None) -> None:
     """Raise on all ranks what is wrong on one of them; collective."""
     own = np.frombuffer(b"" if error is None else f"{error}\n".encode(), dtype=np.uint8)
-    # An unnamed gather would do, but for ranks that come here another number of times.
+    # Named, because ranks may have made different numbers of unnamed calls before.
     told = ops.allgather(own, name=f"{label}.errors")
     if error is not None:
         raise error
@@ -104,7 +104,7 @@ def _flat(params: Any) -> list[Named]:
 
 
 def _target_and_buffer(name: str, tensor: Any) -> tuple[Any, Any]:
-    """What is to be overwritten, and a contiguous array with its elements: the same, where that is one."""
+    """What is to be overwritten, and a contiguous array with its elements: the same, where it is contiguous."""
     try:
         if isinstance(tensor, np.ndarray):
             if not tensor.flags.writeable:
@@ -112,15 +112,20 @@ def _target_and_buffer(name: str, tensor: Any) -> tuple[Any, Any]:
             v = arrays.view(tensor, moves_only=True)
         else:
             tensor = tensor.detach()
-            for dim in range(tensor.dim() if tensor.layout is torch.strided and not tensor.is_nested else 0):
-                if tensor.stride(dim) == 0 and tensor.size(dim) > 1:  # expanded: several elements at one address
-                    tensor = tensor.narrow(dim, 0, 1)
             v = arrays.view(tensor, moves_only=True)
-            if not v.contiguous and _overlaps(tensor):
+            if not v.contiguous and _overlaps(_once(tensor, tensor)):
                 raise InvalidArgumentError("elements of the tensor overlap in memory")
         return tensor, arrays.contiguous(v).array
     except CollectiveError as error:
         raise type(error)(f"rank {runtime.rank()}: broadcast_parameters: '{name}': {error}") from None
+
+
+def _once(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor in which no address of `like` comes twice, where that is expanded."""
+    for dim in range(like.dim()):
+        if like.stride(dim) == 0 and like.size(dim) > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:
@@ -154,7 +159,7 @@ def _broadcast(pairs: list[tuple[str, Any, Any]], root_rank: int, label: str) ->
             if isinstance(target, np.ndarray):
                 target[...] = buffer
             else:
-                target.copy_(buffer)
+                _once(target, target).copy_(_once(buffer, target))
     if errors:
         raise errors[0]
 
@@ -220,9 +225,11 @@ def broadcast_optimizer_state(
     tensors: list[torch.Tensor] = []
     is_root = runtime.rank() == root_rank
     state: Any = None
+    pairs: list[tuple[str, Any, Any]] = []
     if is_root:
         try:
             state = _take_tensors(optimizer.state_dict(), tensors)
+            pairs = _pairs(tensors)
         except Exception as error:  # of the optimizer's own code: anything
             state = error
     state = broadcast_object(state if not isinstance(state, Exception) else _Unreadable(str(state)), root_rank)
@@ -235,7 +242,7 @@ def broadcast_optimizer_state(
         _find_shapes(state, found)
         places = [found[i] for i in range(len(found))]
         tensors = [torch.empty_strided(place.shape, place.strides, dtype=place.dtype, device="cpu") for place in places]
-    pairs = [(str(i), *_target_and_buffer(str(i), tensor)) for i, tensor in enumerate(tensors)]
+        pairs = _pairs(tensors)
     _broadcast(pairs, root_rank, "broadcast_optimizer_state")
     failure: Exception | None = None
     if not is_root:
@@ -249,6 +256,10 @@ def broadcast_optimizer_state(
         raise failure
     if failures:
         raise CollectiveError(f"broadcast_optimizer_state: {failures[0]}")
+
+
+def _pairs(tensors: list[torch.Tensor]) -> list[tuple[str, Any, Any]]:
+    return [(str(i), *_target_and_buffer(str(i), tensor)) for i, tensor in enumerate(tensors)]
 
 
 @dataclass
