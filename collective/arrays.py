@@ -109,7 +109,7 @@ def _cupy(x: Any) -> Any:
 def _view_numpy(x: np.ndarray, moves_only: bool = False) -> View:
     dtype = _NUMPY_DTYPES.get(x.dtype)
     raw = ""
-    if isinstance(x, np.ma.MaskedArray):
+    if type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray):
         raise UnsupportedTypeError("a masked array would lose its mask: pass x.filled(value), or x.data and x.mask")
     if dtype is None:
         dtype = _BY_NAME.get(x.dtype.name)  # by name: bfloat16 comes from an extension such as ml_dtypes
@@ -155,22 +155,25 @@ def _view_torch(x: Any, moves_only: bool = False) -> View:
 
 def address_of_tensor(x: Any) -> int:
     """Where the elements of a dense tensor begin; raises UnsupportedTypeError for one that has none of its own."""
-    if x.layout is not _torch().strided or x.is_nested:
-        layout = "nested" if x.is_nested else x.layout
+    try:
+        pointer: int = x.data_ptr()
+    except RuntimeError:  # sparse, or within torch.func's transforms
+        pointer = 0
+    is_nested = x.is_nested
+    if pointer and not is_nested:
+        return pointer
+    if is_nested or x.layout is not _torch().strided:
+        layout = "nested" if is_nested else x.layout
         raise UnsupportedTypeError(f"a torch.Tensor of layout {layout}: only strided tensors are supported")
     if x.is_meta:
         place_of_tensor(x)  # says so
-    try:
-        pointer: int = x.data_ptr()
-    except RuntimeError:  # within torch.func's transforms
-        pointer = 0
     # Wrapper subclasses have elements, and no memory: 0 would be taken for a tensor that is not there.
-    if pointer == 0 and x.numel() > 0:
+    if x.numel() > 0:
         raise UnsupportedTypeError(
             f"a {type(x).__qualname__} has no memory of its own that could be read: pass the tensors that it is made "
             f"of (for a DTensor x.to_local())"
         )
-    return pointer
+    return 0
 
 
 def changed(v: View) -> None:
