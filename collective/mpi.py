@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import concurrent.futures
+import math
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from . import _core
+from .config import LogLevel
 from .errors import CollectiveTimeoutError, InvalidArgumentError, MPIMismatchError
 from .loading import import_mpi
 
@@ -101,8 +105,14 @@ def end_if_someone_is_missing() -> None:
     MPI.COMM_WORLD.Abort(1)
 
 
-def communicator_of(ranks: Sequence[int]) -> MPI.Intracomm:
-    """A new communicator of these ranks of MPI_COMM_WORLD, renumbered in this order; collective over them."""
+def communicator_of(ranks: Sequence[int], config: Config) -> MPI.Intracomm:
+    """A new communicator of these ranks of MPI_COMM_WORLD, renumbered in this order; collective over them.
+
+    Raises:
+        InvalidArgumentError: ranks that are none, or a list without this rank.
+        CollectiveTimeoutError: one of them did not come.
+    """
+    global _someone_missing
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
@@ -113,7 +123,28 @@ def communicator_of(ranks: Sequence[int]) -> MPI.Intracomm:
             f"init(comm={members}) on rank {me} of {world.Get_size()}: the list must hold distinct ranks of "
             f"MPI_COMM_WORLD and be given by its members only"
         )
-    return world.Create_group(world.Get_group().Incl(members))
+    # MPI_Comm_create_group waits for its members without a word or an end, so another thread calls it.
+    made: concurrent.futures.Future[MPI.Intracomm] = concurrent.futures.Future()
+
+    def make() -> None:
+        try:
+            made.set_result(world.Create_group(world.Get_group().Incl(members)))
+        except BaseException as error:  # raised where the result is taken
+            made.set_exception(error)
+
+    threading.Thread(target=make, name="collective-init", daemon=True).start()
+    waited, warn_after = 0.0, config.stall_warning
+    while waited < config.timeout:
+        until = min(warn_after, config.timeout)
+        try:
+            return made.result(None if math.isinf(until) else until - waited)
+        except concurrent.futures.TimeoutError:
+            waited, warn_after = until, 2 * until
+        if me in members[:2]:  # two of them, since one may be who is missing
+            told = f"stalled: init on rank {me} waits for one of the ranks {members} since {waited:.1f} s"
+            _core.log(LogLevel.WARNING, told)
+    _someone_missing = True
+    raise CollectiveTimeoutError(f"init: one of the ranks {members} did not call it within {waited:.1f} s")
 
 
 def name_and_version(text: str) -> str:

@@ -95,8 +95,7 @@ def init(
         InvalidArgumentError: a malformed setting, MPI without MPI_THREAD_MULTIPLE, a list that lacks this rank, a
             process set that is none, a timeline that cannot be written, or a launcher that has started several
             processes of which each is alone (torchrun, or the launcher of another MPI).
-        CollectiveTimeoutError: a rank did not call it within COLLECTIVE_TIMEOUT. The job ends with this process. (Where
-            `comm` is a list of ranks, they are waited for without a word.)
+        CollectiveTimeoutError: a rank did not call it within COLLECTIVE_TIMEOUT. The job ends with this process.
 
     After any other error nothing is left behind, and init() may be called again.
     """
@@ -125,7 +124,7 @@ def init(
         mpi.meet(comm, config)
         own = comm.Dup()
     else:
-        own = mpi.communicator_of(comm)
+        own = mpi.communicator_of(comm, config)
     _start(own, config)
     from . import process_sets as sets
 

@@ -128,7 +128,7 @@ std::unique_ptr<Group> Engine::make_group(MPI_Comm comm) {
   return std::make_unique<Group>(
       comm, limits_, timeline_,
       [this](Ticket& ticket, ErrorCode code, const std::string& text) { finish(ticket, code, text); },
-      groups_.empty() ? nullptr : groups_.front().get());
+      [this] { return waits_for(); }, groups_.empty() ? nullptr : groups_.front().get());
 }
 
 size_t Engine::add_group(MPI_Comm comm) {
@@ -331,6 +331,13 @@ void Engine::drive(const Enough& enough) {
     std::unique_lock lock(mutex_);
     wake_.wait_for(lock, pause, [this] { return !queue_.empty() || stop_thread_; });
   }
+}
+
+std::string Engine::waits_for() const {
+  std::pair<Clock::time_point, std::string> oldest{Clock::time_point::max(), ""};
+  for (const auto& group : groups_)
+    if (group) oldest = std::min(oldest, group->oldest());
+  return oldest.second;
 }
 
 bool Engine::any_busy() const {

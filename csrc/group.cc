@@ -55,7 +55,8 @@ constexpr auto kAnswerTime = std::chrono::milliseconds(500);
 
 }  // namespace
 
-Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, const Group* all)
+Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, WaitsFor waits_for,
+             const Group* all)
     : control_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
       data_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
       agreement_(control_, limits, kMostChannels),
@@ -63,6 +64,7 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
       limits_(limits),
       timeline_(&timeline),
       finish_(std::move(finish)),
+      waits_for_(std::move(waits_for)),
       devices_(data_, limits.nccl),
       channels_(data_, pool_, kFirstChannelTag) {
   // One rank's setting is enough to switch it off.
@@ -420,7 +422,7 @@ bool Group::step_running() {
 
 void Group::check_stalls(Clock::time_point now) {
   next_check_ = now + kCheckEvery;
-  inquiry_.progress(channels_.started());
+  inquiry_.progress(channels_.started(), waits_for_);
   tell_let_go();
   std::erase_if(not_ready_, [&](Pending& waiting) {
     const auto waited = now - waiting.since;
@@ -580,6 +582,20 @@ void Group::fail_all(ErrorCode code, const std::string& text) {
   running_.clear();
   held_back_.clear();
   hang_up();
+}
+
+std::pair<Clock::time_point, std::string> Group::oldest() const {
+  std::pair<Clock::time_point, std::string> oldest{Clock::time_point::max(), ""};
+  const auto look_at = [&](Clock::time_point since, const std::string& what) {
+    if (since < oldest.first) oldest = {since, label() + what};
+  };
+  for (const Running& running : running_)
+    if (!running.tickets.empty()) look_at(running.since, running.what);
+  for (const Pending& waiting : not_ready_) look_at(waiting.since, waiting.waits_text());
+  for (const auto& [name, pending] : pending_)
+    look_at(pending.since, std::string(name_of(pending.submission.descriptor.kind)) + " '" + name + "'");
+  if (join_ != nullptr) look_at(join_since_, "join");
+  return oldest;
 }
 
 std::string Group::describe() const {

@@ -26,9 +26,11 @@ namespace collective {
 class Group {
  public:
   using Finish = std::function<void(Ticket&, ErrorCode, const std::string&)>;
-  // Collective over `comm`. `finish` is called once for every ticket that was submitted. all: the group of all ranks;
-  // null where it is this one.
-  Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, const Group* all);
+  using WaitsFor = std::function<std::string()>;
+  // Collective over `comm`. finish: called once for every ticket that was submitted. waits_for: what this rank has had
+  // in flight for the longest time, in any group, "" for nothing. all: the group of all ranks; null where it is this
+  // one.
+  Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, WaitsFor waits_for, const Group* all);
 
   int rank() const { return control_.rank(); }
   int size() const { return control_.size(); }
@@ -72,6 +74,8 @@ class Group {
   void hang_up() { agreement_.hang_up(); }
 
   std::string describe() const;
+  // What has been in flight here for the longest time, and since when; "" for nothing.
+  std::pair<Clock::time_point, std::string> oldest() const;
   // "process set [1, 2]: ", before what is told about it; "" for all ranks.
   const std::string& label() const { return control_.label(); }
 
@@ -136,6 +140,7 @@ class Group {
   Limits limits_;
   Timeline* timeline_;
   Finish finish_;
+  WaitsFor waits_for_;
   BufferPool pool_;
   std::unique_ptr<Lane> lane_;  // in the memory
 

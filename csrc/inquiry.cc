@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 
 #include "descriptor.h"
 
@@ -33,19 +34,21 @@ void Inquiry::ask_presence(int peer) {
   send(Question{kNoChannel}, peer, kQuestionTag);
 }
 
-void Inquiry::progress(const std::vector<uint32_t>& started) {
+void Inquiry::progress(const std::vector<uint32_t>& started, const std::function<std::string()>& waits_for) {
   if (comm_->size() == 1) return;
   while (auto message = comm_->poll(kQuestionTag)) {
     Question question;
     std::memcpy(&question, message->bytes.data(), sizeof question);
     const uint32_t count = question.channel < started.size() ? started[question.channel] : 0;
-    send(Answer{question.channel, count}, message->source, kAnswerTag);
+    Answer answer{question.channel, count, ""};
+    if (question.channel != kNoChannel) waits_for().copy(answer.waits_for, sizeof answer.waits_for - 1);
+    send(answer, message->source, kAnswerTag);
   }
   while (auto message = comm_->poll(kAnswerTag)) {
     Answer answer;
     std::memcpy(&answer, message->bytes.data(), sizeof answer);
     if (answer.channel == kNoChannel) present_ = true;
-    if (answer.channel == asked_ && !answers_.empty()) answers_[static_cast<size_t>(message->source)] = answer.started;
+    if (answer.channel == asked_ && !answers_.empty()) answers_[static_cast<size_t>(message->source)] = answer;
   }
   std::erase_if(outgoing_, [](Outgoing& outgoing) { return outgoing.request.done(); });
 }
@@ -65,17 +68,24 @@ std::vector<Inquiry::Demand> Inquiry::take_demands() {
 
 std::string Inquiry::verdict(uint32_t channel, uint32_t run) const {
   std::vector<int> silent, behind;
+  std::map<std::string, std::vector<int>> held_up;  // by what they wait for
   for (int peer = 0; peer < comm_->size(); ++peer) {
     if (peer == comm_->rank()) continue;
     const auto& answer = channel == asked_ && !answers_.empty() ? answers_[static_cast<size_t>(peer)] : std::nullopt;
     if (!answer.has_value())
       silent.push_back(peer);
-    else if (*answer < run)
-      behind.push_back(peer);
+    else if (answer->started < run)
+      (answer->waits_for[0] == '\0' ? behind : held_up[answer->waits_for]).push_back(peer);
   }
   std::string text;
-  if (!behind.empty()) text = comm_->text_of(behind) + " did not start run " + std::to_string(run);
-  if (!silent.empty()) text += (text.empty() ? "" : "; ") + comm_->text_of(silent) + " did not answer";
+  const auto tell = [&](const std::string& more) { text += (text.empty() ? "" : "; ") + more; };
+  if (!behind.empty()) tell(comm_->text_of(behind) + " did not start run " + std::to_string(run));
+  for (const auto& [what, ranks] : held_up) {
+    const bool one = ranks.size() == 1;
+    tell(comm_->text_of(ranks) + (one ? " has" : " have") + " not reached run " + std::to_string(run) +
+         (one ? ": it waits itself, for " : ": they wait themselves, for ") + what);
+  }
+  if (!silent.empty()) tell(comm_->text_of(silent) + " did not answer");
   return text.empty() ? "all ranks have started it" : text;
 }
 

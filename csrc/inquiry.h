@@ -4,7 +4,9 @@
 // And "run this": told to a rank that has joined and so does not start its channels by itself.
 #pragma once
 
+#include <functional>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "comm.h"
@@ -16,8 +18,9 @@ class Inquiry {
   explicit Inquiry(const Comm& comm) : comm_(&comm) {}
 
   void ask(uint32_t channel);
-  // Answers others with how often this rank has started their channel, and takes answers.
-  void progress(const std::vector<uint32_t>& started);
+  // Answers others with how often this rank has started their channel and what it waits for itself ("" for nothing),
+  // and takes answers.
+  void progress(const std::vector<uint32_t>& started, const std::function<std::string()>& waits_for);
   // "Are you there?", and whether that was answered.
   void ask_presence(int peer);
   bool is_present() const { return present_; }
@@ -29,7 +32,8 @@ class Inquiry {
     uint32_t run;
   };
   std::vector<Demand> take_demands();
-  // In words, who has not started run number `run` (from 1) of `channel`, as far as the answers tell.
+  // In words, who has not started run number `run` (from 1) of `channel`, as far as the answers tell; apart from the
+  // others those that cannot, since they wait for another operation.
   std::string verdict(uint32_t channel, uint32_t run) const;
 
  private:
@@ -39,12 +43,13 @@ class Inquiry {
   struct Answer {
     uint32_t channel;
     uint32_t started;
+    char waits_for[160];
   };
   template <typename T>
   void send(const T& value, int peer, int tag);
 
   const Comm* comm_;
-  std::vector<std::optional<uint32_t>> answers_;  // by rank, to the last question
+  std::vector<std::optional<Answer>> answers_;  // by rank, to the last question
   uint32_t asked_ = 0;
   bool present_ = false;
   struct Outgoing {

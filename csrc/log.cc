@@ -16,8 +16,8 @@ void set_log_level(LogLevel level) { least_level = level; }
 void log(LogLevel level, const std::string& text) {
   if (level < least_level) return;
   // One write: lines of several ranks share one terminal.
-  const std::string line =
-      "[collective] rank " + std::to_string(log_rank) + ": " + text + (text.empty() || text.back() != '\n' ? "\n" : "");
+  const std::string who = log_rank < 0 ? "" : "rank " + std::to_string(log_rank) + ": ";  // unknown before init()
+  const std::string line = "[collective] " + who + text + (text.empty() || text.back() != '\n' ? "\n" : "");
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
 

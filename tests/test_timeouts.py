@@ -164,6 +164,26 @@ def test_a_stalled_bucket_names_who_has_not_started_it(world: World, capfd: pyte
 
 
 @pytest.mark.ranks(3)
+def test_a_rank_that_waits_itself_is_not_blamed(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    """Rank 2 is late for what rank 1 waits for, in another set; rank 0 waits for both in a bucket."""
+    with settings(world, stall_warning=0.5, timeout=100):
+        some = collective.add_process_set([1, 2])
+        for step, _ in enumerate(train(3)):
+            world.comm.Barrier()
+            if step == 2 and world.rank == 2:
+                time.sleep(2.5)
+            if step == 2 and some.included():
+                collective.allreduce(np.ones(2), name="metric", process_set=some)
+        said = capfd.readouterr().err
+        if world.rank == 0:
+            told = (
+                r"stalled: bucket '\S+': rank 2 did not start run 3; "
+                r"rank 1 has not reached run 3: it waits itself, for process set \[1, 2\]: allreduce 'metric'; "
+            )
+            assert re.search(told, said), said
+
+
+@pytest.mark.ranks(3)
 def test_a_process_set_names_ranks_by_their_numbers_in_the_job(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     """Rank 2 is late, number 1 of its set, whose coordinator is rank 1."""
     with settings(world, stall_warning=0.3, timeout=2):
@@ -280,7 +300,7 @@ from mpi4py import MPI
 import collective
 if MPI.COMM_WORLD.rank == 1:
     time.sleep(float(sys.argv[1]))
-collective.init()
+collective.init([0, 1, 2] if len(sys.argv) > 2 else None)
 print(collective.allgather_object(collective.rank()), MPI.COMM_WORLD.iprobe(), flush=True)
 """
     late = run_ranks(3, ["-c", code, "2"], 60, env={"COLLECTIVE_TIMEOUT": "50", "COLLECTIVE_STALL_WARNING": "0.3"})
@@ -290,3 +310,10 @@ print(collective.allgather_object(collective.rank()), MPI.COMM_WORLD.iprobe(), f
     missing = run_ranks(3, ["-c", code, "100"], 60, env={"COLLECTIVE_TIMEOUT": "1"})
     assert missing.returncode != 0
     assert "CollectiveTimeoutError: init: rank 1 did not call it within 1.0 s" in missing.stderr, missing.stderr
+    late = run_ranks(3, ["-c", code, "2", "list"], 60, env={"COLLECTIVE_STALL_WARNING": "0.3"})
+    assert late.returncode == 0, late.stderr
+    assert late.stdout.count("[0, 1, 2] False\n") == 3, late.stdout
+    assert "stalled: init on rank 0 waits for one of the ranks [0, 1, 2] since 0.3 s" in late.stderr, late.stderr
+    missing = run_ranks(3, ["-c", code, "100", "list"], 60, env={"COLLECTIVE_TIMEOUT": "1"})
+    assert missing.returncode != 0
+    assert "init: one of the ranks [0, 1, 2] did not call it within 1.0 s" in missing.stderr, missing.stderr
