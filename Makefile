@@ -14,7 +14,7 @@ PYTHON ?= python3
 
 CORES  := $(shell nproc)
 EXTRAS := torch,examples,bench,test,lint
-CPP    := $(wildcard csrc/*.h csrc/*.cc collective/kernels/*.h collective/kernels/*.cu tests/csrc/*.h tests/csrc/*.cc)
+CPP    := $(wildcard csrc/*.cc csrc/*/*.h csrc/*/*.cc collective/kernels/*.h collective/kernels/*.cu tests/csrc/*.h tests/csrc/*.cc)
 
 ifeq ($(MPI),embedded)
   VENV   := .venv

@@ -12,6 +12,7 @@ Environment: MPICXX, the wrapper to use; CXXFLAGS and LDFLAGS, added after the f
 """
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -27,6 +28,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 COMPILE_FLAGS = ["-std=c++20", "-O3", "-g1", "-DNDEBUG", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra"]
+COMPILE_FLAGS += ["-Icsrc"]
 # MPI's own C++ bindings are gone from the standard, and would only be linked in vain.
 COMPILE_FLAGS += ["-DOMPI_SKIP_MPICXX", "-DMPICH_SKIP_MPICXX"]
 LINK_FLAGS = ["-shared", "-pthread", "-Wl,--as-needed"]
@@ -143,6 +145,15 @@ def prerequisites(depfile: Path) -> list[Path]:
     return [Path(name.replace("\\ ", " ")) for name in re.split(r"(?<!\\)\s+", text.strip())]
 
 
+def write_compile_commands(commands: dict[Path, list[str]]) -> None:
+    """Write build/compile_commands.json, where clangd and clang-tidy look for it."""
+    entries = [
+        {"directory": os.getcwd(), "file": command[command.index("-c") + 1], "arguments": command, "output": str(object_)}
+        for object_, command in commands.items()
+    ]
+    Path("build", "compile_commands.json").write_text(json.dumps(entries, indent=1))
+
+
 def run(command: list[str]) -> None:
     """Run the compiler and show what it says in one piece, also where several run at a time."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -173,7 +184,9 @@ class BuildWithMpi(build_ext):
         build = Path("build", key)
         build.mkdir(parents=True, exist_ok=True)
 
-        objects = {build / f"{Path(source).stem}.o": source for source in ext.sources}
+        objects = {build / f"{'.'.join(Path(source).with_suffix('.o').parts[1:])}": source for source in ext.sources}
+        commands = {o: [*compile_, "-MMD", "-c", objects[o], "-o", str(o)] for o in objects}
+        write_compile_commands(commands)
         stale = [o for o in objects if is_older(o, prerequisites(o.with_suffix(".d")))]
         # Objects serve both places; the run path makes the libraries differ.
         package = Path("collective")
@@ -190,7 +203,7 @@ class BuildWithMpi(build_ext):
             print(f"{len(stale)} of {len(objects)} files to compile", flush=True)
             jobs = self.parallel or len(os.sched_getaffinity(0))
             with ThreadPoolExecutor(jobs) as pool:
-                running = [pool.submit(run, [*compile_, "-MMD", "-c", objects[o], "-o", str(o)]) for o in stale]
+                running = [pool.submit(run, commands[o]) for o in stale]
                 try:
                     for future in running:
                         future.result()
@@ -209,5 +222,5 @@ class BuildWithMpi(build_ext):
         os.replace(target.with_suffix(".new"), target)
 
 
-sources = sorted(str(path) for path in Path("csrc").glob("*.cc"))
+sources = sorted(str(path) for path in Path("csrc").rglob("*.cc"))
 setup(ext_modules=[Extension("collective._core", sources)], cmdclass={"build_ext": BuildWithMpi})

@@ -57,7 +57,7 @@ _NOT_NEGATIVE = validate.Range(min=0)
 
 
 class LogLevel(enum.IntEnum):
-    """Horovod's words; csrc/log.h has the same numbers."""
+    """Horovod's words; csrc/base/log.h has the same numbers."""
 
     TRACE = 0
     DEBUG = 1

@@ -69,7 +69,7 @@ class MPIMismatchError(CollectiveError, ImportError):
     """The engine was built for another MPI than the one that mpi4py loaded, or mpi4py could load none."""
 
 
-# By csrc/types.h ErrorCode.
+# By csrc/base/types.h ErrorCode.
 _BY_CODE: dict[int, type[CollectiveError]] = {
     1: InvalidArgumentError,
     2: MismatchError,

@@ -18,7 +18,7 @@ _SLICE_S = 0.1
 
 # Arrays of operations that ended with the engine: MPI may go on with a transfer that could not be cancelled.
 _abandoned: list[Any] = []
-_MPI_MAY_STILL_WRITE = (4, 6)  # time-out and internal error, of csrc/types.h ErrorCode
+_MPI_MAY_STILL_WRITE = (4, 6)  # time-out and internal error, of csrc/base/types.h ErrorCode
 
 # Arrays of operations whose handle was dropped before they finished: the engine still reads and writes them.
 _orphans: list[tuple[_core.Ticket, Any]] = []

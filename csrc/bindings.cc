@@ -7,10 +7,12 @@
 #include <cstdlib>
 #include <type_traits>
 
-#include "bucket.h"
-#include "device_kernels.h"
-#include "engine.h"
-#include "log.h"
+#include "base/log.h"
+#include "device/device_kernels.h"
+#include "engine/bucket.h"
+#include "engine/engine.h"
+#include "messages/meeting.h"
+#include "messages/mpi_library.h"
 
 namespace py = pybind11;
 

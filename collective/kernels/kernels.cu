@@ -1,4 +1,4 @@
-// Conversion and reduction of memory that a device reaches: csrc/reduce.h in CUDA C++, bit by bit (any NaN for a NaN).
+// Conversion and reduction of memory that a device reaches: csrc/reduce/reduce.h in CUDA C++, bit by bit (any NaN for a NaN).
 //
 //   convert_<from>_<to>      to[i] = from[i] * scale of every Piece: pack and unpack of many tensors in one launch
 //   reduce_<dtype>_<op>      targets[k][i] = finish(sources[0][i] op sources[1][i] op ...)

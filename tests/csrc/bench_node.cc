@@ -30,8 +30,8 @@
 #include <thread>
 #include <vector>
 
-#include "allreduce_bucket_node.h"
-#include "allreduce_node.h"
+#include "node/allreduce_bucket_node.h"
+#include "node/allreduce_node.h"
 
 using namespace collective;
 
@@ -120,7 +120,7 @@ int main(int argc, char** argv) {
 
   std::string why;
   const auto share = [&](size_t nbytes) {
-    auto memory = SharedMemory::try_create(comm, 1, nbytes, std::chrono::seconds(60), why);
+    auto memory = try_share_memory(comm, 1, nbytes, std::chrono::seconds(60), why);
     if (memory) return std::move(*memory);
     std::fprintf(stderr, "no shared memory: %s\n", why.c_str());
     std::exit(1);

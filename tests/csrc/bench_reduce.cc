@@ -18,7 +18,7 @@
 #include <utility>
 #include <vector>
 
-#include "reduce.h"
+#include "reduce/reduce.h"
 
 using namespace collective;
 

@@ -12,7 +12,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "types.h"
+#include "base/types.h"
 
 namespace collective::reference {
 

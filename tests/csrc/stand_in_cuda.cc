@@ -1,4 +1,4 @@
-// A stand-in for the CUDA driver, for machines without a GPU: libcuda.so.1 with the functions of csrc/cuda_driver.h.
+// A stand-in for the CUDA driver, for machines without a GPU: libcuda.so.1 with the functions of csrc/device/cuda_driver.h.
 //
 // It forgives little. Device memory cannot be read or written at its address, only through copies; every
 // stream is a thread that takes its time, so that what does not wait for its events sees old data; copies take

@@ -1,4 +1,4 @@
-// A stand-in for NCCL beside the one for the CUDA driver: libnccl.so.2 with the functions of csrc/nccl_library.h, for
+// A stand-in for NCCL beside the one for the CUDA driver: libnccl.so.2 with the functions of csrc/device/nccl_library.h, for
 // ranks of one node.
 //
 // Like NCCL's, its all-reduces run on a stream and keep it until all ranks have come; ranks that do not call in the same
@@ -21,7 +21,7 @@
 #include <thread>
 #include <vector>
 
-#include "nccl_library.h"
+#include "device/nccl_library.h"
 
 // Of the stand-in for the driver.
 extern "C" void standInQueue(void* stream, void (*work)(void*), void* argument);

@@ -15,8 +15,8 @@
 #include "kernels_on_host.h"
 // Below what it needs.
 #include "kernels.cu"
-#include "node.h"
-#include "reduce.h"
+#include "node/slices.h"
+#include "reduce/reduce.h"
 #include "reduce_reference.h"
 #include "sample_elements.h"
 

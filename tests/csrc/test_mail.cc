@@ -1,4 +1,4 @@
-// The coordinator's mail through shared memory (csrc/mail), without Python.
+// The coordinator's mail through shared memory (csrc/engine/mail), without Python.
 //
 // Every message says who sent it, its number, and bytes that follow from both, so that one that is lost, out of order,
 // cut or mixed with another is seen.
@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "mail.h"
+#include "engine/mail.h"
 #include "world.h"
 
 using namespace collective;

@@ -1,4 +1,4 @@
-// The operations inside a node (csrc/*_node) and their shared memory, without Python.
+// The operations inside a node (csrc/node) and their shared memory, without Python.
 //
 // Every result is compared, bit by bit, with that of the plain reduction of all ranks' data in one piece.
 #include <unistd.h>
@@ -11,11 +11,11 @@
 #include <thread>
 #include <vector>
 
-#include "allreduce_bucket_node.h"
-#include "allreduce_node.h"
-#include "exchange_node.h"
-#include "identity.h"
-#include "reduce_scatter_node.h"
+#include "node/allreduce_bucket_node.h"
+#include "node/allreduce_node.h"
+#include "node/exchange_node.h"
+#include "node/reduce_scatter_node.h"
+#include "reduce/identity.h"
 #include "world.h"
 
 using namespace collective;
@@ -594,12 +594,11 @@ void test_no_memory(const World& world) {
   Comm comm = Comm::duplicate(MPI_COMM_WORLD);
   std::string why;
   // More than there can be: nobody gets it, and everybody is told why.
-  if (SharedMemory::try_create(comm, 1, size_t{1} << 62, std::chrono::seconds(30), why) ||
-      why.rfind("rank 0: ", 0) != 0)
+  if (try_share_memory(comm, 1, size_t{1} << 62, std::chrono::seconds(30), why) || why.rfind("rank 0: ", 0) != 0)
     fail(world, "shared memory without end: " + why);
   // The others do not come: an error that names one.
   if (world.rank == 0 && world.size > 1) try {
-      SharedMemory::try_create(comm, 2, 4096, std::chrono::seconds(1), why);
+      try_share_memory(comm, 2, 4096, std::chrono::seconds(1), why);
       fail(world, "shared memory with who is not there");
     } catch (const Error& error) {
       if (error.code != ErrorCode::kTimeout || std::string(error.what()).find("rank 1") == std::string::npos)

@@ -16,7 +16,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "reduce.h"
+#include "reduce/reduce.h"
 #include "reduce_reference.h"
 #include "sample_elements.h"
 

@@ -19,8 +19,8 @@
 #include <thread>
 #include <vector>
 
-#include "comm.h"
-#include "shared_memory.h"
+#include "messages/comm.h"
+#include "node/shared_memory_creation.h"
 
 // A rank's view of the test: processes and threads differ in these only.
 struct World {
@@ -85,7 +85,7 @@ inline int run_processes(unsigned seed, const std::vector<Test>& tests) {
   World world{comm.rank(), comm.size(), {}, [] { MPI_Barrier(MPI_COMM_WORLD); }, seed, false};
   world.memory = [&](size_t nbytes) {
     std::string why;
-    auto memory = collective::SharedMemory::try_create(comm, 1, nbytes, std::chrono::seconds(30), why);
+    auto memory = collective::try_share_memory(comm, 1, nbytes, std::chrono::seconds(30), why);
     if (!memory) fail(world, "no shared memory: " + why);
     return std::move(*memory);
   };

@@ -1,0 +1,41 @@
+// An operation in flight. Nothing here blocks: the engine keeps several operations and steps them in turn, so two
+// ranks that meet operations in a different order cannot deadlock, and packing, reducing and sending of different
+// operations overlap.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "base/types.h"
+
+namespace collective {
+
+enum class Step {
+  kIdle,   // waits for a peer
+  kMoved,  // did some work and has more to do
+  kDone,   // complete; not to be stepped again
+};
+
+class Operation {
+ public:
+  Operation() = default;
+  Operation(const Operation&) = delete;
+  Operation& operator=(const Operation&) = delete;
+  virtual ~Operation() = default;
+
+  // Does a bounded amount of work (about a segment's), then returns.
+  virtual Step step() = 0;
+  // What it waits for, for a person who looks at a hang.
+  virtual std::string describe() const = 0;
+  // Whether the peer of a send or receive has begun, so that it will come to its end.
+  virtual bool under_way() const { return true; }
+  // Bytes of page-locked memory that it takes from the host.
+  virtual size_t page_locked() const { return 0; }
+  // Once done: why it failed, of the few that can without the engine failing.
+  virtual const std::optional<Error>& failure() const {
+    static const std::optional<Error> none;
+    return none;
+  }
+};
+
+}  // namespace collective

@@ -1,0 +1,33 @@
+// What the ranks of a group are called in texts for people: by their numbers in the job, whatever they are in the group.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace collective {
+
+// "rank 3", "ranks 0-4, 7"; ranks: increasing.
+std::string ranks_text(const std::vector<int>& ranks);
+
+class RankNames {
+ public:
+  RankNames() = default;
+  // Of the group of all ranks.
+  static RankNames of_job(int size);
+  // Of a process set: job_ranks[i] is the number in the job of its rank i.
+  static RankNames of_process_set(std::vector<int> job_ranks);
+
+  int job_rank(int rank) const { return job_ranks_[static_cast<size_t>(rank)]; }
+  const std::vector<int>& job_ranks() const { return job_ranks_; }
+  // "rank 3", "ranks 0-4, 7" for these ranks of the group.
+  std::string text_of(const std::vector<int>& ranks) const;
+  std::string text_of(int rank) const { return "rank " + std::to_string(job_rank(rank)); }
+  // "process set [1, 2]: ", before what is told about it; "" for all ranks.
+  const std::string& label() const { return label_; }
+
+ private:
+  std::vector<int> job_ranks_;
+  std::string label_;
+};
+
+}  // namespace collective

@@ -1,0 +1,138 @@
+#include "engine/agreement.h"
+
+#include <algorithm>
+#include <thread>
+
+namespace collective {
+namespace {
+
+// For the last word of an engine that stops.
+constexpr auto kLastWord = std::chrono::milliseconds(500);
+
+}  // namespace
+
+Agreement::Agreement(int rank, const RankNames& names, const Limits& limits, uint32_t most_channels,
+                     std::unique_ptr<Mail> mail)
+    : rank_(rank), mail_(std::move(mail)) {
+  if (rank == 0) coordinator_.emplace(names, limits, most_channels);
+}
+
+void Agreement::submit(const std::string& name, const Descriptor& descriptor, int64_t rows, bool recurring) {
+  std::string encoded = descriptor.encode();
+  if (const uint32_t* const id = names_.find(name, encoded); id != nullptr) {
+    words_.put(Word::kId);
+    words_.put(*id);
+  } else {
+    words_.put(Word::kFull);
+    words_.put_text(name);
+    words_.put_text(encoded);
+    words_.put(rows);
+    // An id stands for the descriptor alone: rows that differ must be told every time.
+    words_.put(recurring && !rows_differ(descriptor.kind));
+  }
+  mine_.insert_or_assign(name, std::move(encoded));
+}
+
+void Agreement::join() { words_.put(Word::kJoin); }
+
+void Agreement::let_go(uint32_t channel) {
+  words_.put(Word::kLetGo);
+  words_.put(channel);
+}
+
+void Agreement::leave(const std::vector<uint32_t>& started) {
+  words_.put(Word::kLeave);
+  words_.put_list(started);
+}
+
+void Agreement::stop(ErrorCode code, const std::string& text) {
+  Writer last;
+  if (coordinator_) {
+    write_stopped(last, rank_, code, text);
+  } else {
+    last.put(Word::kStop);
+    last.put(code);
+    last.put_text(text);
+  }
+  mail_->send(last.take());
+  const auto give_up = Clock::now() + kLastWord;
+  while (!mail_->sent() && Clock::now() < give_up) std::this_thread::yield();
+}
+
+bool Agreement::progress(std::vector<Decision>& decisions) {
+  bool moved = false;
+  if (!words_.empty()) {
+    moved = true;
+    if (coordinator_)
+      coordinator_->take(rank_, words_.take());
+    else
+      mail_->send(words_.take());
+  }
+  while (const auto message = mail_->poll()) {
+    moved = true;
+    if (coordinator_)
+      coordinator_->take(message->source, message->bytes);
+    else
+      take_decisions(message->bytes, decisions);
+  }
+  if (coordinator_) {
+    if (const std::string decided = coordinator_->decide(Clock::now()); !decided.empty()) {
+      mail_->send(decided);
+      take_decisions(decided, decisions);
+      moved = true;
+    }
+  }
+  mail_->sent();
+  return moved;
+}
+
+void Agreement::take_decisions(const std::string& bytes, std::vector<Decision>& decisions) {
+  Reader r(bytes);
+  while (!r.empty()) {
+    Decision decision{r.get<Decision::Kind>()};
+    switch (decision.kind) {
+      case Decision::Kind::kExecute: {
+        decision.channel = r.get<uint32_t>();
+        decision.channels = r.get<uint32_t>();
+        decision.entries.resize(r.get<uint32_t>());
+        for (Decision::Entry& entry : decision.entries) {
+          const auto form = r.get<NameForm>();
+          entry.name = form == NameForm::kId ? names_.at(r.get<uint32_t>()).name : r.get_text();
+          if (form == NameForm::kWithDescriptor) entry.encoded = r.get_text();
+          entry.rows = r.get_list<int64_t>();
+          const auto mine = mine_.find(entry.name);
+          if (mine == mine_.end()) continue;  // this rank has joined
+          entry.encoded.clear();
+          if (form == NameForm::kNewId) names_.add(entry.name, mine->second);
+          mine_.erase(mine);
+        }
+        break;
+      }
+      case Decision::Kind::kFail: {
+        decision.entries.push_back({r.get_text(), {}, {}});
+        const auto targets = r.get_list<int>();
+        decision.code = r.get<ErrorCode>();
+        decision.text = r.get_text();
+        if (std::find(targets.begin(), targets.end(), rank_) == targets.end()) continue;
+        mine_.erase(decision.entries[0].name);
+        break;
+      }
+      case Decision::Kind::kLeft:
+        decision.rank = r.get<int>();
+        decision.started = r.get_list<uint32_t>();
+        break;
+      case Decision::Kind::kJoined:
+      case Decision::Kind::kAllJoined: decision.rank = r.get<int>(); break;
+      case Decision::Kind::kAllLeft: break;
+      case Decision::Kind::kStopped:
+        decision.rank = r.get<int>();
+        decision.code = r.get<ErrorCode>();
+        decision.text = r.get_text();
+        break;
+      case Decision::Kind::kReleased: decision.channel = r.get<uint32_t>(); break;
+    }
+    decisions.push_back(std::move(decision));
+  }
+}
+
+}  // namespace collective

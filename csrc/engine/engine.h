@@ -1,0 +1,118 @@
+// The background engine: takes submissions from any thread, makes progress on them, and wakes who waits.
+//
+// One thread at a time drives: either the engine's own, or a caller that waits for its operation and finds the engine
+// idle. So a blocking call costs no hand-over between threads, and while a script computes, the engine's thread goes on.
+// Only the driver calls MPI, but for the making of groups, on communicators of their own.
+//
+// Idle means asleep: with nothing in flight the thread wakes ten times a second to answer inquiries of other ranks.
+// Waiting for the network it spins for some microseconds, then sleeps in growing steps, so that compute keeps its core.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "engine/group.h"
+#include "engine/watch.h"
+#include "messages/topology.h"
+
+namespace collective {
+
+class Engine {
+ public:
+  // Collective over `comm`. cores: the core of the engine's thread by local rank; empty: the system's choice.
+  Engine(MPI_Comm comm, const Limits& limits, const std::vector<int>& cores);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  const Topology& topology() const { return topology_; }
+  // Whether all ranks are on one node and share memory.
+  bool shares_memory();
+  // How all ranks together reduce arrays on devices, in words, once they have done it.
+  std::string device_way();
+
+  // A group over other ranks beside the first one, which is number 0. Collective over `comm`; the numbers are this
+  // rank's own. Groups do not wait for each other.
+  size_t add_group(MPI_Comm comm);
+  // Collective over the group's ranks. Throws the error that has stopped the engine, or kTimeout where a rank does not
+  // come, and then leaves MPI's resources as they are.
+  void remove_group(size_t group);
+
+  // Throws kDuplicateName when the name is in flight on this rank, kShutdown after shutdown(), and the error that
+  // stopped the engine if one did. `caller_waits`: the caller calls wait() next, so nobody else need be woken.
+  std::shared_ptr<Ticket> submit(size_t group, std::string name, Submission work, bool caller_waits);
+
+  // Blocks until the ticket is finished, or for about `seconds`; true if it is finished.
+  bool wait(const Ticket& ticket, double seconds);
+
+  // Collective: returns when every rank has called it. False when the engine had failed, so that MPI resources were
+  // left as they are. Throws kTimeout, naming who is missing, when a rank does not come.
+  bool shutdown();
+
+  Timeline& timeline() { return timeline_; }
+
+  // The state in words; from any thread, also while another one drives. Waits up to two seconds for that one.
+  std::string describe();
+
+ private:
+  struct Work {
+    std::shared_ptr<Ticket> ticket;
+    Submission submission;
+  };
+  class Backoff;
+
+  class Claim;
+  std::unique_ptr<Group> make_group(MPI_Comm comm);
+  void bind_thread(const std::vector<int>& cores);
+  bool any_busy() const;
+  std::string waits_for() const;
+  void run();  // the engine's thread
+  // Makes progress until `enough` or nothing is in flight. The caller holds driving_.
+  template <typename Enough>
+  void drive(const Enough& enough);
+  bool failed();
+  Clock::time_point end_of_patience() const;
+  bool progress();
+  void take_submissions();
+  void finish(Ticket& ticket, ErrorCode code, const std::string& text);
+  // is_told: the other ranks know.
+  void stop_with(ErrorCode code, const std::string& text, bool is_told) noexcept;
+  void look_for_deaths();
+  void warn_of_remaining(Clock::time_point since, Clock::time_point& warned) const;
+
+  Topology topology_;
+  Limits limits_;
+  bool has_core_;  // there are as many cores as ranks on the node
+  Timeline timeline_;
+  std::timed_mutex driving_;                    // held by the driver; guards groups_
+  std::vector<std::unique_ptr<Group>> groups_;  // by number; null when removed
+  Watch watch_;                                 // likewise, over the processes of other ranks
+  std::vector<int> ended_;                      // ranks whose processes had ended when they were last looked at
+  Clock::time_point next_look_{};
+  std::atomic<int> claims_{0};  // threads that want driving_ for themselves: drivers make way
+
+  std::mutex mutex_;                  // guards what follows, up to the atomics; taken after driving_
+  std::condition_variable wake_;      // for the thread, and for a driver that sleeps
+  std::condition_variable finished_;  // for callers that wait while another thread drives
+  std::vector<Work> queue_;
+  std::map<std::pair<size_t, std::string>, std::shared_ptr<Ticket>> in_flight_;  // by group and name
+  std::optional<Error> failure_;
+  bool stop_thread_ = false;
+  int waiting_ = 0;          // threads in finished_
+  int drivers_waiting_ = 0;  // callers that drive, or are about to: the thread keeps out of their way
+
+  std::atomic<bool> closed_{false};  // shutdown() was called; set under the mutex
+  std::atomic<size_t> queued_{0};    // == queue_.size(), readable without the mutex
+  std::atomic<bool> busy_{false};    // == any_busy(), as of the driver's last look
+  std::thread thread_;
+};
+
+}  // namespace collective

@@ -1,0 +1,173 @@
+// The operations of one set of ranks: what was submitted, what was agreed, what runs. Driven by one thread at a time.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/buffer.h"
+#include "base/operation.h"
+#include "base/timeline.h"
+#include "engine/agreement.h"
+#include "engine/channels.h"
+#include "engine/devices.h"
+#include "engine/inquiry.h"
+#include "engine/ticket.h"
+#include "engine/watch.h"
+#include "messages/comm.h"
+#include "node/allreduce_node.h"
+
+namespace collective {
+
+class Group {
+ public:
+  using Finish = std::function<void(Ticket&, ErrorCode, const std::string&)>;
+  using WaitsFor = std::function<std::string()>;
+  // Collective over `comm`. finish: called once for every ticket that was submitted. waits_for: what this rank has had
+  // in flight for the longest time, in any group, "" for nothing. all: the group of all ranks; null where it is this
+  // one.
+  Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, WaitsFor waits_for, const Group* all);
+
+  int rank() const { return control_.rank(); }
+  int size() const { return control_.size(); }
+
+  void submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission);
+  void submit(std::shared_ptr<Ticket> ticket, ChannelSubmission submission);
+  void submit(std::shared_ptr<Ticket> ticket, PairSubmission submission);
+  void submit(std::shared_ptr<Ticket> ticket, JoinSubmission submission);
+  // How arrays on devices are reduced, in words.
+  const std::string& device_way() const { return devices_.way(); }
+  // Whether the ranks share memory.
+  bool shares_memory() const { return memory_.has_value(); }
+  // Does what can be done without blocking; true if anything moved. Throws when the group cannot go on.
+  bool progress();
+  // Something is in flight here, so progress() should be called soon and again.
+  bool busy() const {
+    return !pending_.empty() || !running_.empty() || !held_back_.empty() || join_ != nullptr || leaving_ ||
+           !not_ready_.empty() || !agreement_.sent();
+  }
+
+  // Orderly end: what runs may finish, what is not agreed fails, on the other ranks too; nothing may be submitted
+  // after. Then progress() until over(): every rank has left.
+  void leave();
+  bool over() const { return all_left_ && running_.empty() && held_back_.empty() && agreement_.sent(); }
+  // Collective, after over().
+  void release();
+
+  // Of the other ranks, those that have not left.
+  std::vector<int> remaining() const;
+  // Whether a rank that is named by its number in the job has left.
+  bool has_left(int job_rank) const;
+  std::string text_of(const std::vector<int>& ranks) const { return control_.names().text_of(ranks); }
+  // The processes of the other ranks, where they share memory.
+  std::vector<Watch::Peer> processes() const;
+
+  // Tells all ranks that this one's engine has stopped.
+  void tell_stopped(ErrorCode code, const std::string& text) { agreement_.stop(code, text); }
+  // Fails everything in flight; nothing may be submitted after.
+  void fail_all(ErrorCode code, const std::string& text);
+  // This rank will not call progress() any more; the others need not wait for it to listen.
+  void hang_up() { agreement_.hang_up(); }
+
+  std::string describe() const;
+  // What has been in flight here for the longest time, and since when; "" for nothing.
+  std::pair<Clock::time_point, std::string> oldest() const;
+  // "process set [1, 2]: ", before what is told about it; "" for all ranks.
+  const std::string& label() const { return control_.names().label(); }
+
+ private:
+  struct Pending {
+    std::shared_ptr<Ticket> ticket;
+    NamedSubmission submission;
+    Clock::time_point since;
+    bool warned = false;
+    // What it waits for while it is not ready.
+    std::string waits_text() const;
+  };
+  struct Running {
+    // In this order: an operation that is given up must go before the memory that it works on.
+    std::shared_ptr<void> keep;
+    std::vector<std::shared_ptr<Ticket>> tickets;
+    std::unique_ptr<Operation> operation;
+    std::string what;        // for people
+    const char* phase = "";  // for the timeline
+    Clock::time_point since;
+    int64_t channel = -1;  // of a channel's run
+    uint32_t run = 0;      // its number, from 1
+    int peer = -1;         // of a send or receive
+    bool agreed = false;
+    uint64_t number = 0;        // of an agreed operation: decides its tag
+    Clock::time_point asked{};  // when the others were asked about it
+    Clock::time_point alone{};  // of a send or receive: when its peer was heard to have left
+    bool warned = false;
+  };
+  void share_memory();
+  // Finishes a ticket with what went wrong in this group.
+  void refuse(Ticket& ticket, ErrorCode code, const std::string& text) { finish_(ticket, code, label() + text); }
+  bool submit_what_is_ready();
+  void submit_ready(std::shared_ptr<Ticket> ticket, NamedSubmission submission);
+
+  void execute_agreed();
+  bool look_at_devices(const Decision& decision);
+  void execute(const Decision& decision);
+  int left_before(uint32_t channel) const;
+  void start(std::shared_ptr<Ticket> ticket, uint32_t channel, Channels::Run run);
+  bool tag_is_free() const;
+  bool channels_are_free(const Decision& decision) const;
+  void tell_let_go();
+  bool has_page_locked() const;
+  // Gives an operation up: first the transfers, then the memory that they work on.
+  void drop(Running running, ErrorCode code, const std::string& text);
+  std::string left_text(int peer) const;
+  void give_up_on(size_t i, int peer);  // of running_, when its peer has left
+  void peer_joined(int rank);
+  void all_joined(int last);
+  void serve_demands();
+  bool step_running();
+  void check_stalls(Clock::time_point now);
+  void check_coordinator(Clock::time_point now);
+  void peer_left(const Decision& decision);
+  int next_tag();
+
+  Comm control_, data_;
+  std::optional<SharedMemory> memory_;  // of a set whose ranks are all on one node; outlives what is in it
+  Agreement agreement_;
+  Inquiry inquiry_;
+  Limits limits_;
+  Timeline* timeline_;
+  Finish finish_;
+  WaitsFor waits_for_;
+  BufferPool pool_;
+  std::unique_ptr<Lane> lane_;  // in the memory
+
+  Devices devices_;  // likewise
+
+  // Submitted here, of arrays on a device that its user's work has not reached: the others learn of it when it has, so
+  // that nothing that is agreed waits for anybody's device.
+  std::vector<Pending> not_ready_;
+  std::unordered_map<std::string, Pending> pending_;  // submitted here, not yet agreed
+  std::vector<Running> running_;
+  std::vector<Decision> decisions_;  // kept for its capacity
+  std::deque<Decision> held_back_;   // agreed, but their tag is still in use here
+  Channels channels_;
+  std::vector<int> joined_;                                      // the other ranks that have joined
+  std::vector<Inquiry::Demand> demands_;                         // of channels that are not open here yet
+  std::vector<std::pair<int, std::vector<uint32_t>>> departed_;  // ranks that left, and the runs they had started
+  std::shared_ptr<Ticket> join_;                                 // of this rank
+  std::vector<std::shared_ptr<DeviceMark>> join_marks_;          // that come before
+  Clock::time_point join_since_{};
+  bool join_told_ = false, join_warned_ = false;
+  bool has_joined_ = false;  // some time; a demand of that time may come after all others have joined as well
+  std::unordered_map<int, std::shared_ptr<bool>> pair_over_;  // the last operation by pair tag and peer
+  uint64_t executions_ = 0;                                   // agreed operations, alike on all ranks
+  Clock::time_point next_check_;
+  Clock::time_point coordinator_asked_{};  // whether it is there
+  bool coordinator_warned_ = false;
+  bool leaving_ = false, left_ = false, all_left_ = false;
+};
+
+}  // namespace collective

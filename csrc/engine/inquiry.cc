@@ -1,0 +1,92 @@
+#include "engine/inquiry.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "base/descriptor.h"
+
+namespace collective {
+namespace {
+constexpr int kQuestionTag = 3;
+constexpr int kAnswerTag = 4;
+constexpr int kDemandTag = 5;
+constexpr uint32_t kNoChannel = UINT32_MAX;  // in a question that is about presence alone
+}  // namespace
+
+template <typename T>
+void Inquiry::send(const T& value, int peer, int tag) {
+  std::vector<char> bytes(sizeof value);
+  std::memcpy(bytes.data(), &value, sizeof value);
+  Request request = comm_->isend(bytes.data(), bytes.size(), peer, tag);
+  outgoing_.push_back({std::move(bytes), std::move(request)});
+}
+
+void Inquiry::ask(uint32_t channel) {
+  asked_ = channel;
+  answers_.assign(static_cast<size_t>(comm_->size()), std::nullopt);
+  for (int peer = 0; peer < comm_->size(); ++peer)
+    if (peer != comm_->rank()) send(Question{channel}, peer, kQuestionTag);
+}
+
+void Inquiry::ask_presence(int peer) {
+  present_ = false;
+  send(Question{kNoChannel}, peer, kQuestionTag);
+}
+
+void Inquiry::progress(const std::vector<uint32_t>& started, const std::function<std::string()>& waits_for) {
+  if (comm_->size() == 1) return;
+  while (auto message = comm_->poll(kQuestionTag)) {
+    Question question;
+    std::memcpy(&question, message->bytes.data(), sizeof question);
+    const uint32_t count = question.channel < started.size() ? started[question.channel] : 0;
+    Answer answer{question.channel, count, ""};
+    if (question.channel != kNoChannel) waits_for().copy(answer.waits_for, sizeof answer.waits_for - 1);
+    send(answer, message->source, kAnswerTag);
+  }
+  while (auto message = comm_->poll(kAnswerTag)) {
+    Answer answer;
+    std::memcpy(&answer, message->bytes.data(), sizeof answer);
+    if (answer.channel == kNoChannel) present_ = true;
+    if (answer.channel == asked_ && !answers_.empty()) answers_[static_cast<size_t>(message->source)] = answer;
+  }
+  std::erase_if(outgoing_, [](Outgoing& outgoing) { return outgoing.request.done(); });
+}
+
+void Inquiry::demand(int peer, uint32_t channel, uint64_t plan, uint32_t run) {
+  send(Demand{plan, channel, run}, peer, kDemandTag);
+}
+
+std::vector<Inquiry::Demand> Inquiry::take_demands() {
+  std::vector<Demand> demands;
+  while (auto message = comm_->poll(kDemandTag)) {
+    demands.emplace_back();
+    std::memcpy(&demands.back(), message->bytes.data(), sizeof(Demand));
+  }
+  return demands;
+}
+
+std::string Inquiry::verdict(uint32_t channel, uint32_t run) const {
+  std::vector<int> silent, behind;
+  std::map<std::string, std::vector<int>> held_up;  // by what they wait for
+  for (int peer = 0; peer < comm_->size(); ++peer) {
+    if (peer == comm_->rank()) continue;
+    const auto& answer = channel == asked_ && !answers_.empty() ? answers_[static_cast<size_t>(peer)] : std::nullopt;
+    if (!answer.has_value())
+      silent.push_back(peer);
+    else if (answer->started < run)
+      (answer->waits_for[0] == '\0' ? behind : held_up[answer->waits_for]).push_back(peer);
+  }
+  std::string text;
+  const auto tell = [&](const std::string& more) { text += (text.empty() ? "" : "; ") + more; };
+  if (!behind.empty()) tell(comm_->names().text_of(behind) + " did not start run " + std::to_string(run));
+  for (const auto& [what, ranks] : held_up) {
+    const bool one = ranks.size() == 1;
+    tell(comm_->names().text_of(ranks) + (one ? " has" : " have") + " not reached run " + std::to_string(run) +
+         (one ? ": it waits itself, for " : ": they wait themselves, for ") + what);
+  }
+  if (!silent.empty()) tell(comm_->names().text_of(silent) + " did not answer");
+  return text.empty() ? "all ranks have started it" : text;
+}
+
+}  // namespace collective

@@ -1,0 +1,62 @@
+// "Have you started this?": asked when a channel, which runs without agreement, makes no progress. It costs nothing
+// until something stalls, and the engine of a rank answers even while its script is stuck elsewhere.
+//
+// And "run this": told to a rank that has joined and so does not start its channels by itself.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "messages/comm.h"
+
+namespace collective {
+
+class Inquiry {
+ public:
+  explicit Inquiry(const Comm& comm) : comm_(&comm) {}
+
+  void ask(uint32_t channel);
+  // Answers others with how often this rank has started their channel and what it waits for itself ("" for nothing),
+  // and takes answers.
+  void progress(const std::vector<uint32_t>& started, const std::function<std::string()>& waits_for);
+  // "Are you there?", and whether that was answered.
+  void ask_presence(int peer);
+  bool is_present() const { return present_; }
+  void demand(int peer, uint32_t channel, uint64_t plan, uint32_t run);
+  // What others have demanded since the last call.
+  struct Demand {
+    uint64_t plan;  // that the channel was opened with
+    uint32_t channel;
+    uint32_t run;
+  };
+  std::vector<Demand> take_demands();
+  // In words, who has not started run number `run` (from 1) of `channel`, as far as the answers tell; apart from the
+  // others those that cannot, since they wait for another operation.
+  std::string verdict(uint32_t channel, uint32_t run) const;
+
+ private:
+  struct Question {
+    uint32_t channel;
+  };
+  struct Answer {
+    uint32_t channel;
+    uint32_t started;
+    char waits_for[160];
+  };
+  template <typename T>
+  void send(const T& value, int peer, int tag);
+
+  const Comm* comm_;
+  std::vector<std::optional<Answer>> answers_;  // by rank, to the last question
+  uint32_t asked_ = 0;
+  bool present_ = false;
+  struct Outgoing {
+    std::vector<char> bytes;
+    Request request;
+  };
+  std::vector<Outgoing> outgoing_;
+};
+
+}  // namespace collective

@@ -1,0 +1,38 @@
+// From an agreed description to the operation that does it.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "device/device.h"
+#include "engine/ticket.h"
+#include "node/allreduce_node.h"
+
+namespace collective {
+
+// One entry of an agreed bucket on this rank. On a rank that has joined `data` is empty and `ticket` is nobody's.
+struct Task {
+  Ticket* ticket;
+  const Descriptor* descriptor;
+  Slot data;
+  const std::vector<int64_t>* splits;  // of an alltoall: rows for each rank
+  const std::vector<int64_t>* rows;    // first dimension by rank, where it may differ
+  std::shared_ptr<DeviceMark> mark{};  // of an array on a device: what comes before
+};
+
+// Where an operation runs.
+struct Place {
+  const Comm& comm;
+  BufferPool& pool;
+  int tag;
+  Lane* lane;  // of the node's shared memory; null where the ranks do not share any
+};
+
+// Whether the operation goes through the lane, so that it has to be made in the agreed order.
+bool runs_in_lane(const Place& place, const std::vector<Task>& bucket);
+
+// The operation for a bucket of tasks (several for an all-reduce only); null when there is nothing to send. Tickets
+// get their `output` and `rows` where the operation's result has a size of its own.
+std::unique_ptr<Operation> make_operation(const Place& place, const std::vector<Task>& bucket);
+
+}  // namespace collective

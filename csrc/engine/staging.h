@@ -1,0 +1,30 @@
+// Agreed operations on arrays of devices: by the devices where the ranks share memory of them and it pays, else by way
+// of the host, cut into the parts of a Staged.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "engine/devices.h"
+#include "engine/operations.h"
+
+namespace collective {
+
+// Parts of an operation at most: so many tags it may need.
+inline constexpr size_t kMostParts = 256;
+
+// Whether this is an operation on device memory; then it goes this way on all ranks, also where a rank has joined and
+// has no array, and perhaps no device.
+inline bool is_staged(const Descriptor& d) { return d.device != "cpu"; }
+
+// As make_operation(). The number of parts, and so that of tags, follows from what is agreed. devices: what the ranks
+// can do with theirs.
+std::unique_ptr<Operation> make_staged(const Place& place, const std::function<int()>& next_tag,
+                                       const std::vector<Task>& bucket, Devices& devices);
+
+// A send or receive of an array on a device; `make` makes the one of its copy on the host.
+std::unique_ptr<Operation> make_staged(const PairSubmission& pair,
+                                       const std::function<std::unique_ptr<Operation>(void* data)>& make);
+
+}  // namespace collective

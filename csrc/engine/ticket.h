@@ -1,0 +1,81 @@
+// The two ends of an operation: what a caller hands in, and what it waits for.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "base/buffer.h"
+#include "base/descriptor.h"
+#include "device/staged.h"
+#include "messages/allreduce.h"
+#include "node/allreduce_bucket_node.h"
+
+namespace collective {
+
+// Written by the engine until `finished`, then read by the caller.
+struct Ticket {
+  std::string name;
+  size_t group = 0;  // the engine's number of the group that it was submitted to
+  ErrorCode code = ErrorCode::kNone;
+  std::string text;
+
+  Buffer output;               // the result, where its size was not known to the caller
+  std::vector<int64_t> rows;   // rows of `output`: by rank they came from, or the one number there is
+  uint32_t channel = 0;        // of opened channels: the number of the first
+  std::shared_ptr<void> plan;  // they are this rank's as long as this is held
+  std::vector<std::shared_ptr<NodeBucket>> buckets;  // and their memory, where the ranks of a node share it
+  // And memory of this rank's device, where the channels are on devices; then `buckets` hold the flags alone.
+  std::vector<std::shared_ptr<std::byte>> on_device;
+
+  // Set with release after the fields above; pairs with the acquire in finished().
+  std::atomic<bool> done{false};
+  bool finished() const { return done.load(std::memory_order_acquire); }
+};
+
+// A named operation: runs when all ranks have submitted its name.
+struct NamedSubmission {
+  Descriptor descriptor;
+  Slot data;                           // stays valid until the ticket is finished; a broadcast works on `out`
+  int64_t rows;                        // first dimension on this rank, where it may differ between ranks
+  std::vector<int64_t> splits;         // of an alltoall: rows for each rank
+  bool recurring;                      // the name will come again
+  std::shared_ptr<DeviceMark> mark{};  // of arrays on a device: what their user had queued before
+};
+
+// A send or a receive: runs when the peer has submitted its other half, matched in order per tag.
+struct PairSubmission {
+  bool sends;
+  int peer;
+  int tag;  // 0 to kPairTags - 1
+  Descriptor descriptor;
+  void* data;
+  std::shared_ptr<DeviceMark> mark{};
+};
+inline constexpr int kPairTags = 1024;
+
+// This rank has run out of data; finished when all ranks have, `rows` then holds the last one's number.
+struct JoinSubmission {
+  // Of devices: until these are reached its script may use results that lie in buckets, and those are not run again.
+  std::vector<std::shared_ptr<DeviceMark>> marks{};
+};
+
+// One run of an open channel: starts at once, since all ranks have agreed to run it equally often.
+struct ChannelSubmission {
+  uint32_t channel;
+  DType dtype;              // of the slots; what is agreed is the wire's
+  std::vector<Slot> slots;  // without outputs: the result stays in the storage; the last one holds the flags
+  void* storage;
+  std::shared_ptr<void> keep;  // owns the storage
+  // Of tensors on a device: what comes before; and, unless the channel is on devices, the slots are in this memory,
+  // loaded from there.
+  std::vector<std::shared_ptr<DeviceMark>> marks{};
+  std::vector<PinnedMemory> memory{};
+  std::vector<Staged::Copy> loads{};
+};
+
+using Submission = std::variant<NamedSubmission, ChannelSubmission, PairSubmission, JoinSubmission>;
+
+}  // namespace collective

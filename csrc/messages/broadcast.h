@@ -1,0 +1,53 @@
+// Broadcast down a tree, segment by segment: a rank forwards a segment as soon as it has it.
+//
+// Short messages use a binomial tree (depth log2(p), latency decides); long ones a chain through all ranks, whose
+// every link carries each byte once while the segments follow each other (bandwidth decides):
+//
+//   binomial, p = 8, root 0:   0 -> 4, 2, 1    4 -> 6, 5    6 -> 7    2 -> 3
+//   chain,    p = 4, root 2:   2 -> 3 -> 0 -> 1
+//
+// steps:              log2(p), or p - 2 + segments
+// bytes on the wire:  N per link
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "base/operation.h"
+#include "messages/comm.h"
+
+namespace collective {
+
+class Broadcast final : public Operation {
+ public:
+  // data: nbytes, read on root, written on the others.
+  Broadcast(const Comm& comm, int tag, int root, void* data, size_t nbytes);
+
+  Step step() override;
+  std::string describe() const override;
+
+ private:
+  static constexpr size_t kChainFrom = size_t{64} << 10;  // bytes: from here the chain
+  static constexpr size_t kSegmentBytes = size_t{128} << 10;
+  static constexpr size_t kDepth = 4;
+
+  struct Child {
+    int rank;
+    size_t started = 0, done = 0;  // segments
+    std::array<Request, kDepth> sends;
+  };
+  size_t begin(size_t segment) const { return segment * kSegmentBytes; }
+  size_t length(size_t segment) const { return std::min(kSegmentBytes, nbytes_ - begin(segment)); }
+
+  const Comm* comm_;
+  int tag_;
+  std::byte* data_;
+  size_t nbytes_, segments_;
+  int parent_ = -1;  // -1: this is the root
+  size_t posted_ = 0, received_ = 0;
+  std::array<Request, kDepth> receives_;
+  std::vector<Child> children_;
+};
+
+}  // namespace collective

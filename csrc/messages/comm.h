@@ -1,0 +1,73 @@
+// MPI point-to-point, as little of it as the algorithms need.
+#pragma once
+
+#include <mpi.h>
+
+#include <optional>
+#include <string>
+
+#include "base/rank_names.h"
+#include "base/types.h"
+
+namespace collective {
+
+// One non-blocking transfer. Its memory must outlive it. Move-only; inactive when default-constructed or done.
+class Request {
+ public:
+  Request() = default;
+  Request(const Request&) = delete;
+  Request& operator=(const Request&) = delete;
+  Request(Request&& other) noexcept;
+  Request& operator=(Request&& other) noexcept;
+  ~Request();
+
+  // Makes progress; true once the transfer is complete (always true when inactive).
+  bool done();
+
+ private:
+  friend class Comm;
+  // An active transfer is given up only when the engine fails: a receive is cancelled, so that MPI does not
+  // write into memory that is about to be freed; a send is left to MPI.
+  void abandon() noexcept;
+
+  MPI_Request request_ = MPI_REQUEST_NULL;
+  bool receives_ = false;
+};
+
+struct Message {
+  int source;
+  std::string bytes;
+};
+
+// A private duplicate of the caller's communicator, so that our messages never meet the user's.
+class Comm {
+ public:
+  Comm() = default;
+  // Collective over `parent`. job: the communicator of all ranks, whose numbers people know; null where it is this one.
+  static Comm duplicate(MPI_Comm parent, const Comm* job = nullptr);
+  Comm(const Comm&) = delete;
+  Comm& operator=(const Comm&) = delete;
+  Comm(Comm&& other) noexcept;
+  Comm& operator=(Comm&& other) noexcept;
+  ~Comm();  // does not free: MPI_Comm_free is collective, so only an orderly shutdown may call release()
+
+  // Collective. Call only when no transfer is active.
+  void release();
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  const RankNames& names() const { return names_; }
+
+  Request isend(const void* data, size_t nbytes, int peer, int tag) const;
+  Request irecv(void* data, size_t nbytes, int peer, int tag) const;
+  // A whole message of unknown length with this tag from any rank, if one has arrived.
+  std::optional<Message> poll(int tag) const;
+
+ private:
+  MPI_Comm comm_ = MPI_COMM_NULL;
+  int rank_ = 0;
+  int size_ = 1;
+  RankNames names_;
+};
+
+}  // namespace collective

@@ -1,0 +1,53 @@
+// Any pattern of point-to-point transfers, all at once: the ground of alltoall, gather, scatter, send and recv.
+//
+// Each transfer is cut into segments; per peer and direction a few are in flight, in order. Transfers with different
+// peers do not wait for each other.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "base/operation.h"
+#include "messages/comm.h"
+
+namespace collective {
+
+class Exchange final : public Operation {
+ public:
+  struct Send {
+    int peer;
+    const void* data;
+    size_t nbytes;
+  };
+  struct Receive {
+    int peer;
+    void* data;
+    size_t nbytes;
+  };
+  // At most one send and one receive per peer; none with this rank itself. Lengths match the peer's.
+  Exchange(const Comm& comm, int tag, const std::vector<Send>& sends, const std::vector<Receive>& receives);
+
+  Step step() override;
+  std::string describe() const override;
+
+ private:
+  // Large enough that MPI's rendezvous costs little, small enough for an int and for several peers at once.
+  static constexpr size_t kSegmentBytes = size_t{1} << 20;
+  static constexpr size_t kDepth = 4;
+
+  struct Transfer {
+    bool receives;
+    int peer;
+    std::byte* data;
+    size_t nbytes;
+    size_t segments, started = 0, done = 0;
+    std::array<Request, kDepth> requests;
+  };
+  void add(bool receives, int peer, std::byte* data, size_t nbytes);
+
+  const Comm* comm_;
+  int tag_;
+  std::vector<Transfer> transfers_;
+};
+
+}  // namespace collective

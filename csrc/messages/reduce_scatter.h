@@ -1,0 +1,45 @@
+// Reduce, and leave each rank its part (reduce-scatter), or bring all parts to one rank (reduce).
+//
+// The first half of the ring all-reduce, over partial sums in scratch memory. For a root, the parts, each complete on
+// its rank, are then sent to it.
+//
+// bytes on the wire:  (p-1)/p N per rank each way; for a root, N/p more from each rank to it
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "messages/allreduce.h"
+
+namespace collective {
+
+class ReduceScatter final : public Operation {
+ public:
+  // offsets: p+1 element offsets of the parts. in: all of them, or null for the identity. out: rank r's part r, or
+  // null.
+  ReduceScatter(const Comm& comm, BufferPool& pool, int tag, const AllreduceSpec& spec, std::vector<size_t> offsets,
+                const void* in, void* out);
+  // out: on `root` all parts, unused elsewhere.
+  static std::unique_ptr<ReduceScatter> to_root(const Comm& comm, BufferPool& pool, int tag, const AllreduceSpec& spec,
+                                                size_t count, int root, const void* in, void* out);
+
+  Step step() override;
+  std::string describe() const override;
+
+ private:
+  void start_collecting();
+  void fetch();  // from scratch to `out`
+  std::byte* part(size_t rank) const { return scratch_.data() + offsets_[rank] * size_of(spec_.wire); }
+
+  const Comm* comm_;
+  int tag_;
+  AllreduceSpec spec_;
+  std::vector<size_t> offsets_;
+  void* out_;
+  int root_ = -1;
+  PooledBuffer scratch_;  // in the wire's type
+  std::unique_ptr<Operation> current_;
+  bool reducing_ = true;
+};
+
+}  // namespace collective

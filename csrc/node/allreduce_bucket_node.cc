@@ -1,0 +1,122 @@
+#include "node/allreduce_bucket_node.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace collective {
+
+NodeBucket::NodeBucket(const SharedMemory& memory, size_t offset, DType wire, size_t count)
+    : rank_(memory.rank()),
+      size_(memory.size()),
+      wire_(wire),
+      count_(count),
+      packed_(memory, offset + round_up(count * size_of(wire), kLineBytes)),
+      pushed_(memory, offset + round_up(count * size_of(wire), kLineBytes) + kLineBytes),
+      sources_(static_cast<size_t>(size_)),
+      results_(static_cast<size_t>(size_)) {
+  if (offset % kLineBytes != 0 || offset + nbytes(wire, count) > memory.nbytes())
+    throw Error(ErrorCode::kInternal, "a bucket of " + std::to_string(nbytes(wire, count)) + " bytes at byte " +
+                                          std::to_string(offset) + " of " + std::to_string(memory.nbytes()));
+  for (int rank = 0; rank < size_; ++rank) storage_.push_back(memory.part(rank) + offset);
+}
+
+AllreduceBucketNode::AllreduceBucketNode(NodeBucket& bucket, const AllreduceSpec& spec, std::vector<Slot> slots)
+    : bucket_(&bucket),
+      arithmetic_(scaling_of(spec, bucket.size_, Passes::kOnePass).arithmetic),
+      slots_(spec, scaling_of(spec, bucket.size_, Passes::kOnePass).before, std::move(slots)),
+      element_size_(size_of(spec.wire)),
+      tile_count_(kTileBytes / element_size_),
+      run_(bucket.runs_) {
+  if (spec.wire != bucket.wire_ || slots_.count() != bucket.count_)
+    throw Error(ErrorCode::kInternal, "a bucket of " + std::to_string(bucket.count_) + " " + name_of(bucket.wire_) +
+                                          " was given " + std::to_string(slots_.count()) + " " + name_of(spec.wire));
+  if (bucket.pushed_.own() != run_)
+    throw Error(ErrorCode::kInternal, "a bucket was started while its last run was under way");
+  ++bucket.runs_;
+}
+
+Range AllreduceBucketNode::tile_at(size_t begin) const {
+  return {begin, std::min(slots_.count(), begin + tile_count_)};
+}
+
+// Copies elements [begin, end) to their place, unless they are there; returns how many.
+size_t AllreduceBucketNode::pack(size_t begin, size_t end) {
+  std::byte* const storage = bucket_->storage();
+  size_t copied = 0;
+  for (size_t at = begin; at < end;) {
+    while (slots_.offset(slot_ + 1) <= at) ++slot_;
+    const size_t stop = std::min(end, slots_.offset(slot_ + 1));
+    if (!slots_.unchanged() || slots_.list()[slot_].in != storage + slots_.offset(slot_) * element_size_) {
+      slots_.pack_shared(storage + at * element_size_, at, stop);
+      copied += stop - at;
+    }
+    at = stop;
+  }
+  return copied;
+}
+
+bool AllreduceBucketNode::pack() {
+  if (packed_ == slots_.count()) return false;
+  for (size_t copied = 0; packed_ < slots_.count() && copied < tile_count_ / 2;) {
+    const Range tile = tile_at(packed_);
+    const Range own = slice_of(tile, bucket_->rank_, bucket_->size_, element_size_);
+    copied += pack(tile.begin, own.begin);
+    copied += pack(own.end, tile.end);
+    packed_ = tile.end;
+  }
+  bucket_->packed_.publish(run_ * slots_.count() + packed_);
+  return true;
+}
+
+bool AllreduceBucketNode::reduce() {
+  if (reduced_ == slots_.count()) return false;
+  const Range tile = tile_at(reduced_);
+  if (packed_ < tile.end || !bucket_->packed_.all_reached(run_ * slots_.count() + tile.end)) return false;
+  const Range own = slice_of(tile, bucket_->rank_, bucket_->size_, element_size_);
+  const auto self = static_cast<size_t>(bucket_->rank_);
+  const size_t block_count = kBlockBytes / element_size_;
+  alignas(kLineBytes) std::byte block[kBlockBytes];  // for own elements that must be converted or gathered
+  for (size_t begin = own.begin; begin < own.end;) {
+    size_t end = own.end;
+    const std::byte* in = slots_.packed_at(begin, end);
+    if (in == nullptr) {
+      end = std::min(end, begin + block_count);
+      in = slots_.packed_at(begin, end);
+    }
+    if (in == nullptr) {
+      slots_.pack(block, begin, end);
+      in = block;
+    }
+    for (size_t rank = 0; rank < bucket_->storage_.size(); ++rank) {
+      bucket_->results_[rank] = bucket_->storage_[rank] + begin * element_size_;
+      bucket_->sources_[rank] = bucket_->results_[rank];
+    }
+    bucket_->sources_[self] = in;
+    reduce_ranks(arithmetic_, bucket_->results_.data(), bucket_->size_, bucket_->sources_.data(), bucket_->size_,
+                 end - begin);
+    begin = end;
+  }
+  reduced_ = tile.end;
+  return true;
+}
+
+Step AllreduceBucketNode::step() {
+  // What is packed everywhere is reduced first, while it is in the cache.
+  const bool moved = reduce() || pack();
+  if (!pushed_ && reduced_ == slots_.count()) {
+    pushed_ = true;
+    bucket_->pushed_.publish(run_ + 1);
+  }
+  if (pushed_ && bucket_->pushed_.all_reached(run_ + 1)) return Step::kDone;
+  return moved ? Step::kMoved : Step::kIdle;
+}
+
+std::string AllreduceBucketNode::describe() const {
+  const std::string count = std::to_string(slots_.count());
+  if (!pushed_)
+    return "element " + std::to_string(reduced_) + " of " + count + ": waits for rank " +
+           std::to_string(bucket_->packed_.missing()) + " to start or pack";
+  return "waits for rank " + std::to_string(bucket_->pushed_.missing()) + " to push its slices";
+}
+
+}  // namespace collective

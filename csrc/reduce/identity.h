@@ -1,0 +1,11 @@
+// The neutral element of a reduction: what a rank contributes that has nothing to contribute.
+#pragma once
+
+#include "base/types.h"
+
+namespace collective {
+
+// Fills count elements with e such that e op x == x: zero for sums, averages and Adasum.
+void fill_identity(DType dtype, ReduceOp op, void* target, size_t count);
+
+}  // namespace collective
