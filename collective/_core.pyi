@@ -11,7 +11,6 @@ class Kind(Enum):
     broadcast = 1
     allgather = 2
     barrier = 3
-    channel = 4
     alltoall = 5
     reducescatter = 6
     gather = 7
@@ -67,11 +66,7 @@ class Ticket:
     @property
     def text(self) -> str: ...
     @property
-    def channel(self) -> int: ...
-    @property
     def rows(self) -> list[int]: ...
-    @property
-    def on_device(self) -> bool: ...
     def take_output(self, nbytes: int) -> npt.NDArray[np.uint8]: ...
 
 class Topology:
@@ -134,23 +129,37 @@ class Engine:
     def shutdown(self) -> bool: ...
     def describe(self) -> str: ...
 
+class BucketLayout:
+    def __init__(self, dtype: DType, wire: DType, counts: Sequence[int], notes: int, device: int) -> None: ...
+
+class BucketOpening:
+    @property
+    def ticket(self) -> Ticket: ...
+    def buckets(self) -> list[Bucket]: ...
+
+def open_buckets(
+    engine: Engine,
+    group: int,
+    name: str,
+    layouts: Sequence[BucketLayout],
+    dtype: DType,
+    wire: DType,
+    op: ReduceOp,
+    prescale: float,
+    postscale: float,
+    described: str,
+    kind: str,
+    device: int,
+    stream: int,
+) -> BucketOpening: ...
+
 class Bucket:
-    def __init__(
-        self,
-        engine: Engine,
-        group: int,
-        name: str,
-        opened: Ticket,
-        number: int,
-        dtype: DType,
-        wire: DType,
-        op: ReduceOp,
-        prescale: float,
-        postscale: float,
-        counts: Sequence[int],
-        notes: int,
-        device: int = -1,
-    ) -> None: ...
+    @property
+    def dtype(self) -> DType: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def on_device(self) -> bool: ...
     def start(self, tensors: Sequence[int], notes: Sequence[int], device: int = -1, stream: int = 0) -> Ticket: ...
     def place(self, tensor: int) -> np.ndarray: ...
     def device_place(self, tensor: int) -> tuple[int, int, object]: ...

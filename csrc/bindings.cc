@@ -56,7 +56,7 @@ std::shared_ptr<Ticket> submit(Engine& engine, size_t group, const std::string& 
                                uintptr_t source, uintptr_t target, std::vector<int64_t> splits, bool recurring,
                                bool caller_waits, int device, uintptr_t stream) {
   int64_t rows = 0;
-  const size_t count = descriptor.kind == Kind::kChannel ? 0 : descriptor.count();
+  const size_t count = descriptor.count();
   if (rows_differ(descriptor.kind)) rows = std::exchange(descriptor.shape.at(0), -1);
   return engine.submit(group, name,
                        NamedSubmission{std::move(descriptor),
@@ -125,7 +125,6 @@ PYBIND11_MODULE(_core, m) {
       .value("broadcast", Kind::kBroadcast)
       .value("allgather", Kind::kAllgather)
       .value("barrier", Kind::kBarrier)
-      .value("channel", Kind::kChannel)
       .value("alltoall", Kind::kAlltoall)
       .value("reducescatter", Kind::kReduceScatter)
       .value("gather", Kind::kGather)
@@ -147,9 +146,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("name", [](const Ticket& t) { return t.name; })
       .def_property_readonly("code", [](const Ticket& t) { return static_cast<int>(t.code); })
       .def_property_readonly("text", [](const Ticket& t) { return t.text; })
-      .def_property_readonly("channel", [](const Ticket& t) { return t.channel; })
       .def_property_readonly("rows", [](const Ticket& t) { return t.rows; })
-      .def_property_readonly("on_device", [](const Ticket& t) { return !t.on_device.empty(); })
       .def("take_output", &take_output, py::arg("nbytes"));
 
   py::class_<Topology>(m, "Topology")
@@ -215,19 +212,30 @@ PYBIND11_MODULE(_core, m) {
       .def("shutdown", &Engine::shutdown, py::call_guard<py::gil_scoped_release>())
       .def("describe", &Engine::describe, py::call_guard<py::gil_scoped_release>());
 
-  py::class_<Bucket>(m, "Bucket")
-      .def(py::init([](std::shared_ptr<Engine> engine, size_t group, std::string name, const Ticket& opened,
-                       size_t number, DType dtype, DType wire, ReduceOp op, double prescale, double postscale,
-                       std::vector<size_t> counts, size_t notes, int device) {
-             return Bucket(std::move(engine), group, std::move(name), opened.plan,
-                           opened.channel + static_cast<uint32_t>(number),
-                           AllreduceSpec{dtype, wire, op, prescale, postscale}, std::move(counts), notes,
-                           opened.buckets.empty() ? nullptr : opened.buckets.at(number),
-                           opened.on_device.empty() ? nullptr : opened.on_device.at(number), device);
+  py::class_<BucketLayout>(m, "BucketLayout")
+      .def(py::init([](DType dtype, DType wire, std::vector<size_t> counts, size_t notes, int device) {
+             return BucketLayout{dtype, wire, std::move(counts), notes, device};
            }),
-           py::arg("engine"), py::arg("group"), py::arg("name"), py::arg("opened"), py::arg("number"), py::arg("dtype"),
-           py::arg("wire"), py::arg("op"), py::arg("prescale"), py::arg("postscale"), py::arg("counts"),
-           py::arg("notes"), py::arg("device") = -1, py::call_guard<py::gil_scoped_release>())
+           py::arg("dtype"), py::arg("wire"), py::arg("counts"), py::arg("notes"), py::arg("device"));
+  py::class_<BucketOpening>(m, "BucketOpening")
+      .def_readonly("ticket", &BucketOpening::ticket)
+      .def("buckets", &BucketOpening::buckets, py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "open_buckets",
+      [](std::shared_ptr<Engine> engine, size_t group, const std::string& name, std::vector<BucketLayout> layouts,
+         DType dtype, DType wire, ReduceOp op, double prescale, double postscale, std::string described,
+         std::string kind, int device, uintptr_t stream) {
+        return open_buckets(std::move(engine), group, name, std::move(layouts), {dtype, wire, op, prescale, postscale},
+                            std::move(described), std::move(kind), mark_of(device, stream));
+      },
+      py::arg("engine"), py::arg("group"), py::arg("name"), py::arg("layouts"), py::arg("dtype"), py::arg("wire"),
+      py::arg("op"), py::arg("prescale"), py::arg("postscale"), py::arg("described"), py::arg("kind"),
+      py::arg("device"), py::arg("stream"));
+
+  py::class_<Bucket, std::shared_ptr<Bucket>>(m, "Bucket")
+      .def_property_readonly("dtype", &Bucket::dtype)
+      .def_property_readonly("number", &Bucket::number)
+      .def_property_readonly("on_device", &Bucket::on_device)
       .def(
           "start",
           [](Bucket& bucket, const std::vector<uintptr_t>& tensors, const std::vector<size_t>& notes, int device,

@@ -71,13 +71,11 @@ def test_plans_give_back_their_places(world: World) -> None:
             engine = runtime.current().engine
 
             def opened(name: str, buckets: int, engine: _core.Engine = engine) -> int:
-                extents = (int(float32.value), int(float32.value), 1, 1) * buckets
-                what = _core.Descriptor(
-                    _core.Kind.channel, extents, float32, float32, _core.ReduceOp.Sum, 1.0, 1.0, 0, "cpu", ""
-                )
-                ticket = engine.submit(0, name, what, 0, 0, (), False, True)
-                Handle(engine, ticket, None, lambda _: None).wait()
-                return ticket.channel
+                layouts = [_core.BucketLayout(float32, float32, [1], 0, -1)] * buckets
+                what = (float32, float32, _core.ReduceOp.Sum, 1.0, 1.0, "", "cpu", -1, 0)
+                opening = _core.open_buckets(engine, 0, name, layouts, *what)
+                Handle(engine, opening.ticket, None, lambda _: None).wait()
+                return opening.buckets()[0].number
 
             collective.barrier()
             assert max(opened(f"plan{n}", 3) for n in range(60)) <= 9  # some wait for the last rank's word

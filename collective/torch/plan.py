@@ -53,8 +53,9 @@ def open_plan(
     if group is None:
         raise InvalidArgumentError(f"{label}: rank {runtime.rank()} is not in {layout.process_set}")
     engine = runtime.current().engine
-    order = _agreed_order(engine, group, f"{label}.order{version}", slots, arrived)
-    dealt = deal(order, layout.groups, runtime.current().config.fusion_threshold)
+    threshold = runtime.current().config.fusion_threshold if layout.process_set.rank() == 0 else 0
+    order, threshold = _agreed_order(engine, group, f"{label}.order{version}", slots, arrived, threshold)
+    dealt = deal(order, layout.groups, threshold)
     if not dealt:
         return [], Notes(0, 0)  # no rank has anything to train
     number_of = {slot: number for number, members in enumerate(dealt) for slot in members}
@@ -63,80 +64,59 @@ def open_plan(
     devices = [arrays.place_of_tensor(members[0].parameter)[0] for members in dealt]
     dtypes = [arrays.view(torch.empty(0, dtype=members[0].dtype, device="cpu")).dtype for members in dealt]
     wires = [wire_dtype(wire_of(layout.compression), dtype) for dtype in dtypes]
-    counts = [[slot.shape.numel() for slot in members] for members in dealt]
-    # Dtype, wire, elements and flags of each bucket.
-    extents = [
-        n
-        for dtype, wire, count, more in zip(dtypes, wires, counts, noted, strict=True)
-        for n in (int(dtype.value), int(wire.value), sum(count), len(count) + more)
+    layouts = [
+        _core.BucketLayout(dtype, wire, [slot.shape.numel() for slot in members], more, device)
+        for dtype, wire, members, more, device in zip(dtypes, wires, dealt, noted, devices, strict=True)
     ]
-    op = reduce_op(layout.op)
-    dtype = _core.DType.float32
-    wire = wire_dtype(wire_of(layout.compression), dtype)
     described = "".join(f"{_described(slot)} in bucket {number_of[slot]}\n" for slot in slots)
-    name = f"{label}.plan{version}"
-    device = "cpu" if all(at < 0 for at in devices) else "cuda"
-    opening = (_core.Kind.channel, extents, dtype, wire, op, layout.prescale, layout.postscale, 0, device, described)
     # Buckets are on the device that all of them have their gradients on; where there are several they go by the host.
-    place = arrays.place_of_tensor(dealt[0][0].parameter) if len(set(devices)) == 1 else (-1, 0)
-    prepare(place[0])
-    ticket = _run(engine, group, name, _core.Descriptor(*opening), place=place)
-    if not ticket.on_device:  # what is compressed is cast before it leaves its device
-        dtypes = [dtype if at < 0 else wire for dtype, wire, at in zip(dtypes, wires, devices, strict=True)]
+    device, stream = arrays.place_of_tensor(dealt[0][0].parameter) if len(set(devices)) == 1 else (-1, 0)
+    prepare(device)
+    opening = _core.open_buckets(
+        engine=engine,
+        group=group,
+        name=f"{label}.plan{version}",
+        layouts=layouts,
+        dtype=_core.DType.float32,
+        wire=wire_dtype(wire_of(layout.compression), _core.DType.float32),
+        op=reduce_op(layout.op),
+        prescale=layout.prescale,
+        postscale=layout.postscale,
+        described=described,
+        kind="cpu" if all(at < 0 for at in devices) else "cuda",
+        device=device,
+        stream=stream,
+    )
+    Handle(engine, opening.ticket, None, lambda _: None).wait()
     buckets = []
-    for number, members in enumerate(dealt):
-        core = _core.Bucket(
-            engine=engine,
-            group=group,
-            name=f"{name}.bucket{number}",
-            opened=ticket,
-            number=number,
-            dtype=dtypes[number],
-            wire=wires[number],
-            op=op,
-            prescale=layout.prescale,
-            postscale=layout.postscale,
-            counts=counts[number],
-            notes=noted[number],
-            device=devices[number],
-        )
-        bucket = Bucket(members, core, getattr(torch, dtypes[number].name))
+    for members, core in zip(dealt, opening.buckets(), strict=True):
+        # On a device what is compressed is cast before it leaves.
+        bucket = Bucket(members, core, getattr(torch, core.dtype.name))
         buckets.append(bucket)
-        in_memory = devices[number] < 0 or ticket.on_device
-        viewable = in_memory and layout.may_view and wires[number] == dtypes[number]
+        at = arrays.place_of_tensor(members[0].parameter)[0]
+        viewable = (at < 0 or core.on_device) and layout.may_view and core.dtype == wires[len(buckets) - 1]
         for i, slot in enumerate(members):
             slot.bucket = bucket
-            if viewable and counts[number][i] > 0:
+            if viewable and slot.shape.numel() > 0:
                 slot.see(core, i)
     return buckets, notes
 
 
 def _agreed_order(
-    engine: _core.Engine, group: int, name: str, slots: Sequence[Slot], arrived: Sequence[Slot]
-) -> list[Slot]:
-    """All slots in the order in which their gradients came, in the mean over ranks; the last if they did not."""
-    positions = np.full(len(slots), len(slots), dtype=np.int64)
-    positions[[slot.number for slot in arrived]] = range(len(arrived))
+    engine: _core.Engine, group: int, name: str, slots: Sequence[Slot], arrived: Sequence[Slot], threshold: int
+) -> tuple[list[Slot], int]:
+    """All slots in the order in which their gradients came, in the mean over ranks (last, if they did not come); and the
+    sum of the ranks' thresholds, which all but one give as 0."""
+    sums = np.full(len(slots) + 1, len(slots), dtype=np.int64)
+    sums[[slot.number for slot in arrived]] = range(len(arrived))
+    sums[-1] = threshold
     dtype = _core.DType.int64
     described = "".join(f"{_described(slot)}\n" for slot in slots)
-    total = (_core.Kind.allreduce, positions.shape, dtype, dtype, _core.ReduceOp.Sum, 1.0, 1.0, 0, "cpu", described)
-    _run(engine, group, name, _core.Descriptor(*total), positions)
-    return [slots[number] for number in np.argsort(positions, kind="stable")]
-
-
-def _run(
-    engine: _core.Engine,
-    group: int,
-    name: str,
-    what: _core.Descriptor,
-    data: np.ndarray | None = None,
-    place: tuple[int, int] = (-1, 0),
-) -> _core.Ticket:
-    """Run an operation, in place on `data`, and wait for it; place: the device that it is about, and its stream."""
-    address = 0 if data is None else data.ctypes.data
-    ticket = engine.submit(group, name, what, address, address, (), False, True, *place)
-    Handle(engine, ticket, data, lambda _: None).wait()
-    return ticket
+    total = (_core.Kind.allreduce, sums.shape, dtype, dtype, _core.ReduceOp.Sum, 1.0, 1.0, 0, "cpu", described)
+    address = sums.ctypes.data
+    ticket = engine.submit(group, name, _core.Descriptor(*total), address, address, (), False, True)
+    Handle(engine, ticket, sums, lambda _: None).wait()
+    return [slots[number] for number in np.argsort(sums[:-1], kind="stable")], int(sums[-1])
 
 
 def _described(slot: Slot) -> str:

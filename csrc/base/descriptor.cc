@@ -13,7 +13,7 @@ const char* name_of(Kind kind) {
     case Kind::kBroadcast: return "broadcast";
     case Kind::kAllgather: return "allgather";
     case Kind::kBarrier: return "barrier";
-    case Kind::kChannel: return "buckets";
+    case Kind::kBuckets: return "buckets";
     case Kind::kAlltoall: return "alltoall";
     case Kind::kReduceScatter: return "reducescatter";
     case Kind::kGather: return "gather";
@@ -33,7 +33,7 @@ bool rows_differ(Kind kind) {
     case Kind::kAllreduce:
     case Kind::kBroadcast:
     case Kind::kBarrier:
-    case Kind::kChannel:
+    case Kind::kBuckets:
     case Kind::kReduceScatter:
     case Kind::kReduce:
     case Kind::kRefusal: return false;
@@ -59,6 +59,13 @@ std::string Descriptor::encode() const {
   w.put_text(device);
   w.put_text(layout);
   w.put_list(shape);
+  w.put(static_cast<uint32_t>(buckets.size()));
+  for (const BucketShape& bucket : buckets) {
+    w.put(bucket.dtype);
+    w.put(bucket.wire);
+    w.put(bucket.elements);
+    w.put(bucket.flags);
+  }
   return w.take();
 }
 
@@ -75,6 +82,13 @@ Descriptor Descriptor::decode(std::string_view bytes) {
   d.device = r.get_text();
   d.layout = r.get_text();
   d.shape = r.get_list<int64_t>();
+  d.buckets.resize(r.get<uint32_t>());
+  for (BucketShape& bucket : d.buckets) {
+    bucket.dtype = r.get<DType>();
+    bucket.wire = r.get<DType>();
+    bucket.elements = r.get<size_t>();
+    bucket.flags = r.get<size_t>();
+  }
   return d;
 }
 
@@ -118,8 +132,7 @@ const std::vector<Field>& fields() {
   static const std::vector<Field> all = {
       {"operation", [](const Descriptor& d) { return std::string(name_of(d.kind)); }},
       {"dtype", [](const Descriptor& d) { return moves_bytes(d) ? d.layout : std::string(name_of(d.dtype)); }},
-      // Of channels it says nothing to people that the parameters do not.
-      {"shape", [](const Descriptor& d) { return d.kind == Kind::kChannel ? std::string() : shape_text(d.shape); }},
+      {"shape", [](const Descriptor& d) { return shape_text(d.shape); }},
       {"reduction", [](const Descriptor& d) { return std::string(name_of(d.op)); }},
       {"compression", [](const Descriptor& d) { return std::string(d.wire == d.dtype ? "none" : name_of(d.wire)); }},
       {"prescale_factor", [](const Descriptor& d) { return number_text(d.prescale); }},

@@ -16,7 +16,7 @@ enum class Kind : uint8_t {
   kBroadcast = 1,
   kAllgather = 2,
   kBarrier = 3,
-  kChannel = 4,  // opens channels: buckets that run again and again without agreement
+  kBuckets = 4,  // opens a plan: buckets that run again and again without agreement
   kAlltoall = 5,
   kReduceScatter = 6,
   kGather = 7,
@@ -28,6 +28,12 @@ const char* name_of(Kind kind);
 // Whether the first dimension may differ between ranks.
 bool rows_differ(Kind kind);
 
+// The part of a bucket's layout that a rank without it (one that has joined) needs to take part.
+struct BucketShape {
+  DType dtype, wire;
+  size_t elements, flags;
+};
+
 struct Descriptor {
   Kind kind = Kind::kBarrier;
   DType dtype = DType::kUInt8;
@@ -36,16 +42,13 @@ struct Descriptor {
   double prescale = 1.0, postscale = 1.0;
   int32_t root = 0;
   std::string device = "cpu";
-  // Of channels: their tensors, a line each. Of elements that move as bytes: the name of their type.
+  // Of buckets: their tensors, a line each. Of elements that move as bytes: the name of their type.
   std::string layout;
-  // Where the first dimension may differ between ranks it is -1 here, and travels beside the descriptor. Of channels:
-  // dtype, wire, elements of tensors and flags of each.
+  // Where the first dimension may differ between ranks it is -1 here, and travels beside the descriptor.
   std::vector<int64_t> shape;
+  std::vector<BucketShape> buckets;
 
   size_t count() const;
-  // How many it opens.
-  size_t channel_count() const { return shape.size() / kExtents; }
-  static constexpr size_t kExtents = 4;
   // Equal bytes mean agreement. Everything that two tensors of one bucket must share comes before the shape.
   std::string encode() const;
   static Descriptor decode(std::string_view bytes);

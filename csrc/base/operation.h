@@ -31,6 +31,9 @@ class Operation {
   virtual bool under_way() const { return true; }
   // Bytes of page-locked memory that it takes from the host.
   virtual size_t page_locked() const { return 0; }
+  // It will not be stepped any more, though it is not done, and is kept for the life of the process: MPI, a device or
+  // another rank may go on with what it has begun. Stops what would hold up others.
+  virtual void give_up() noexcept {}
   // Once done: why it failed, of the few that can without the engine failing.
   virtual const std::optional<Error>& failure() const {
     static const std::optional<Error> none;

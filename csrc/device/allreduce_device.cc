@@ -34,8 +34,8 @@ AllreduceDevice::AllreduceDevice(DeviceStaging& staging, const AllreduceSpec& sp
   end_ = staging.reserved_;
 }
 
-AllreduceDevice::~AllreduceDevice() {
-  // Given up: a kernel that waits for others would keep the device.
+void AllreduceDevice::give_up() noexcept {
+  // A kernel that waits for others would keep the device.
   if (nccl_ != nullptr && (calling_ || !reducing_.empty())) nccl_->give_up(staging_->memory_);
 }
 

@@ -44,10 +44,10 @@ class AllreduceDevice final : public Operation {
   // in a staging in the order of their construction, which must be the same on all ranks.
   AllreduceDevice(DeviceStaging& staging, const AllreduceSpec& spec, std::vector<Slot> slots,
                   std::vector<std::shared_ptr<DeviceMark>> after);
-  ~AllreduceDevice() override;
 
   Step step() override;
   std::string describe() const override;
+  void give_up() noexcept override;
 
  private:
   using Queued = std::deque<std::shared_ptr<DeviceMark>>;  // perhaps not over; null: there was nothing to do

@@ -37,11 +37,7 @@ AllreduceDeviceRing::AllreduceDeviceRing(const Comm& comm, BufferPool& pool, int
       after_(std::move(after)),
       reducer_(*place_) {}
 
-AllreduceDeviceRing::~AllreduceDeviceRing() {
-  ++place_->over_;
-  // Given up: the device and MPI may still use it.
-  if (mark_ != nullptr || ring_ != nullptr) new std::shared_ptr<DeviceRingPlace>(place_);
-}
+AllreduceDeviceRing::~AllreduceDeviceRing() { ++place_->over_; }
 
 void AllreduceDeviceRing::pack() {
   piece_ = {piece_.end, std::min(slots_.count(), piece_.end + place_->nbytes() / size_of(spec_.wire))};

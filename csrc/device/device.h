@@ -56,8 +56,6 @@ class PinnedMemory {
   ~PinnedMemory();
   std::byte* data() const { return data_; }
   size_t nbytes() const { return nbytes_; }
-  // Never to be used again, for the device may still copy there.
-  void leak() { data_ = nullptr; }
 
  private:
   Device* device_ = nullptr;

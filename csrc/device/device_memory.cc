@@ -35,10 +35,7 @@ DeviceMemoryCreation::DeviceMemoryCreation(const Comm& comm, int tag, Device* de
       reports_(comm, tag),
       parts_(static_cast<size_t>(comm.size())) {}
 
-DeviceMemoryCreation::~DeviceMemoryCreation() {
-  if (copied_ != nullptr && phase_ != Phase::kDone) cookies_.leak();  // given up: the device may still copy there
-  give_back();
-}
+DeviceMemoryCreation::~DeviceMemoryCreation() { give_back(); }
 
 void DeviceMemoryCreation::give_back() noexcept {
   if (own_.data != nullptr) DeviceMemory(*device_, comm_->rank(), own_, std::move(parts_), {});

@@ -19,22 +19,6 @@ size_t Staged::page_locked() const {
   return nbytes;
 }
 
-Staged::~Staged() {
-  // Given up: what is queued will still be copied, to and from this memory, and MPI may still receive into it.
-  const auto under_way = [](const std::vector<Marks>& all) {
-    return std::any_of(all.begin(), all.end(), [](const Marks& marks) {
-      try {
-        return !reached(marks);
-      } catch (const Error&) {
-        return false;  // the device has failed and copies nothing any more
-      }
-    });
-  };
-  if (!queueing_ && operation_ == nullptr && !under_way(loaded_) && !under_way(stored_)) return;
-  for (PinnedMemory& memory : memory_) memory.leak();
-  if (keep_ != nullptr) new std::shared_ptr<void>(keep_);
-}
-
 Staged::Marks Staged::queue(const std::vector<Copy>& copies, bool loads) {
   std::vector<Device*> devices;
   for (const Copy& copy : copies) {

@@ -44,12 +44,14 @@ class Staged final : public Operation {
   // before.
   Staged(std::vector<std::shared_ptr<DeviceMark>> after, std::vector<PinnedMemory> memory, std::vector<Part> parts,
          size_t depth, std::shared_ptr<void> keep = nullptr);
-  ~Staged() override;
   Step step() override;
   std::string describe() const override;
   bool under_way() const override { return done_ > 0 || (operation_ != nullptr && operation_->under_way()); }
   const std::optional<Error>& failure() const override { return failure_; }
   size_t page_locked() const override;
+  void give_up() noexcept override {
+    if (operation_ != nullptr) operation_->give_up();
+  }
 
  private:
   using Marks = std::vector<std::shared_ptr<DeviceMark>>;

@@ -11,10 +11,10 @@ constexpr auto kLastWord = std::chrono::milliseconds(500);
 
 }  // namespace
 
-Agreement::Agreement(int rank, const RankNames& names, const Limits& limits, uint32_t most_channels,
+Agreement::Agreement(int rank, const RankNames& names, const Limits& limits, uint32_t most_buckets,
                      std::unique_ptr<Mail> mail)
     : rank_(rank), mail_(std::move(mail)) {
-  if (rank == 0) coordinator_.emplace(names, limits, most_channels);
+  if (rank == 0) coordinator_.emplace(names, limits, most_buckets);
 }
 
 void Agreement::submit(const std::string& name, const Descriptor& descriptor, int64_t rows, bool recurring) {
@@ -35,9 +35,9 @@ void Agreement::submit(const std::string& name, const Descriptor& descriptor, in
 
 void Agreement::join() { words_.put(Word::kJoin); }
 
-void Agreement::let_go(uint32_t channel) {
+void Agreement::let_go(uint32_t bucket) {
   words_.put(Word::kLetGo);
-  words_.put(channel);
+  words_.put(bucket);
 }
 
 void Agreement::leave(const std::vector<uint32_t>& started) {
@@ -92,8 +92,8 @@ void Agreement::take_decisions(const std::string& bytes, std::vector<Decision>& 
     Decision decision{r.get<Decision::Kind>()};
     switch (decision.kind) {
       case Decision::Kind::kExecute: {
-        decision.channel = r.get<uint32_t>();
-        decision.channels = r.get<uint32_t>();
+        decision.bucket = r.get<uint32_t>();
+        decision.buckets = r.get<uint32_t>();
         decision.entries.resize(r.get<uint32_t>());
         for (Decision::Entry& entry : decision.entries) {
           const auto form = r.get<NameForm>();
@@ -129,7 +129,7 @@ void Agreement::take_decisions(const std::string& bytes, std::vector<Decision>& 
         decision.code = r.get<ErrorCode>();
         decision.text = r.get_text();
         break;
-      case Decision::Kind::kReleased: decision.channel = r.get<uint32_t>(); break;
+      case Decision::Kind::kReleased: decision.bucket = r.get<uint32_t>(); break;
     }
     decisions.push_back(std::move(decision));
   }

@@ -36,8 +36,8 @@ namespace collective {
 // A rank's end of it; that of rank 0 holds the coordinator.
 class Agreement {
  public:
-  // mail: to and from the coordinator. most_channels: that may be open at a time.
-  Agreement(int rank, const RankNames& names, const Limits& limits, uint32_t most_channels, std::unique_ptr<Mail> mail);
+  // mail: to and from the coordinator. most_buckets: that may be open at a time.
+  Agreement(int rank, const RankNames& names, const Limits& limits, uint32_t most_buckets, std::unique_ptr<Mail> mail);
   // Another way to talk, on all ranks alike and before anything was said.
   void use(std::unique_ptr<Mail> mail) { mail_ = std::move(mail); }
 
@@ -45,8 +45,8 @@ class Agreement {
   void submit(const std::string& name, const Descriptor& descriptor, int64_t rows, bool recurring);
   // This rank has run out of data, until all ranks have.
   void join();
-  // This rank needs the channels no more that were opened together from number `channel` on.
-  void let_go(uint32_t channel);
+  // This rank needs the buckets no more that were opened together from number `bucket` on.
+  void let_go(uint32_t bucket);
   // This rank submits nothing any more.
   void leave(const std::vector<uint32_t>& started);
   // This rank's engine has stopped: tells the others, and waits a little for the word to be on its way.

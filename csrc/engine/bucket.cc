@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "base/float_mode.h"
@@ -31,126 +32,132 @@ void write_one(DType dtype, std::byte* target) {
 
 }  // namespace
 
-Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, std::shared_ptr<void> plan,
-               uint32_t channel, const AllreduceSpec& spec, std::vector<size_t> counts, size_t notes,
-               std::shared_ptr<NodeBucket> shared, std::shared_ptr<std::byte> on_device, int device)
+BucketShape BucketLayout::shape() const {
+  return {dtype, wire, std::accumulate(counts.begin(), counts.end(), size_t{0}), counts.size() + notes};
+}
+
+Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, std::shared_ptr<Plan> plan,
+               size_t number, BucketLayout layout)
     : engine_(std::move(engine)),
       group_(group),
       name_(std::move(name)),
-      channel_(channel),
-      spec_(spec),
-      counts_(std::move(counts)),
-      notes_(notes),
-      storage_(std::make_shared<Storage>()) {
-  if (spec.op != ReduceOp::kSum && spec.op != ReduceOp::kAverage)
-    throw Error(ErrorCode::kInvalid, std::string("a bucket reduces by Sum or Average, not by ") + name_of(spec.op));
-  storage_->plan = std::move(plan);
+      plan_(std::move(plan)),
+      number_(plan_->first + static_cast<uint32_t>(number)),
+      layout_(std::move(layout)),
+      storage_(plan_->storages.at(number).get()) {
+  if (layout_.device >= 0 && !storage_->on_device()) layout_.dtype = layout_.wire;
   offsets_.push_back(0);
-  for (const size_t count : counts_) offsets_.push_back(offsets_.back() + count);
-  storage_->flags = Buffer(flag_count() * size_of(spec.dtype));
-  const size_t count = (on_device == nullptr ? offsets_.back() : 0) + flag_count();
-  if (shared != nullptr && (shared->count() != count || shared->wire() != spec.wire))
-    throw Error(ErrorCode::kInternal, "a channel's memory does not fit its bucket");
-  const size_t nbytes = count * size_of(spec.wire);
-  const bool direct = device >= 0 && spec.wire == spec.dtype && on_device == nullptr;
-  storage_->shared = std::move(shared);
-  storage_->on_device = std::move(on_device);
-  if (storage_->shared) {
-    storage_->bucket = storage_->shared->storage();
-    if (direct)
-      storage_->lock = PageLock::try_lock(Device::get(device), storage_->bucket, NodeBucket::nbytes(spec.wire, count));
-  } else if (direct) {
-    storage_->pinned = Device::get(device).pinned(nbytes);
-    storage_->bucket = storage_->pinned.data();
-  } else {
-    storage_->own = Buffer(nbytes);
-    storage_->bucket = storage_->own.data();
-  }
+  for (const size_t count : layout_.counts) offsets_.push_back(offsets_.back() + count);
+  storage_->prepare(layout_.dtype, layout_.device);
 }
 
 std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, const std::vector<size_t>& notes,
                                       std::shared_ptr<DeviceMark> mark) {
-  if (tensors.size() != counts_.size())
-    throw Error(ErrorCode::kInvalid, "a bucket of " + std::to_string(counts_.size()) + " tensors was given " +
+  const std::vector<size_t>& counts = layout_.counts;
+  if (tensors.size() != counts.size())
+    throw Error(ErrorCode::kInvalid, "a bucket of " + std::to_string(counts.size()) + " tensors was given " +
                                          std::to_string(tensors.size()));
-  std::vector<Slot> slots;
-  slots.reserve(counts_.size() + 1);
-  std::byte* flags = storage_->flags.data();
-  std::memset(flags, 0, storage_->flags.nbytes());
-  for (size_t i = 0; i < counts_.size(); ++i) {
-    slots.push_back({tensors[i], nullptr, counts_[i]});
+  const size_t element = size_of(layout_.dtype);
+  std::byte* const flags = storage_->own_flags.data();
+  std::memset(flags, 0, storage_->own_flags.nbytes());
+  BucketRun run{layout_.dtype, {}, {flags, nullptr, flag_count()}};
+  run.keep = plan_;
+  run.tensors.reserve(counts.size());
+  for (size_t i = 0; i < counts.size(); ++i) {
+    run.tensors.push_back({tensors[i], nullptr, counts[i]});
     // A tensor without elements has no address, and is there all the same.
-    if (tensors[i] != nullptr || counts_[i] == 0) write_one(spec_.dtype, flags + i * size_of(spec_.dtype));
+    if (tensors[i] != nullptr || counts[i] == 0) write_one(layout_.dtype, flags + i * element);
   }
   for (const size_t note : notes)
-    if (note < notes_) write_one(spec_.dtype, flags + (counts_.size() + note) * size_of(spec_.dtype));
-  slots.push_back({flags, nullptr, flag_count()});
-  ChannelSubmission run{channel_, spec_.dtype, std::move(slots), storage_->bucket, storage_};
+    if (note < layout_.notes) write_one(layout_.dtype, flags + (counts.size() + note) * element);
   if (mark != nullptr) run.marks.push_back(mark);
   for (auto& fetched : storage_->fetched) run.marks.push_back(std::move(fetched));
   storage_->fetched.clear();
-  if (mark != nullptr && storage_->on_device == nullptr) {
+  if (mark != nullptr && !storage_->on_device()) {
     Device& device = mark->device();
-    std::byte* base = storage_->bucket;
-    if (!storage_->direct()) {
-      run.memory.push_back(device.pinned(offsets_.back() * size_of(spec_.dtype)));
+    std::byte* base = storage_->tensors();
+    if (!storage_->is_direct()) {
+      run.memory.push_back(device.pinned(offsets_.back() * element));
       base = run.memory[0].data();
     }
-    for (size_t i = 0; i < counts_.size(); ++i) {
+    for (size_t i = 0; i < counts.size(); ++i) {
       if (tensors[i] == nullptr) continue;
-      std::byte* const host = base + offsets_[i] * size_of(spec_.dtype);
-      run.loads.push_back({&device, const_cast<void*>(tensors[i]), host, counts_[i] * size_of(spec_.dtype)});
-      run.slots[i].in = host;
+      std::byte* const host = base + offsets_[i] * element;
+      run.loads.push_back({&device, const_cast<void*>(tensors[i]), host, counts[i] * element});
+      run.tensors[i].in = host;
     }
   }
-  return engine_->submit(group_, name_, std::move(run), false);
+  return engine_->submit(group_, name_, BucketSubmission{number_, std::move(run)}, false);
 }
 
 std::shared_ptr<std::byte> Bucket::place(size_t i) const {
-  std::byte* const begin = storage_->on_device == nullptr ? storage_->bucket : storage_->on_device.get();
-  return {storage_, begin + offsets_.at(i) * size_of(spec_.wire)};
+  return {plan_, storage_->tensors() + offsets_.at(i) * size_of(layout_.wire)};
 }
 
 bool Bucket::flag(size_t i) const {
-  const size_t element = size_of(spec_.wire);
-  const size_t first = storage_->on_device == nullptr ? offsets_.back() : 0;
-  const std::byte* flag = storage_->bucket + (first + i) * element;
+  const size_t element = size_of(layout_.wire);
+  const std::byte* const flag = storage_->flags() + i * element;
   return std::any_of(flag, flag + element, [](std::byte b) { return b != std::byte{0}; });
 }
 
 void Bucket::fetch(const std::vector<void*>& targets) const {
   const FloatMode mode;
-  for (size_t i = 0; i < counts_.size(); ++i)
-    if (targets.at(i) != nullptr)
-      convert(spec_.dtype, targets[i], spec_.wire, storage_->bucket + offsets_[i] * size_of(spec_.wire), counts_[i]);
+  for (size_t i = 0; i < layout_.counts.size(); ++i)
+    if (targets.at(i) != nullptr) convert(layout_.dtype, targets[i], layout_.wire, place(i).get(), layout_.counts[i]);
 }
 
 void Bucket::fetch(const std::vector<void*>& targets, Device& device, uintptr_t stream) {
-  Storage& storage = *storage_;
+  const std::vector<size_t>& counts = layout_.counts;
+  const size_t element = size_of(layout_.dtype);
   DeviceStream queue(device, stream);
   device.mark(stream);  // refuses one that is captured
   // On the device, or in page-locked memory, from where the device copies; else it is converted there first.
   std::shared_ptr<PinnedMemory> bounce;
-  if (storage.on_device != nullptr) {
+  if (storage_->on_device()) {
     std::vector<Conversion> tensors;
-    for (size_t i = 0; i < counts_.size(); ++i)
-      if (targets.at(i) != nullptr)
-        tensors.push_back({storage.on_device.get() + offsets_[i] * size_of(spec_.wire), targets[i], counts_[i]});
-    queue_convert(device, queue, spec_.dtype, spec_.wire, tensors, 1.0, spec_.op);
+    for (size_t i = 0; i < counts.size(); ++i)
+      if (targets.at(i) != nullptr) tensors.push_back({place(i).get(), targets[i], counts[i]});
+    queue_convert(device, queue, layout_.dtype, layout_.wire, tensors, 1.0, storage_->spec().op);
   } else {
-    if (!storage.direct())
-      bounce = std::make_shared<PinnedMemory>(device.pinned(offsets_.back() * size_of(spec_.dtype)));
-    std::byte* const base = bounce == nullptr ? storage.bucket : bounce->data();
+    if (!storage_->is_direct()) bounce = std::make_shared<PinnedMemory>(device.pinned(offsets_.back() * element));
+    std::byte* const base = bounce == nullptr ? storage_->tensors() : bounce->data();
     std::vector<void*> hosts(targets.size());
-    for (size_t i = 0; i < counts_.size(); ++i)
-      if (targets.at(i) != nullptr) hosts[i] = base + offsets_[i] * size_of(spec_.dtype);
+    for (size_t i = 0; i < counts.size(); ++i)
+      if (targets.at(i) != nullptr) hosts[i] = base + offsets_[i] * element;
     if (bounce != nullptr) fetch(hosts);
-    for (size_t i = 0; i < counts_.size(); ++i)
-      if (targets[i] != nullptr) queue.copy(targets[i], hosts[i], counts_[i] * size_of(spec_.dtype));
+    for (size_t i = 0; i < counts.size(); ++i)
+      if (targets[i] != nullptr) queue.copy(targets[i], hosts[i], counts[i] * element);
   }
-  storage.fetched.push_back(device.mark(stream));
-  device.keep(storage.fetched.back(),
-              std::make_shared<std::pair<std::shared_ptr<void>, std::shared_ptr<void>>>(storage_, bounce));
+  storage_->fetched.push_back(device.mark(stream));
+  device.keep(storage_->fetched.back(),
+              std::make_shared<std::pair<std::shared_ptr<void>, std::shared_ptr<void>>>(plan_, bounce));
+}
+
+std::vector<std::shared_ptr<Bucket>> BucketOpening::buckets() const {
+  std::vector<std::shared_ptr<Bucket>> opened;
+  for (size_t i = 0; i < layouts.size(); ++i)
+    opened.push_back(
+        std::make_shared<Bucket>(engine, group, name + ".bucket" + std::to_string(i), ticket->plan, i, layouts[i]));
+  return opened;
+}
+
+BucketOpening open_buckets(std::shared_ptr<Engine> engine, size_t group, const std::string& name,
+                           std::vector<BucketLayout> layouts, const AllreduceSpec& spec, std::string described,
+                           std::string device, std::shared_ptr<DeviceMark> mark) {
+  if (spec.op != ReduceOp::kSum && spec.op != ReduceOp::kAverage)
+    throw Error(ErrorCode::kInvalid, std::string("a bucket reduces by Sum or Average, not by ") + name_of(spec.op));
+  Descriptor d;
+  d.kind = Kind::kBuckets;
+  d.dtype = spec.dtype;
+  d.wire = spec.wire;
+  d.op = spec.op;
+  d.prescale = spec.prescale;
+  d.postscale = spec.postscale;
+  d.device = std::move(device);
+  d.layout = std::move(described);
+  for (const BucketLayout& layout : layouts) d.buckets.push_back(layout.shape());
+  auto ticket = engine->submit(group, name, NamedSubmission{std::move(d), {}, 0, {}, false, std::move(mark)}, true);
+  return {std::move(engine), group, name, std::move(layouts), std::move(ticket)};
 }
 
 }  // namespace collective

@@ -1,7 +1,8 @@
-// A bucket of tensors that is reduced again and again: the gradients of an optimizer that become ready together.
+// A bucket of tensors that is reduced again and again, as its owner sees it: the gradients of an optimizer that become
+// ready together.
 //
-// Its layout is agreed once, when its channel is opened. Then a run needs no agreement: pack, reduce. The result stays
-// in the bucket until it is fetched, so a run never writes into a tensor that its owner may still be using.
+// Its layout is agreed once, when its plan is opened. Then a run needs no agreement: pack, reduce. The result stays in
+// the bucket until it is fetched, so a run never writes into a tensor that its owner may still be using.
 //
 // Behind the tensors lie flags, reduced like them. One per tensor: a tensor that this rank does not have counts as
 // zeros, and its flag tells afterwards whether any rank had it. And some that the caller uses as it likes ("notes"):
@@ -13,17 +14,33 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/plans.h"
 
 namespace collective {
 
+// What a rank wants of a bucket. All but `device` must be alike on all ranks.
+struct BucketLayout {
+  DType dtype, wire;           // of the tensors, and of the bucket
+  std::vector<size_t> counts;  // elements by tensor
+  size_t notes;                // how many
+  int device = -1;             // that the tensors are on; -1 for the host
+
+  BucketShape shape() const;
+};
+
 class Bucket {
  public:
-  // plan: what the channel was opened with. counts: elements by tensor. notes: how many. spec.op is Sum or Average: flags must add up. shared: the channel's
-  // memory, when the ranks of a node share it; else null. on_device: its memory on the device, where it is there; then
-  // `shared` holds the flags alone. device: of the tensors; -1 for the host.
-  Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, std::shared_ptr<void> plan, uint32_t channel,
-         const AllreduceSpec& spec, std::vector<size_t> counts, size_t notes, std::shared_ptr<NodeBucket> shared,
-         std::shared_ptr<std::byte> on_device, int device = -1);
+  // number: in the plan.
+  Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, std::shared_ptr<Plan> plan, size_t number,
+         BucketLayout layout);
+
+  // What tensors are handed over as: the layout's type; or the wire's, where they leave their device on the way, for
+  // then they are cast before.
+  DType dtype() const { return layout_.dtype; }
+  // Among the group's open buckets.
+  uint32_t number() const { return number_; }
+  // Whether the results lie on the tensors' device.
+  bool on_device() const { return storage_->on_device(); }
 
   // Starts a run. tensors: by position, null where this rank has none; they stay valid until the ticket is finished.
   // notes: the indices of those set here. mark: of tensors on the device. The previous run must have finished.
@@ -33,11 +50,11 @@ class Bucket {
   // Where tensor i lies in the bucket, in the wire's type, on the device if the bucket is there; shares the bucket's
   // ownership. A run may be started from there, without a copy; it leaves its result there.
   std::shared_ptr<std::byte> place(size_t i) const;
-  size_t place_nbytes(size_t i) const { return counts_.at(i) * size_of(spec_.wire); }
+  size_t place_nbytes(size_t i) const { return layout_.counts.at(i) * size_of(layout_.wire); }
 
   // After the run: whether any rank had tensor i; whether any rank set note i; the results.
   bool present(size_t i) const { return flag(i); }
-  bool noted(size_t i) const { return flag(counts_.size() + i); }
+  bool noted(size_t i) const { return flag(layout_.counts.size() + i); }
   // targets: by tensor, null where the result is not wanted.
   void fetch(const std::vector<void*>& targets) const;
   // The same to targets on the device, queued on this stream of the caller's, as Device::mark() has it.
@@ -45,30 +62,36 @@ class Bucket {
 
  private:
   bool flag(size_t i) const;
-  size_t flag_count() const { return counts_.size() + notes_; }
+  size_t flag_count() const { return layout_.counts.size() + layout_.notes; }
 
-  struct Storage {
-    std::shared_ptr<void> plan;
-    Buffer flags;  // of this rank, in the tensors' type
-    Buffer own;    // the bucket, unless it is shared
-    std::shared_ptr<NodeBucket> shared;
-    std::shared_ptr<std::byte> on_device;
-    std::byte* bucket;  // in the wire's type: tensors (unless they are on_device), then flags
-    // Behind the fetches since the last run, for which the next must wait.
-    std::vector<std::shared_ptr<DeviceMark>> fetched;
-    PinnedMemory pinned;             // instead of `own`, of a bucket for a device
-    std::unique_ptr<PageLock> lock;  // of `shared`, likewise
-    // The device copies to and from the bucket itself.
-    bool direct() const { return lock != nullptr || pinned.data() != nullptr; }
-  };
   std::shared_ptr<Engine> engine_;
   size_t group_;
   std::string name_;
-  uint32_t channel_;
-  AllreduceSpec spec_;
-  std::vector<size_t> counts_, offsets_;  // elements; offsets_.back() is where the flags begin
-  size_t notes_;
-  std::shared_ptr<Storage> storage_;
+  std::shared_ptr<Plan> plan_;
+  uint32_t number_;
+  BucketLayout layout_;
+  std::vector<size_t> offsets_;  // of tensors, in elements; offsets_.back() is how many there are
+  BucketStorage* storage_;       // the plan's
 };
+
+// Buckets that are being opened; `ticket` is finished when they are.
+struct BucketOpening {
+  std::shared_ptr<Engine> engine;
+  size_t group;
+  std::string name;
+  std::vector<BucketLayout> layouts;
+  std::shared_ptr<Ticket> ticket;
+
+  // After that: one for each layout.
+  std::vector<std::shared_ptr<Bucket>> buckets() const;
+};
+
+// Opens a plan of these buckets; collective over the group. spec: its types stand for those of the layouts in what is
+// compared between ranks; its op is Sum or Average, for flags must add up. described: a line for each tensor, to tell how
+// ranks differ. device: the kind of the device that tensors are on, "cpu" for none; mark: of the device that they all
+// are on, null where there is none.
+BucketOpening open_buckets(std::shared_ptr<Engine> engine, size_t group, const std::string& name,
+                           std::vector<BucketLayout> layouts, const AllreduceSpec& spec, std::string described,
+                           std::string device, std::shared_ptr<DeviceMark> mark);
 
 }  // namespace collective

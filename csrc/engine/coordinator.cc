@@ -12,10 +12,10 @@ constexpr size_t kNamesInWarning = 6;
 
 }  // namespace
 
-Coordinator::Coordinator(const RankNames& names, const Limits& limits, uint32_t most_channels)
+Coordinator::Coordinator(const RankNames& names, const Limits& limits, uint32_t most_buckets)
     : ranks_(names),
       limits_(limits),
-      most_channels_(most_channels),
+      most_buckets_(most_buckets),
       left_(names.job_ranks().size()),
       joined_(names.job_ranks().size()) {}
 
@@ -145,21 +145,21 @@ void Coordinator::complete(const std::string& name, Pending& pending) {
          std::string(name_of(d.kind)) + " '" + name + "': its root, " + ranks_.text_of(d.root) + ", has joined");
     return;
   }
-  uint32_t channel = 0, channels = 0;
-  if (d.kind == Kind::kChannel && d.channel_count() > 0) {
-    channel = room_for(static_cast<uint32_t>(d.channel_count()));
-    channels = static_cast<uint32_t>(d.channel_count());
-    if (channel + channels > most_channels_) {
+  uint32_t bucket = 0, buckets = 0;
+  if (d.kind == Kind::kBuckets && d.buckets.size() > 0) {
+    bucket = room_for(static_cast<uint32_t>(d.buckets.size()));
+    buckets = static_cast<uint32_t>(d.buckets.size());
+    if (bucket + buckets > most_buckets_) {
       fail(name, present(pending), ErrorCode::kInvalid,
-           std::string(name_of(d.kind)) + " '" + name + "': no room for " + std::to_string(channels) +
-               " more: a process set has " + std::to_string(most_channels_) +
+           std::string(name_of(d.kind)) + " '" + name + "': no room for " + std::to_string(buckets) +
+               " more: a process set has " + std::to_string(most_buckets_) +
                " at a time. Raise COLLECTIVE_FUSION_THRESHOLD, or let go of optimizers that are not needed any more");
       return;
     }
-    opened_.emplace(channel, Opened{channels, 0});
+    opened_.emplace(bucket, Opened{buckets, 0});
   }
   ready_.push_back(
-      {name, std::move(pending.variants[0].encoded), std::move(pending.rows), pending.recurring, channel, channels});
+      {name, std::move(pending.variants[0].encoded), std::move(pending.rows), pending.recurring, bucket, buckets});
 }
 
 // The first number that so many free ones begin with.
@@ -172,12 +172,12 @@ uint32_t Coordinator::room_for(uint32_t count) const {
   return first;
 }
 
-void Coordinator::take_let_go(uint32_t channel) {
-  Opened& opened = opened_.at(channel);
+void Coordinator::take_let_go(uint32_t bucket) {
+  Opened& opened = opened_.at(bucket);
   if (++opened.let_go < size()) return;
-  opened_.erase(channel);
+  opened_.erase(bucket);
   decisions_.put(Decision::Kind::kReleased);
-  decisions_.put(channel);
+  decisions_.put(bucket);
 }
 
 void Coordinator::take_left(int source, const std::vector<uint32_t>& started) {
@@ -207,41 +207,41 @@ void Coordinator::fail(const std::string& name, const std::vector<int>& targets,
 
 void Coordinator::decide_ready() {
   if (ready_.empty()) return;
-  struct Bucket {
+  struct Fused {
     std::string_view key;
     size_t nbytes;
     std::vector<Ready*> members;
   };
-  std::vector<Bucket> buckets;
+  std::vector<Fused> all;
   for (Ready& ready : ready_) {
     const Descriptor d = Descriptor::decode(ready.encoded);
     const size_t nbytes = d.kind == Kind::kAllreduce ? d.count() * size_of(d.wire) : 0;
     // Adasum looks at each tensor as a whole.
     const bool fusable = d.kind == Kind::kAllreduce && nbytes < limits_.fusion_threshold && d.op != ReduceOp::kAdasum;
     const std::string_view key = fusable ? fusion_key(ready.encoded) : std::string_view();
-    const auto open = std::find_if(buckets.begin(), buckets.end(), [&](const Bucket& bucket) {
-      return fusable && bucket.key == key && bucket.nbytes + nbytes <= limits_.fusion_threshold;
+    const auto open = std::find_if(all.begin(), all.end(), [&](const Fused& fused) {
+      return fusable && fused.key == key && fused.nbytes + nbytes <= limits_.fusion_threshold;
     });
-    if (open == buckets.end()) {
-      buckets.push_back({key, nbytes, {&ready}});
+    if (open == all.end()) {
+      all.push_back({key, nbytes, {&ready}});
     } else {
       open->nbytes += nbytes;
       open->members.push_back(&ready);
     }
   }
-  for (const Bucket& bucket : buckets) write_execution(bucket.members);
+  for (const Fused& fused : all) write_execution(fused.members);
   ready_.clear();
 }
 
-void Coordinator::write_execution(const std::vector<Ready*>& bucket) {
+void Coordinator::write_execution(const std::vector<Ready*>& fused) {
   decisions_.put(Decision::Kind::kExecute);
-  const Descriptor first = Descriptor::decode(bucket[0]->encoded);
+  const Descriptor first = Descriptor::decode(fused[0]->encoded);
   const Kind kind = first.kind;
-  decisions_.put(bucket[0]->channel);
-  decisions_.put(bucket[0]->channels);
-  decisions_.put(static_cast<uint32_t>(bucket.size()));
+  decisions_.put(fused[0]->bucket);
+  decisions_.put(fused[0]->buckets);
+  decisions_.put(static_cast<uint32_t>(fused.size()));
   // Names get their ids where the decision is taken, in Agreement::take_decisions(), in the order written here.
-  for (const Ready* ready : bucket) {
+  for (const Ready* ready : fused) {
     const uint32_t* const id = names_.find(ready->name, ready->encoded);
     if (joined_count_ > 0) {
       decisions_.put(NameForm::kWithDescriptor);

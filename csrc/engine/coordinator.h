@@ -17,8 +17,8 @@ namespace collective {
 
 class Coordinator {
  public:
-  // names: of the ranks, and how many there are. most_channels: that may be open at a time.
-  Coordinator(const RankNames& names, const Limits& limits, uint32_t most_channels);
+  // names: of the ranks, and how many there are. most_buckets: that may be open at a time.
+  Coordinator(const RankNames& names, const Limits& limits, uint32_t most_buckets);
 
   // The words of a rank, in the order in which it has said them.
   void take(int source, const std::string& words);
@@ -41,9 +41,9 @@ class Coordinator {
     std::string name, encoded;
     std::vector<int64_t> rows;
     bool recurring;
-    uint32_t channel, channels;  // that it opens
+    uint32_t bucket, buckets;  // that it opens
   };
-  struct Opened {  // channels that were opened together
+  struct Opened {  // buckets that were opened together
     uint32_t count;
     int let_go;  // by how many ranks
   };
@@ -53,12 +53,12 @@ class Coordinator {
   bool complete_but_for_joined(const Pending& pending) const;
   void complete(const std::string& name, Pending& pending);
   void take_joined(int source);
-  void take_let_go(uint32_t channel);
+  void take_let_go(uint32_t bucket);
   void take_left(int source, const std::vector<uint32_t>& started);
   uint32_t room_for(uint32_t count) const;
   void fail(const std::string& name, const std::vector<int>& targets, ErrorCode code, const std::string& text);
   void decide_ready();
-  void write_execution(const std::vector<Ready*>& bucket);
+  void write_execution(const std::vector<Ready*>& fused);
   void check_stalls(Clock::time_point now);
   void warn_of_stalls(Clock::time_point now);
   static std::string what(const std::string& name, const Pending& pending);  // for people
@@ -67,7 +67,7 @@ class Coordinator {
 
   RankNames ranks_;
   Limits limits_;
-  uint32_t most_channels_;
+  uint32_t most_buckets_;
   Writer decisions_;  // since the last decide()
   NameTable names_;
   std::unordered_map<std::string, Pending> pending_;

@@ -12,14 +12,14 @@ namespace collective {
 
 struct Decision {
   enum class Kind : uint8_t {
-    kExecute,    // entries, in one bucket when there are several
+    kExecute,    // entries, fused when there are several
     kFail,       // entries[0] fails on this rank, with code and text
-    kLeft,       // `rank` has shut down, having started each channel `started` times
+    kLeft,       // `rank` has shut down, having started each bucket `started` times
     kAllLeft,    // every rank has
     kJoined,     // `rank` has joined
     kAllJoined,  // every rank has, `rank` as the last; none counts as joined any more
     kStopped,    // the engine of `rank` has stopped, with code and text
-    kReleased,   // the channels from `channel` on that were opened together: every rank has let them go
+    kReleased,   // the buckets from `bucket` on that were opened together: every rank has let them go
   };
   struct Entry {
     std::string name;
@@ -29,7 +29,7 @@ struct Decision {
   explicit Decision(Kind kind) : kind(kind) {}
   Kind kind;
   std::vector<Entry> entries;
-  uint32_t channel = 0, channels = 0;  // of opened channels: the number of the first, and how many
+  uint32_t bucket = 0, buckets = 0;  // of opened buckets: the number of the first, and how many
   ErrorCode code = ErrorCode::kNone;
   std::string text;
   int rank = -1;
@@ -41,8 +41,8 @@ enum class Word : uint8_t {
   kId,     // a submission: its id
   kFull,   // a submission: name, descriptor, rows, whether it is worth an id
   kJoin,   // nothing
-  kLetGo,  // the number of a plan's first channel
-  kLeave,  // how often each channel was started
+  kLetGo,  // the number of a plan's first bucket
+  kLeave,  // how often each bucket was started
   kStop,   // code and text
 };
 

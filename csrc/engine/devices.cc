@@ -138,7 +138,7 @@ class Devices::Messages final : public Operation {
 bool Devices::is_wanted_by(const Descriptor& d) const {
   // Channels on a node bring memory of their own, and want nothing but NCCL.
   return state_ == State::kUnknown && d.device != "cpu" &&
-         (has_kernels(d) || (d.kind == Kind::kChannel && (memory_ == nullptr || wants_nccl_)));
+         (has_kernels(d) || (d.kind == Kind::kBuckets && (memory_ == nullptr || wants_nccl_)));
 }
 
 std::unique_ptr<Operation> Devices::look(int tag, Device* device) {

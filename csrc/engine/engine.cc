@@ -251,8 +251,8 @@ bool Engine::shutdown() {
       if (group) group->release();
     released = true;
   } else {
-    for (const auto& group : groups_)
-      if (group) group->hang_up();
+    // Nothing is driven any more, so nothing may be waited for.
+    fail_everything(ErrorCode::kTimeout, "the runtime was shut down while this was in flight, and a rank was missing");
   }
   driving_.unlock();
   --claims_;
@@ -424,10 +424,18 @@ void Engine::stop_with(ErrorCode code, const std::string& text, bool is_told) no
       log_warning(std::string("the other ranks could not be told: ") + error.what());
     }
   }
-  std::vector<Work> work;
   {
     const std::lock_guard lock(mutex_);
     failure_ = Error(code, "the engine has stopped: " + text);
+  }
+  fail_everything(code, text);
+  busy_.store(false, std::memory_order_relaxed);
+}
+
+void Engine::fail_everything(ErrorCode code, const std::string& text) {
+  std::vector<Work> work;
+  {
+    const std::lock_guard lock(mutex_);
     work.swap(queue_);
     queued_.store(0, std::memory_order_relaxed);
   }
@@ -441,7 +449,6 @@ void Engine::stop_with(ErrorCode code, const std::string& text, bool is_told) no
     lost = in_flight_;
   }
   for (const auto& [key, ticket] : lost) finish(*ticket, code, text);
-  busy_.store(false, std::memory_order_relaxed);
 }
 
 std::string Engine::describe() {

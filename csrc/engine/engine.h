@@ -85,6 +85,8 @@ class Engine {
   void finish(Ticket& ticket, ErrorCode code, const std::string& text);
   // is_told: the other ranks know.
   void stop_with(ErrorCode code, const std::string& text, bool is_told) noexcept;
+  // Everything that is in flight here. The caller holds driving_.
+  void fail_everything(ErrorCode code, const std::string& text);
   void look_for_deaths();
   void warn_of_remaining(Clock::time_point since, Clock::time_point& warned) const;
 

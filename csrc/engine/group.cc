@@ -18,16 +18,14 @@ namespace {
 // Tags of the data communicator. Agreed operations take turns in the first half: they start in the same order on all
 // ranks, and messages of one tag stay in order, so a tag may be used again before its last use is over on other ranks.
 // On this rank it must be over, for operations post receives ahead: execution is held back when the tags run out.
-// Pairs have two tags each, a channel has one of its own. 32767 is the largest tag that every MPI has.
+// Pairs have two tags each, a bucket has one of its own. 32767 is the largest tag that every MPI has.
 // (Tags of the control communicator are inquiry.cc's and these two.)
 constexpr int kMailTag = 1;  // and 2
 constexpr int kMemoryTag = 16;
 constexpr int kAgreedTags = 8192;
 constexpr int kFirstPairTag = kAgreedTags;
-constexpr int kFirstChannelTag = kFirstPairTag + 2 * kPairTags;
-constexpr uint32_t kMostChannels = 32767 - kFirstChannelTag;
-
-constexpr const char* kJoinWaits = "join: waits for what its user has queued on a device before";
+constexpr int kFirstBucketTag = kFirstPairTag + 2 * kPairTags;
+constexpr uint32_t kMostBuckets = 32767 - kFirstBucketTag;
 
 // In a rank's part of the node's memory.
 constexpr size_t kDevicesAt = Lane::nbytes(), kMailAt = kDevicesAt + Devices::kHostBytes;
@@ -37,24 +35,8 @@ constexpr size_t kMostPageLocked = size_t{256} << 20;
 
 constexpr std::chrono::duration<double> kLongestCreation = std::chrono::hours(1);
 constexpr auto kCheckEvery = std::chrono::milliseconds(100);
-// The coordinator reports a time-out; a rank that does not even hear from it gives up this much later.
-constexpr auto kCoordinatorGrace = std::chrono::seconds(5);
-// Between asking the others about a stalled channel and telling what they answered; and for a message to arrive that
-// was sent before another one, which went another way.
-constexpr auto kAnswerTime = std::chrono::milliseconds(500);
-
-// What is being handled as an Error that names the operation.
-[[noreturn]] void throw_for(const std::string& what) {
-  try {
-    throw;
-  } catch (const Error& error) {
-    throw Error(error.code, what + ": " + error.what());
-  } catch (const std::bad_alloc&) {
-    throw Error(ErrorCode::kInternal, what + ": no memory");
-  } catch (const std::exception& error) {
-    throw Error(ErrorCode::kInternal, what + ": " + error.what());
-  }
-}
+// For a message to arrive that was sent before another one, which went another way.
+constexpr auto kArrivalTime = std::chrono::milliseconds(500);
 
 }  // namespace
 
@@ -62,7 +44,7 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
              const Group* all)
     : control_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
       data_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
-      agreement_(control_.rank(), control_.names(), limits, kMostChannels,
+      agreement_(control_.rank(), control_.names(), limits, kMostBuckets,
                  std::make_unique<MpiMail>(control_, kMailTag)),
       inquiry_(control_),
       limits_(limits),
@@ -70,7 +52,10 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
       finish_(std::move(finish)),
       waits_for_(std::move(waits_for)),
       devices_(data_, limits.nccl),
-      channels_(data_, pool_, kFirstChannelTag) {
+      running_(timeline, finish_),
+      plans_(data_, pool_, kFirstBucketTag),
+      join_(inquiry_),
+      stalls_(control_.rank(), control_.names(), limits_, inquiry_) {
   // One rank's setting is enough to switch it off.
   if (size() > 1 && on_all_ranks(comm, limits.shared_memory) && find_topology(comm).local_size == size())
     share_memory();
@@ -93,14 +78,18 @@ void Group::share_memory() {
 
 void Group::submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
   if (submission.mark != nullptr && !submission.mark->reached())
-    not_ready_.push_back({std::move(ticket), std::move(submission), Clock::now()});
+    not_ready_.push_back({std::move(ticket), std::move(submission), {}});
   else
     submit_ready(std::move(ticket), std::move(submission));
 }
 
+std::string Group::Pending::what() const {
+  return std::string(name_of(submission.descriptor.kind)) + " '" + ticket->name + "'";
+}
+
 std::string Group::Pending::waits_text() const {
-  return std::string(name_of(submission.descriptor.kind)) + " '" + ticket->name +
-         "': waits for what its user has queued on device " + std::to_string(submission.mark->device().number());
+  return what() + ": waits for what its user has queued on device " +
+         std::to_string(submission.mark->device().number());
 }
 
 bool Group::submit_what_is_ready() {
@@ -115,56 +104,50 @@ bool Group::submit_what_is_ready() {
     submit_ready(std::move(ready.ticket), std::move(ready.submission));
     moved = true;
   }
-  // Not before the results of its buckets have been fetched and used, for the others may want to run them again.
-  if (join_ != nullptr && !join_told_ && not_ready_.empty() &&
-      std::all_of(join_marks_.begin(), join_marks_.end(), [](const auto& mark) { return mark->reached(); })) {
-    join_marks_.clear();
-    join_told_ = true;
-    agreement_.join();
-  }
+  if (join_.is_held_back() && not_ready_.empty() && join_.take_ready()) agreement_.join();
   return moved;
 }
 
 void Group::submit_ready(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
   const std::string name = ticket->name;
-  if (submission.descriptor.kind == Kind::kChannel)
-    tell_let_go();  // first, so that new channels can have these numbers
+  if (submission.descriptor.kind == Kind::kBuckets) tell_let_go();  // first, so that new buckets can have these numbers
   agreement_.submit(name, submission.descriptor, submission.rows, submission.recurring);
-  pending_.emplace(name, Pending{std::move(ticket), std::move(submission), Clock::now()});
+  pending_.emplace(name, Pending{std::move(ticket), std::move(submission), {}});
 }
 
 void Group::tell_let_go() {
   if (leaving_) return;
-  for (const uint32_t first : channels_.take_let_go()) agreement_.let_go(first);
+  for (const uint32_t first : plans_.take_let_go()) agreement_.let_go(first);
 }
 
-void Group::submit(std::shared_ptr<Ticket> ticket, ChannelSubmission submission) {
-  const uint32_t channel = submission.channel;
-  if (const int peer = left_before(channel); peer >= 0)
+void Group::submit(std::shared_ptr<Ticket> ticket, BucketSubmission submission) {
+  const uint32_t bucket = submission.bucket;
+  if (const int peer = left_before(bucket); peer >= 0) {
     refuse(*ticket, ErrorCode::kShutdown, "bucket '" + ticket->name + "': " + left_text(peer));
-  else
-    start(std::move(ticket), channel, channels_.start(std::move(submission)));
+    return;
+  }
+  std::shared_ptr<void> keep = submission.run.keep;
+  start(std::move(ticket), bucket, plans_.start(bucket, std::move(submission.run)), std::move(keep));
 }
 
-// A rank that has left without the channel's next run; -1: none.
-int Group::left_before(uint32_t channel) const {
+// A rank that has left without the bucket's next run; -1: none.
+int Group::left_before(uint32_t bucket) const {
   for (const auto& [peer, started] : departed_)
-    if (channel >= started.size() || started[channel] <= channels_.started()[channel]) return peer;
+    if (bucket >= started.size() || started[bucket] <= plans_.started()[bucket]) return peer;
   return -1;
 }
 
-void Group::start(std::shared_ptr<Ticket> ticket, uint32_t channel, Channels::Run run) {
+void Group::start(std::shared_ptr<Ticket> ticket, uint32_t bucket, std::unique_ptr<Operation> operation,
+                  std::shared_ptr<void> keep) {
   Running running;
   running.what = "bucket '" + ticket->name + "'";
   running.phase = "bucket";
-  running.since = Clock::now();
-  running.channel = channel;
-  running.run = channels_.started()[channel];
-  running.keep = std::move(run.keep);
+  running.of_bucket = {bucket, plans_.started()[bucket]};
+  running.keep = std::move(keep);
   running.tickets.push_back(std::move(ticket));
-  running.operation = std::move(run.operation);
-  for (const int peer : joined_) inquiry_.demand(peer, channel, channels_.plan_of(channel), running.run);
-  running_.push_back(std::move(running));
+  running.operation = std::move(operation);
+  join_.demand(running, plans_);
+  running_.add(std::move(running));
 }
 
 void Group::submit(std::shared_ptr<Ticket> ticket, PairSubmission submission) {
@@ -178,7 +161,6 @@ void Group::submit(std::shared_ptr<Ticket> ticket, PairSubmission submission) {
   running.what = (submission.sends ? "send to " : "recv from ") + data_.names().text_of(submission.peer) + ", tag " +
                  std::to_string(submission.tag);
   running.phase = submission.sends ? "send" : "recv";
-  running.since = Clock::now();
   running.tickets.push_back(std::move(ticket));
   std::shared_ptr<bool>& last = pair_over_[(submission.peer * kPairTags + submission.tag) * 2 + submission.sends];
   const auto over = std::make_shared<bool>(false);
@@ -187,21 +169,14 @@ void Group::submit(std::shared_ptr<Ticket> ticket, PairSubmission submission) {
                                   submission.descriptor, data, std::exchange(last, over), over);
   };
   running.operation = submission.mark == nullptr ? make(submission.data) : make_staged(submission, make);
-  running_.push_back(std::move(running));
+  running_.add(std::move(running));
 }
 
 void Group::submit(std::shared_ptr<Ticket> ticket, JoinSubmission submission) {
-  if (!departed_.empty()) {
+  if (!departed_.empty())
     refuse(*ticket, ErrorCode::kShutdown, "join: " + left_text(departed_[0].first));
-    return;
-  }
-  join_ = std::move(ticket);
-  has_joined_ = true;
-  join_told_ = false;
-  join_since_ = Clock::now();
-  join_warned_ = false;
-  join_marks_ = Device::kept_marks();
-  join_marks_.insert(join_marks_.end(), submission.marks.begin(), submission.marks.end());
+  else
+    join_.begin(std::move(ticket), std::move(submission));
 }
 
 bool Group::progress() {
@@ -212,7 +187,7 @@ bool Group::progress() {
   }
   if (leaving_ && !left_ && running_.empty()) {
     left_ = true;
-    agreement_.leave(channels_.started());
+    agreement_.leave(plans_.started());
   }
   // MPI wants the context of memory that it sends, and any call may go on with another group's messages.
   std::optional<Device::Current> current;
@@ -227,65 +202,57 @@ bool Group::progress() {
   }
   bool moved = submit_what_is_ready();
   moved |= agreement_.progress(decisions_);
-  for (Decision& decision : decisions_) {
-    switch (decision.kind) {
-      case Decision::Kind::kExecute: held_back_.push_back(std::move(decision)); break;
-      case Decision::Kind::kFail: {
-        const auto pending = pending_.find(decision.entries[0].name);
-        if (pending == pending_.end())
-          throw Error(ErrorCode::kInternal,
-                      "told that '" + decision.entries[0].name + "' failed, which is not pending");
-        finish_(*pending->second.ticket, decision.code, decision.text);
-        pending_.erase(pending);
-        break;
-      }
-      case Decision::Kind::kLeft: peer_left(decision); break;
-      case Decision::Kind::kJoined: peer_joined(decision.rank); break;
-      case Decision::Kind::kAllJoined: all_joined(decision.rank); break;
-      case Decision::Kind::kAllLeft: all_left_ = true; break;
-      case Decision::Kind::kStopped:
-        if (decision.rank == rank()) break;
-        throw PeerStopped(decision.code, "the engine of " + control_.names().text_of(decision.rank) +
-                                             " has stopped: " + decision.text);
-      case Decision::Kind::kReleased: channels_.release(decision.channel); break;
-    }
-  }
+  for (Decision& decision : decisions_) carry_out(decision);
   decisions_.clear();
   execute_agreed();
-  if (has_joined_) serve_demands();
-  moved |= step_running();
-  const auto now = Clock::now();
-  if (now >= next_check_) check_stalls(now);
+  start_demanded();
+  moved |= running_.step();
+  if (const auto now = Clock::now(); now >= next_check_) check_waits(now);
   return moved;
 }
 
-// What this rank runs for others after it has joined may still be under way when they have let the channel go.
-bool Group::channels_are_free(const Decision& decision) const {
-  return std::none_of(running_.begin(), running_.end(), [&](const Running& running) {
-    return running.channel >= decision.channel && running.channel < int64_t{decision.channel} + decision.channels;
-  });
-}
-
-bool Group::tag_is_free() const {
-  return std::none_of(running_.begin(), running_.end(), [this](const Running& running) {
-    return running.agreed && running.number + kAgreedTags < executions_ + kMostParts;
-  });
-}
-
-// Whether more may be taken: a model that is broadcast tensor by tensor would else be page-locked as a whole.
-bool Group::has_page_locked() const {
-  size_t nbytes = 0;
-  for (const Running& running : running_) nbytes += running.agreed ? running.operation->page_locked() : 0;
-  return nbytes < kMostPageLocked;
+void Group::carry_out(Decision& decision) {
+  switch (decision.kind) {
+    case Decision::Kind::kExecute:
+      for (const Decision::Entry& entry : decision.entries)
+        if (const auto pending = pending_.find(entry.name); pending != pending_.end()) pending->second.agreed = true;
+      held_back_.push_back(std::move(decision));
+      break;
+    case Decision::Kind::kFail: {
+      const auto pending = pending_.find(decision.entries[0].name);
+      if (pending == pending_.end())
+        throw Error(ErrorCode::kInternal, "told that '" + decision.entries[0].name + "' failed, which is not pending");
+      finish_(*pending->second.ticket, decision.code, decision.text);
+      pending_.erase(pending);
+      break;
+    }
+    case Decision::Kind::kLeft: peer_left(decision); break;
+    case Decision::Kind::kJoined:
+      if (decision.rank != rank()) join_.add(decision.rank, running_, plans_);
+      break;
+    case Decision::Kind::kAllJoined: all_joined(decision.rank); break;
+    case Decision::Kind::kAllLeft: all_left_ = true; break;
+    case Decision::Kind::kStopped:
+      if (decision.rank == rank()) break;
+      throw PeerStopped(decision.code,
+                        "the engine of " + control_.names().text_of(decision.rank) + " has stopped: " + decision.text);
+    case Decision::Kind::kReleased: plans_.release(decision.bucket); break;
+  }
 }
 
 int Group::next_tag() { return static_cast<int>(executions_++ % kAgreedTags); }
 
 void Group::execute_agreed() {
-  for (; !held_back_.empty() && tag_is_free() && has_page_locked() && !devices_.is_looking(); held_back_.pop_front()) {
-    if (!channels_are_free(held_back_.front())) return;
-    if (look_at_devices(held_back_.front())) return;
-    execute(held_back_.front());
+  for (; !held_back_.empty(); held_back_.pop_front()) {
+    const Decision& next = held_back_.front();
+    if (running_.is_before(executions_ + kMostParts - std::min<uint64_t>(executions_ + kMostParts, kAgreedTags)))
+      return;  // its tags
+    // A model that is broadcast tensor by tensor would else be page-locked as a whole.
+    if (running_.page_locked() >= kMostPageLocked || devices_.is_looking()) return;
+    // What this rank runs for others after it has joined may still be under way when they have let the buckets go.
+    if (running_.uses_buckets(next.bucket, next.buckets)) return;
+    if (look_at_devices(next)) return;
+    execute(next);
     devices_.forget_absence();
   }
 }
@@ -303,215 +270,117 @@ bool Group::look_at_devices(const Decision& decision) {
     if (submission.mark != nullptr) device = &submission.mark->device();
   }
   Running running;
-  running.since = Clock::now();
   running.what = "what devices share";
   running.phase = "devices";
-  running.agreed = true;
-  running.number = executions_;
+  running.execution = executions_;
   running.operation = devices_.look(next_tag(), device);
-  running_.push_back(std::move(running));
+  running_.add(std::move(running));
   return true;
 }
 
 void Group::execute(const Decision& decision) {
   Running running;
-  running.since = Clock::now();
   // What the tasks point to: submissions of this rank, or stand-ins when it has joined without submitting.
   const auto held = std::make_shared<std::deque<Pending>>();
-  std::vector<Task> bucket;
+  std::vector<Task> fused;
   for (const Decision::Entry& entry : decision.entries) {
     if (const auto pending = pending_.find(entry.name); pending != pending_.end()) {
       held->push_back(std::move(pending->second));
       pending_.erase(pending);
       running.tickets.push_back(held->back().ticket);
-      timeline_->negotiated(entry.name, name_of(held->back().submission.descriptor.kind), held->back().since);
+      timeline_->negotiated(entry.name, name_of(held->back().submission.descriptor.kind), held->back().wait.since());
     } else if (!entry.encoded.empty()) {
       held->push_back({std::make_shared<Ticket>(), {Descriptor::decode(entry.encoded), {}, 0, {}, false}, {}});
     } else {
       throw Error(ErrorCode::kInternal, "asked to execute '" + entry.name + "', which was not submitted here");
     }
     const Pending& task = held->back();
-    bucket.push_back({task.ticket.get(), &task.submission.descriptor, task.submission.data, &task.submission.splits,
-                      &entry.rows, task.submission.mark});
+    fused.push_back({task.ticket.get(), &task.submission.descriptor, task.submission.data, &task.submission.splits,
+                     &entry.rows, task.submission.mark});
   }
-  const Descriptor& d = *bucket[0].descriptor;
+  const Descriptor& d = *fused[0].descriptor;
   running.phase = name_of(d.kind);
   running.what = std::string(name_of(d.kind)) + " '" + decision.entries[0].name + "'" +
-                 (bucket.size() > 1 ? " and " + std::to_string(bucket.size() - 1) + " fused with it" : "");
-  running.agreed = true;
-  running.number = executions_;
-  Device* const device = bucket[0].mark == nullptr ? nullptr : &bucket[0].mark->device();
+                 (fused.size() > 1 ? " and " + std::to_string(fused.size() - 1) + " fused with it" : "");
+  running.execution = executions_;
+  Device* const device = fused[0].mark == nullptr ? nullptr : &fused[0].mark->device();
   try {
-    if (d.kind == Kind::kChannel)
-      running.operation = channels_.open(decision.channel, d, held->front().ticket, lane_ != nullptr, device,
-                                         devices_.messages(), devices_.nccl());
+    if (d.kind == Kind::kBuckets)
+      running.operation = plans_.open(decision.bucket, d, *held->front().ticket, lane_ != nullptr, device, devices_);
     else if (is_staged(d))
-      running.operation = make_staged({data_, pool_, 0, lane_.get()}, [this] { return next_tag(); }, bucket, devices_);
+      running.operation = make_staged({data_, pool_, 0, lane_.get()}, [this] { return next_tag(); }, fused, devices_);
     else
-      running.operation = make_operation({data_, pool_, next_tag(), lane_.get()}, bucket);
+      running.operation = make_operation({data_, pool_, next_tag(), lane_.get()}, fused);
   } catch (...) {
     throw_for(running.what);
   }
   running.keep = held;
   if (running.operation != nullptr) {
-    running_.push_back(std::move(running));
+    running_.add(std::move(running));
     return;
   }
   for (const auto& ticket : running.tickets) finish_(*ticket, ErrorCode::kNone, {});
 }
 
-void Group::peer_joined(int peer) {
-  if (peer == rank()) return;
-  joined_.push_back(peer);
-  // What is under way may have started before this rank knew.
-  for (const Running& running : running_)
-    if (const auto channel = static_cast<uint32_t>(running.channel); running.channel >= 0)
-      inquiry_.demand(peer, channel, channels_.plan_of(channel), running.run);
-}
-
 void Group::all_joined(int last) {
-  peer_joined(last);  // what this rank had started before it joined itself
-  joined_.clear();
-  if (join_ == nullptr) return;  // it has failed here: a rank has left
-  join_->rows = {last};
-  finish_(*std::exchange(join_, nullptr), ErrorCode::kNone, {});
+  if (last != rank()) join_.add(last, running_, plans_);  // what this rank had started before it joined itself
+  join_.clear();
+  if (!join_.is_waiting()) return;  // it has failed here: a rank has left
+  const std::shared_ptr<Ticket> ticket = join_.take();
+  ticket->rows = {last};
+  finish_(*ticket, ErrorCode::kNone, {});
 }
 
-void Group::serve_demands() {
-  const std::vector<Inquiry::Demand> arrived = inquiry_.take_demands();
-  demands_.insert(demands_.end(), arrived.begin(), arrived.end());
-  std::erase_if(demands_, [this](const Inquiry::Demand& demand) {
-    // A demand may come before this rank knows the channel, or while its memory is being made; and, where another rank
-    // has demanded the same, when the channel has gone.
-    if (channels_.plan_of(demand.channel) != demand.plan) return channels_.plan_of(demand.channel) > demand.plan;
-    if (!channels_.is_open(demand.channel)) return false;
-    while (channels_.started()[demand.channel] < demand.run && left_before(demand.channel) < 0) {
-      // One after the other, as scripts do it: they have one tag, and one place.
-      if (std::any_of(running_.begin(), running_.end(),
-                      [&](const Running& running) { return running.channel == demand.channel; }))
-        return false;
-      auto ticket = std::make_shared<Ticket>();
-      ticket->name = "of another rank, after join()";
-      start(std::move(ticket), demand.channel, channels_.start_neutral(demand.channel));
-    }
-    return true;
-  });
-}
-
-bool Group::step_running() {
-  bool moved = false;
-  for (size_t i = 0; i < running_.size();) {
-    Step step{};
-    try {
-      step = running_[i].operation->step();
-    } catch (...) {
-      throw_for(running_[i].what);
-    }
-    moved |= step != Step::kIdle;
-    if (step != Step::kDone) {
-      ++i;
-      continue;
-    }
-    const Running finished = std::move(running_[i]);
-    running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
-    const std::optional<Error>& failure = finished.operation->failure();
-    for (const auto& ticket : finished.tickets) {
-      timeline_->ran(ticket->name, finished.phase, finished.since);
-      finish_(*ticket, failure ? failure->code : ErrorCode::kNone, failure ? failure->what() : "");
-    }
+void Group::start_demanded() {
+  const auto has_left = [this](uint32_t bucket) { return left_before(bucket) >= 0; };
+  while (const auto bucket = join_.next_demanded(running_, plans_, has_left)) {
+    auto ticket = std::make_shared<Ticket>();
+    ticket->name = "of another rank, after join()";
+    std::shared_ptr<void> keep;
+    auto operation = plans_.start_neutrally(*bucket, keep);
+    start(std::move(ticket), *bucket, std::move(operation), std::move(keep));
   }
-  return moved;
 }
 
-void Group::check_stalls(Clock::time_point now) {
+void Group::check_waits(Clock::time_point now) {
   next_check_ = now + kCheckEvery;
-  inquiry_.progress(channels_.started(), waits_for_);
+  inquiry_.progress(plans_.started(), waits_for_);
   tell_let_go();
-  std::erase_if(not_ready_, [&](Pending& waiting) {
-    const auto waited = now - waiting.since;
-    if (waited >= limits_.timeout) {
-      refuse(*waiting.ticket, ErrorCode::kTimeout,
-             waiting.waits_text() + ". It did not get there within " + seconds_text(limits_.timeout));
-      return true;
+  // Whether the wait goes on; text: for what. A time-out finishes the ticket that `take` gives.
+  const auto goes_on = [&](Wait& wait, const auto& text, const auto& take) {
+    switch (wait.look(now, limits_)) {
+      case Wait::Due::kNothing: return true;
+      case Wait::Due::kWarning: log_warning(label() + "stalled: " + text()); return true;
+      case Wait::Due::kTimeout: break;
     }
-    if (!waiting.warned && waited >= limits_.stall_warning) {
-      waiting.warned = true;
-      log_warning(label() + "stalled: " + waiting.waits_text());
-    }
+    refuse(*take(), ErrorCode::kTimeout, text() + ". It did not get there within " + seconds_text(limits_.timeout));
     return false;
+  };
+  std::erase_if(not_ready_, [&](Pending& pending) {
+    return !goes_on(pending.wait, [&] { return pending.waits_text(); }, [&] { return pending.ticket; });
   });
-  if (join_ != nullptr && !join_told_ && not_ready_.empty()) {
-    if (now - join_since_ >= limits_.timeout) {
-      join_marks_.clear();
-      refuse(*std::exchange(join_, nullptr), ErrorCode::kTimeout,
-             kJoinWaits + (". It did not get there within " + seconds_text(limits_.timeout)));
-    } else if (!join_warned_ && now - join_since_ >= limits_.stall_warning) {
-      join_warned_ = true;
-      log_warning(label() + "stalled: " + kJoinWaits);
-    }
-  }
-  check_coordinator(now);
+  if (join_.is_held_back() && not_ready_.empty())
+    goes_on(join_.wait(), [] { return std::string(Join::kWaits); }, [&] { return join_.take(); });
+  const Pending* const oldest = oldest_pending();
+  const std::string what = oldest == nullptr ? "" : oldest->what();
+  stalls_.look_at_coordinator(oldest == nullptr ? nullptr : &what, oldest == nullptr ? now : oldest->wait.since(), now);
   for (size_t i = 0; i < running_.size();) {
     const Running& running = running_[i];
-    const bool lost = running.alone != Clock::time_point{} && now - running.alone >= kAnswerTime;
+    const bool lost = running.alone != Clock::time_point{} && now - running.alone >= kArrivalTime;
     if (lost && !running.operation->under_way())
-      give_up_on(i, running.peer);
+      give_up_on(i, *running.peer);
     else
       ++i;
   }
-  // Of the runs that stall, the oldest tells the story; the others wait behind it.
-  const auto oldest = std::min_element(running_.begin(), running_.end(),
-                                       [](const Running& a, const Running& b) { return a.since < b.since; });
-  const auto patience = std::min(limits_.stall_warning, limits_.timeout);
-  if (oldest == running_.end() || now - oldest->since < patience) return;
-  Running& running = *oldest;
-  const auto waited = now - running.since;
-  const bool is_channel = running.channel >= 0;
-  if (is_channel && running.asked == Clock::time_point{}) {
-    running.asked = now;
-    inquiry_.ask(static_cast<uint32_t>(running.channel));
-  }
-  if (is_channel && now < running.asked + kAnswerTime) return;
-  const auto why = [&] {
-    return running.what + ": " +
-           (is_channel ? inquiry_.verdict(static_cast<uint32_t>(running.channel), running.run) + "; " : "") +
-           running.operation->describe();
-  };
-  if (waited >= limits_.timeout)
-    throw Error(ErrorCode::kTimeout, why() + ". It did not finish within " + seconds_text(limits_.timeout));
-  if (!running.warned && waited >= limits_.stall_warning) {
-    running.warned = true;
-    log_warning(label() + "stalled: " + why());
-  }
+  stalls_.look_at(running_, now);
 }
 
-// Whether it answers, while something waits for its word. It is what warns of ranks that are late, so who else would?
-void Group::check_coordinator(Clock::time_point now) {
-  const auto oldest = std::min_element(pending_.begin(), pending_.end(),
-                                       [](const auto& a, const auto& b) { return a.second.since < b.second.since; });
-  const auto patience = std::min(limits_.stall_warning, limits_.timeout);
-  if (rank() == 0 || oldest == pending_.end() || now - oldest->second.since < patience) {
-    coordinator_asked_ = {};
-    coordinator_warned_ = false;
-    return;
-  }
-  const auto& [name, pending] = *oldest;
-  if (coordinator_asked_ == Clock::time_point{} || (inquiry_.is_present() && now - coordinator_asked_ >= patience)) {
-    coordinator_asked_ = now;
-    coordinator_warned_ = false;
-    inquiry_.ask_presence(0);
-  }
-  const bool silent = !inquiry_.is_present() && now - coordinator_asked_ >= kAnswerTime;
-  const auto text = [&, &name = name, &pending = pending] {
-    return std::string(name_of(pending.submission.descriptor.kind)) + " '" + name +
-           "': " + control_.names().text_of(0) + ", which coordinates, does not answer";
-  };
-  const auto waited = now - pending.since;
-  if (waited > limits_.timeout + kCoordinatorGrace || (silent && waited > limits_.timeout))
-    throw Error(ErrorCode::kTimeout, text() + ". It did not within " + seconds_text(limits_.timeout));
-  if (!silent || coordinator_warned_ || waited < limits_.stall_warning) return;
-  coordinator_warned_ = true;
-  log_warning(label() + "stalled: " + text());
+// Of those that wait for the coordinator's word.
+const Group::Pending* Group::oldest_pending() const {
+  const Pending* oldest = nullptr;
+  for (const auto& [name, pending] : pending_)
+    if (!pending.agreed && (oldest == nullptr || pending.wait.since() < oldest->wait.since())) oldest = &pending;
+  return oldest;
 }
 
 std::vector<int> Group::remaining() const {
@@ -538,22 +407,16 @@ std::string Group::left_text(int peer) const {
          " has shut down (its script ended, or it called shutdown()) before it took part";
 }
 
-void Group::drop(Running running, ErrorCode code, const std::string& text) {
-  running.operation.reset();
-  for (const auto& ticket : running.tickets) finish_(*ticket, code, text);
-}
-
 void Group::peer_left(const Decision& decision) {
   if (decision.rank == rank()) return;
   departed_.emplace_back(decision.rank, decision.started);
-  if (join_ != nullptr)
-    refuse(*std::exchange(join_, nullptr), ErrorCode::kShutdown, "join: " + left_text(decision.rank));
+  if (join_.is_waiting()) refuse(*join_.take(), ErrorCode::kShutdown, "join: " + left_text(decision.rank));
   for (size_t i = 0; i < running_.size();) {
     Running& running = running_[i];
-    const auto channel = static_cast<size_t>(running.channel);
     // What a peer has sent before it left may come after the word that it has.
     if (running.peer == decision.rank) running.alone = Clock::now();
-    if (running.channel >= 0 && (channel >= decision.started.size() || decision.started[channel] < running.run))
+    const auto& of = running.of_bucket;
+    if (of && (of->bucket >= decision.started.size() || decision.started[of->bucket] < of->run))
       give_up_on(i, decision.rank);
     else
       ++i;
@@ -561,10 +424,8 @@ void Group::peer_left(const Decision& decision) {
 }
 
 void Group::give_up_on(size_t i, int peer) {
-  Running gone = std::move(running_[i]);
-  running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
-  const std::string text = label() + gone.what + ": " + left_text(peer);
-  drop(std::move(gone), ErrorCode::kShutdown, text);
+  const std::string text = label() + running_[i].what + ": " + left_text(peer);
+  running_.give_up(i, ErrorCode::kShutdown, text);
 }
 
 void Group::leave() { leaving_ = true; }
@@ -579,11 +440,9 @@ void Group::fail_all(ErrorCode code, const std::string& text) {
   for (const Pending& waiting : not_ready_) finish_(*waiting.ticket, code, text);
   not_ready_.clear();
   for (auto& [name, pending] : pending_) finish_(*pending.ticket, code, text);
-  for (Running& running : running_) drop(std::move(running), code, text);
-  if (join_ != nullptr) finish_(*join_, code, text);
-  join_ = nullptr;
   pending_.clear();
-  running_.clear();
+  running_.give_all_up(code, text);
+  if (join_.is_waiting()) finish_(*join_.take(), code, text);
   held_back_.clear();
   hang_up();
 }
@@ -593,12 +452,11 @@ std::pair<Clock::time_point, std::string> Group::oldest() const {
   const auto look_at = [&](Clock::time_point since, const std::string& what) {
     if (since < oldest.first) oldest = {since, label() + what};
   };
-  for (const Running& running : running_)
+  for (const Running& running : running_.all())
     if (!running.tickets.empty()) look_at(running.since, running.what);
-  for (const Pending& waiting : not_ready_) look_at(waiting.since, waiting.waits_text());
-  for (const auto& [name, pending] : pending_)
-    look_at(pending.since, std::string(name_of(pending.submission.descriptor.kind)) + " '" + name + "'");
-  if (join_ != nullptr) look_at(join_since_, "join");
+  for (const Pending& waiting : not_ready_) look_at(waiting.wait.since(), waiting.waits_text());
+  for (const auto& [name, pending] : pending_) look_at(pending.wait.since(), pending.what());
+  if (join_.is_waiting()) look_at(join_.wait().since(), "join");
   return oldest;
 }
 
@@ -609,12 +467,12 @@ std::string Group::describe() const {
     return std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(now - since).count()) + " ms";
   };
   for (const Pending& waiting : not_ready_)
-    text += "  submitted " + age(waiting.since) + " ago: " + waiting.waits_text() + "\n";
-  if (join_ != nullptr && !join_told_) text += std::string("  ") + kJoinWaits + "\n";
+    text += "  submitted " + age(waiting.wait.since()) + " ago: " + waiting.waits_text() + "\n";
+  if (join_.is_held_back()) text += std::string("  ") + Join::kWaits + "\n";
   for (const auto& [name, pending] : pending_)
-    text += "  submitted " + age(pending.since) + " ago, not agreed: " + name_of(pending.submission.descriptor.kind) +
-            " '" + name + "'\n";
-  for (const Running& running : running_)
+    text += "  submitted " + age(pending.wait.since()) + " ago, " +
+            (pending.agreed ? "agreed and held back: " : "not agreed: ") + pending.what() + "\n";
+  for (const Running& running : running_.all())
     text += "  running for " + age(running.since) + ": " + running.what + ": " + running.operation->describe() + "\n";
   const std::string waiting = agreement_.describe();
   if (!waiting.empty()) text += "  this rank coordinates; not yet submitted everywhere:\n" + waiting;

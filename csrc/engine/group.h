@@ -10,12 +10,15 @@
 #include <vector>
 
 #include "base/buffer.h"
-#include "base/operation.h"
 #include "base/timeline.h"
 #include "engine/agreement.h"
-#include "engine/channels.h"
 #include "engine/devices.h"
 #include "engine/inquiry.h"
+#include "engine/join.h"
+#include "engine/limits.h"
+#include "engine/plans.h"
+#include "engine/run_queue.h"
+#include "engine/stalls.h"
 #include "engine/ticket.h"
 #include "engine/watch.h"
 #include "messages/comm.h"
@@ -36,7 +39,7 @@ class Group {
   int size() const { return control_.size(); }
 
   void submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission);
-  void submit(std::shared_ptr<Ticket> ticket, ChannelSubmission submission);
+  void submit(std::shared_ptr<Ticket> ticket, BucketSubmission submission);
   void submit(std::shared_ptr<Ticket> ticket, PairSubmission submission);
   void submit(std::shared_ptr<Ticket> ticket, JoinSubmission submission);
   // How arrays on devices are reduced, in words.
@@ -47,7 +50,7 @@ class Group {
   bool progress();
   // Something is in flight here, so progress() should be called soon and again.
   bool busy() const {
-    return !pending_.empty() || !running_.empty() || !held_back_.empty() || join_ != nullptr || leaving_ ||
+    return !pending_.empty() || !running_.empty() || !held_back_.empty() || join_.is_waiting() || leaving_ ||
            !not_ready_.empty() || !agreement_.sent();
   }
 
@@ -83,55 +86,36 @@ class Group {
   struct Pending {
     std::shared_ptr<Ticket> ticket;
     NamedSubmission submission;
-    Clock::time_point since;
-    bool warned = false;
+    Wait wait;
+    bool agreed = false;       // and held back until it can run here
+    std::string what() const;  // for people
     // What it waits for while it is not ready.
     std::string waits_text() const;
-  };
-  struct Running {
-    // In this order: an operation that is given up must go before the memory that it works on.
-    std::shared_ptr<void> keep;
-    std::vector<std::shared_ptr<Ticket>> tickets;
-    std::unique_ptr<Operation> operation;
-    std::string what;        // for people
-    const char* phase = "";  // for the timeline
-    Clock::time_point since;
-    int64_t channel = -1;  // of a channel's run
-    uint32_t run = 0;      // its number, from 1
-    int peer = -1;         // of a send or receive
-    bool agreed = false;
-    uint64_t number = 0;        // of an agreed operation: decides its tag
-    Clock::time_point asked{};  // when the others were asked about it
-    Clock::time_point alone{};  // of a send or receive: when its peer was heard to have left
-    bool warned = false;
   };
   void share_memory();
   // Finishes a ticket with what went wrong in this group.
   void refuse(Ticket& ticket, ErrorCode code, const std::string& text) { finish_(ticket, code, label() + text); }
   bool submit_what_is_ready();
   void submit_ready(std::shared_ptr<Ticket> ticket, NamedSubmission submission);
+  void tell_let_go();
 
+  void carry_out(Decision& decision);
   void execute_agreed();
   bool look_at_devices(const Decision& decision);
   void execute(const Decision& decision);
-  int left_before(uint32_t channel) const;
-  void start(std::shared_ptr<Ticket> ticket, uint32_t channel, Channels::Run run);
-  bool tag_is_free() const;
-  bool channels_are_free(const Decision& decision) const;
-  void tell_let_go();
-  bool has_page_locked() const;
-  // Gives an operation up: first the transfers, then the memory that they work on.
-  void drop(Running running, ErrorCode code, const std::string& text);
-  std::string left_text(int peer) const;
-  void give_up_on(size_t i, int peer);  // of running_, when its peer has left
-  void peer_joined(int rank);
-  void all_joined(int last);
-  void serve_demands();
-  bool step_running();
-  void check_stalls(Clock::time_point now);
-  void check_coordinator(Clock::time_point now);
-  void peer_left(const Decision& decision);
   int next_tag();
+  void start(std::shared_ptr<Ticket> ticket, uint32_t bucket, std::unique_ptr<Operation> operation,
+             std::shared_ptr<void> keep);
+  void start_demanded();
+  void all_joined(int last);
+
+  void check_waits(Clock::time_point now);
+  const Pending* oldest_pending() const;
+
+  int left_before(uint32_t bucket) const;
+  std::string left_text(int peer) const;
+  void peer_left(const Decision& decision);
+  void give_up_on(size_t i, int peer);  // of running_, when its peer has left
 
   Comm control_, data_;
   std::optional<SharedMemory> memory_;  // of a set whose ranks are all on one node; outlives what is in it
@@ -150,23 +134,16 @@ class Group {
   // that nothing that is agreed waits for anybody's device.
   std::vector<Pending> not_ready_;
   std::unordered_map<std::string, Pending> pending_;  // submitted here, not yet agreed
-  std::vector<Running> running_;
-  std::vector<Decision> decisions_;  // kept for its capacity
-  std::deque<Decision> held_back_;   // agreed, but their tag is still in use here
-  Channels channels_;
-  std::vector<int> joined_;                                      // the other ranks that have joined
-  std::vector<Inquiry::Demand> demands_;                         // of channels that are not open here yet
+  std::vector<Decision> decisions_;                   // kept for its capacity
+  std::deque<Decision> held_back_;                    // agreed, but their tag is still in use here
+  RunQueue running_;
+  Plans plans_;
+  Join join_;
+  Stalls stalls_;
   std::vector<std::pair<int, std::vector<uint32_t>>> departed_;  // ranks that left, and the runs they had started
-  std::shared_ptr<Ticket> join_;                                 // of this rank
-  std::vector<std::shared_ptr<DeviceMark>> join_marks_;          // that come before
-  Clock::time_point join_since_{};
-  bool join_told_ = false, join_warned_ = false;
-  bool has_joined_ = false;  // some time; a demand of that time may come after all others have joined as well
-  std::unordered_map<int, std::shared_ptr<bool>> pair_over_;  // the last operation by pair tag and peer
-  uint64_t executions_ = 0;                                   // agreed operations, alike on all ranks
+  std::unordered_map<int, std::shared_ptr<bool>> pair_over_;     // the last operation by pair tag and peer
+  uint64_t executions_ = 0;                                      // agreed operations, alike on all ranks
   Clock::time_point next_check_;
-  Clock::time_point coordinator_asked_{};  // whether it is there
-  bool coordinator_warned_ = false;
   bool leaving_ = false, left_ = false, all_left_ = false;
 };
 

@@ -11,8 +11,11 @@ namespace {
 constexpr int kQuestionTag = 3;
 constexpr int kAnswerTag = 4;
 constexpr int kDemandTag = 5;
-constexpr uint32_t kNoChannel = UINT32_MAX;  // in a question that is about presence alone
+constexpr uint32_t kNoBucket = UINT32_MAX;  // in a question that is about presence alone
 }  // namespace
+
+Inquiry::Inquiry(const Comm& comm)
+    : comm_(&comm), questions_(comm, kQuestionTag), arrived_(comm, kAnswerTag), demanded_(comm, kDemandTag) {}
 
 template <typename T>
 void Inquiry::send(const T& value, int peer, int tag) {
@@ -22,56 +25,56 @@ void Inquiry::send(const T& value, int peer, int tag) {
   outgoing_.push_back({std::move(bytes), std::move(request)});
 }
 
-void Inquiry::ask(uint32_t channel) {
-  asked_ = channel;
+void Inquiry::ask(uint32_t bucket) {
+  asked_ = bucket;
   answers_.assign(static_cast<size_t>(comm_->size()), std::nullopt);
   for (int peer = 0; peer < comm_->size(); ++peer)
-    if (peer != comm_->rank()) send(Question{channel}, peer, kQuestionTag);
+    if (peer != comm_->rank()) send(Question{bucket}, peer, kQuestionTag);
 }
 
 void Inquiry::ask_presence(int peer) {
   present_ = false;
-  send(Question{kNoChannel}, peer, kQuestionTag);
+  send(Question{kNoBucket}, peer, kQuestionTag);
 }
 
 void Inquiry::progress(const std::vector<uint32_t>& started, const std::function<std::string()>& waits_for) {
   if (comm_->size() == 1) return;
-  while (auto message = comm_->poll(kQuestionTag)) {
+  while (auto message = questions_.poll()) {
     Question question;
     std::memcpy(&question, message->bytes.data(), sizeof question);
-    const uint32_t count = question.channel < started.size() ? started[question.channel] : 0;
-    Answer answer{question.channel, count, ""};
-    if (question.channel != kNoChannel) waits_for().copy(answer.waits_for, sizeof answer.waits_for - 1);
+    const uint32_t count = question.bucket < started.size() ? started[question.bucket] : 0;
+    Answer answer{question.bucket, count, ""};
+    if (question.bucket != kNoBucket) waits_for().copy(answer.waits_for, sizeof answer.waits_for - 1);
     send(answer, message->source, kAnswerTag);
   }
-  while (auto message = comm_->poll(kAnswerTag)) {
+  while (auto message = arrived_.poll()) {
     Answer answer;
     std::memcpy(&answer, message->bytes.data(), sizeof answer);
-    if (answer.channel == kNoChannel) present_ = true;
-    if (answer.channel == asked_ && !answers_.empty()) answers_[static_cast<size_t>(message->source)] = answer;
+    if (answer.bucket == kNoBucket) present_ = true;
+    if (answer.bucket == asked_ && !answers_.empty()) answers_[static_cast<size_t>(message->source)] = answer;
   }
   std::erase_if(outgoing_, [](Outgoing& outgoing) { return outgoing.request.done(); });
 }
 
-void Inquiry::demand(int peer, uint32_t channel, uint64_t plan, uint32_t run) {
-  send(Demand{plan, channel, run}, peer, kDemandTag);
+void Inquiry::demand(int peer, uint32_t bucket, uint64_t plan, uint32_t run) {
+  send(Demand{plan, bucket, run}, peer, kDemandTag);
 }
 
 std::vector<Inquiry::Demand> Inquiry::take_demands() {
   std::vector<Demand> demands;
-  while (auto message = comm_->poll(kDemandTag)) {
+  while (auto message = demanded_.poll()) {
     demands.emplace_back();
     std::memcpy(&demands.back(), message->bytes.data(), sizeof(Demand));
   }
   return demands;
 }
 
-std::string Inquiry::verdict(uint32_t channel, uint32_t run) const {
+std::string Inquiry::verdict(uint32_t bucket, uint32_t run) const {
   std::vector<int> silent, behind;
   std::map<std::string, std::vector<int>> held_up;  // by what they wait for
   for (int peer = 0; peer < comm_->size(); ++peer) {
     if (peer == comm_->rank()) continue;
-    const auto& answer = channel == asked_ && !answers_.empty() ? answers_[static_cast<size_t>(peer)] : std::nullopt;
+    const auto& answer = bucket == asked_ && !answers_.empty() ? answers_[static_cast<size_t>(peer)] : std::nullopt;
     if (!answer.has_value())
       silent.push_back(peer);
     else if (answer->started < run)

@@ -1,7 +1,7 @@
-// "Have you started this?": asked when a channel, which runs without agreement, makes no progress. It costs nothing
+// "Have you started this?": asked when a bucket, which runs without agreement, makes no progress. It costs nothing
 // until something stalls, and the engine of a rank answers even while its script is stuck elsewhere.
 //
-// And "run this": told to a rank that has joined and so does not start its channels by itself.
+// And "run this": told to a rank that has joined and so does not start its buckets by itself.
 #pragma once
 
 #include <functional>
@@ -15,33 +15,33 @@ namespace collective {
 
 class Inquiry {
  public:
-  explicit Inquiry(const Comm& comm) : comm_(&comm) {}
+  explicit Inquiry(const Comm& comm);
 
-  void ask(uint32_t channel);
-  // Answers others with how often this rank has started their channel and what it waits for itself ("" for nothing),
+  void ask(uint32_t bucket);
+  // Answers others with how often this rank has started their bucket and what it waits for itself ("" for nothing),
   // and takes answers.
   void progress(const std::vector<uint32_t>& started, const std::function<std::string()>& waits_for);
   // "Are you there?", and whether that was answered.
   void ask_presence(int peer);
   bool is_present() const { return present_; }
-  void demand(int peer, uint32_t channel, uint64_t plan, uint32_t run);
+  void demand(int peer, uint32_t bucket, uint64_t plan, uint32_t run);
   // What others have demanded since the last call.
   struct Demand {
-    uint64_t plan;  // that the channel was opened with
-    uint32_t channel;
+    uint64_t plan;  // that the bucket was opened with
+    uint32_t bucket;
     uint32_t run;
   };
   std::vector<Demand> take_demands();
-  // In words, who has not started run number `run` (from 1) of `channel`, as far as the answers tell; apart from the
+  // In words, who has not started run number `run` (from 1) of `bucket`, as far as the answers tell; apart from the
   // others those that cannot, since they wait for another operation.
-  std::string verdict(uint32_t channel, uint32_t run) const;
+  std::string verdict(uint32_t bucket, uint32_t run) const;
 
  private:
   struct Question {
-    uint32_t channel;
+    uint32_t bucket;
   };
   struct Answer {
-    uint32_t channel;
+    uint32_t bucket;
     uint32_t started;
     char waits_for[160];
   };
@@ -49,6 +49,7 @@ class Inquiry {
   void send(const T& value, int peer, int tag);
 
   const Comm* comm_;
+  Inbox questions_, arrived_, demanded_;
   std::vector<std::optional<Answer>> answers_;  // by rank, to the last question
   uint32_t asked_ = 0;
   bool present_ = false;

@@ -13,11 +13,6 @@ void MpiMail::send(std::string bytes) {
     outgoing_.push_back({shared, comm_->isend(shared->data(), shared->size(), peer, tag_ + (to_all ? 1 : 0))});
 }
 
-std::optional<Message> MpiMail::poll() {
-  if (comm_->size() == 1) return std::nullopt;
-  return comm_->poll(tag_ + (comm_->rank() == 0 ? 0 : 1));
-}
-
 bool MpiMail::sent() {
   while (!outgoing_.empty() && outgoing_.front().request.done()) outgoing_.pop_front();
   return outgoing_.empty();

@@ -35,9 +35,9 @@ class Mail {
 class MpiMail final : public Mail {
  public:
   // Two tags, `tag` and the next one.
-  MpiMail(const Comm& comm, int tag) : comm_(&comm), tag_(tag) {}
+  MpiMail(const Comm& comm, int tag) : comm_(&comm), tag_(tag), inbox_(comm, tag + (comm.rank() == 0 ? 0 : 1)) {}
   void send(std::string bytes) override;
-  std::optional<Message> poll() override;
+  std::optional<Message> poll() override { return inbox_.poll(); }
   bool sent() override;
   void hang_up() override {}  // MPI keeps what nobody receives
 
@@ -48,6 +48,7 @@ class MpiMail final : public Mail {
   };
   const Comm* comm_;
   int tag_;  // of messages to rank 0; the next one is that of messages from rank 0
+  Inbox inbox_;
   std::deque<Outgoing> outgoing_;
 };
 

@@ -180,7 +180,7 @@ bool runs_in_lane(const Place& place, const std::vector<Task>& bucket) {
     case Kind::kAlltoall:
       return place.comm.size() == 2 || most_rows(bucket[0]) * row_elements(d) * size_of(d.dtype) <= kLongAlltoall;
     case Kind::kBarrier:
-    case Kind::kChannel:
+    case Kind::kBuckets:
     case Kind::kRefusal: return false;
     default: return true;
   }
@@ -198,7 +198,7 @@ std::unique_ptr<Operation> make_operation(const Place& place, const std::vector<
     case Kind::kGather: return make_gather(place, task);
     case Kind::kScatter: return make_scatter(place, task);
     case Kind::kBarrier:  // the agreement was all there is to it
-    case Kind::kChannel:
+    case Kind::kBuckets:
     case Kind::kRefusal: return nullptr;
   }
   return nullptr;

@@ -9,11 +9,11 @@
 
 #include "base/buffer.h"
 #include "base/descriptor.h"
-#include "device/staged.h"
-#include "messages/allreduce.h"
-#include "node/allreduce_bucket_node.h"
+#include "engine/bucket_storage.h"
 
 namespace collective {
+
+struct Plan;
 
 // Written by the engine until `finished`, then read by the caller.
 struct Ticket {
@@ -24,11 +24,7 @@ struct Ticket {
 
   Buffer output;               // the result, where its size was not known to the caller
   std::vector<int64_t> rows;   // rows of `output`: by rank they came from, or the one number there is
-  uint32_t channel = 0;        // of opened channels: the number of the first
-  std::shared_ptr<void> plan;  // they are this rank's as long as this is held
-  std::vector<std::shared_ptr<NodeBucket>> buckets;  // and their memory, where the ranks of a node share it
-  // And memory of this rank's device, where the channels are on devices; then `buckets` hold the flags alone.
-  std::vector<std::shared_ptr<std::byte>> on_device;
+  std::shared_ptr<Plan> plan;  // of opened buckets; this rank's as long as it is held
 
   // Set with release after the fields above; pairs with the acquire in finished().
   std::atomic<bool> done{false};
@@ -62,20 +58,12 @@ struct JoinSubmission {
   std::vector<std::shared_ptr<DeviceMark>> marks{};
 };
 
-// One run of an open channel: starts at once, since all ranks have agreed to run it equally often.
-struct ChannelSubmission {
-  uint32_t channel;
-  DType dtype;              // of the slots; what is agreed is the wire's
-  std::vector<Slot> slots;  // without outputs: the result stays in the storage; the last one holds the flags
-  void* storage;
-  std::shared_ptr<void> keep;  // owns the storage
-  // Of tensors on a device: what comes before; and, unless the channel is on devices, the slots are in this memory,
-  // loaded from there.
-  std::vector<std::shared_ptr<DeviceMark>> marks{};
-  std::vector<PinnedMemory> memory{};
-  std::vector<Staged::Copy> loads{};
+// One run of an open bucket: starts at once, since all ranks have agreed to run it equally often.
+struct BucketSubmission {
+  uint32_t bucket;
+  BucketRun run;
 };
 
-using Submission = std::variant<NamedSubmission, ChannelSubmission, PairSubmission, JoinSubmission>;
+using Submission = std::variant<NamedSubmission, BucketSubmission, PairSubmission, JoinSubmission>;
 
 }  // namespace collective

@@ -1,5 +1,6 @@
 #include "messages/allreduce_doubling.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -12,6 +13,7 @@ AllreduceDoubling::AllreduceDoubling(const Comm& comm, BufferPool& pool, int tag
                                      size_t count, const Arithmetic& arithmetic)
     : comm_(&comm),
       tag_(tag),
+      in_(static_cast<const std::byte*>(in)),
       out_(static_cast<std::byte*>(out)),
       count_(count),
       nbytes_(count * size_of(arithmetic.dtype)),
@@ -19,8 +21,16 @@ AllreduceDoubling::AllreduceDoubling(const Comm& comm, BufferPool& pool, int tag
       power_(static_cast<int>(std::bit_floor(static_cast<unsigned>(comm.size())))),
       extra_(comm.size() - power_),
       scratch_(pool.take(nbytes_)) {
-  if (in != out && nbytes_ > 0) std::memcpy(out, in, nbytes_);
-  if (!folds()) phase_ = Phase::kExchange;
+  if (nbytes_ > kLong) return;  // Adasum's, in pieces
+  copy(nbytes_);
+}
+
+void AllreduceDoubling::copy(size_t most) {
+  const size_t n = std::min(most, nbytes_ - copied_);
+  if (in_ != out_ && n > 0) std::memcpy(out_ + copied_, in_ + copied_, n);
+  copied_ += n;
+  if (copied_ < nbytes_) return;
+  phase_ = folds() ? Phase::kFold : Phase::kExchange;
   start();
 }
 
@@ -49,11 +59,32 @@ void AllreduceDoubling::start() {
   if (sends) send_ = comm_->isend(out_, nbytes_, peer, tag_);
 }
 
+bool AllreduceDoubling::combine(const void* a, const void* b, bool last) {
+  if (nbytes_ <= kLong) {
+    arithmetic_.combine(out_, a, b, count_, last);
+    return true;
+  }
+  if (scaled_ == 0) {
+    if (!adasum_) adasum_.emplace(arithmetic_.dtype, out_, a, b, count_);
+    if (!adasum_->step()) return false;
+  }
+  if (last && arithmetic_.scale != 1.0) {
+    const size_t element = size_of(arithmetic_.dtype), n = std::min(kLong / element, count_ - scaled_);
+    std::byte* const piece = out_ + scaled_ * element;
+    convert(arithmetic_.dtype, piece, arithmetic_.dtype, piece, n, arithmetic_.scale);
+    scaled_ += n;
+    if (scaled_ < count_) return false;
+    scaled_ = 0;
+  }
+  adasum_.reset();
+  return true;
+}
+
 void AllreduceDoubling::finish() {
   const bool even = comm_->rank() % 2 == 0;
   switch (phase_) {
     case Phase::kFold:
-      if (!even) arithmetic_.combine(out_, scratch_.data(), out_, count_, false);
+      if (!even && !combine(scratch_.data(), out_, false)) return;
       phase_ = even ? Phase::kUnfold : Phase::kExchange;
       break;
     case Phase::kExchange: {
@@ -61,18 +92,23 @@ void AllreduceDoubling::finish() {
       const bool mine_first = comm_->rank() < partner();
       const void* mine = out_;
       const void* theirs = scratch_.data();
-      arithmetic_.combine(out_, mine_first ? mine : theirs, mine_first ? theirs : mine, count_, last);
+      if (!combine(mine_first ? mine : theirs, mine_first ? theirs : mine, last)) return;
       distance_ *= 2;
       if (last) phase_ = folds() ? Phase::kUnfold : Phase::kDone;
       break;
     }
     case Phase::kUnfold: phase_ = Phase::kDone; break;
+    case Phase::kCopy:
     case Phase::kDone: break;
   }
   if (phase_ != Phase::kDone) start();
 }
 
 Step AllreduceDoubling::step() {
+  if (phase_ == Phase::kCopy) {
+    copy(kLong);
+    return Step::kMoved;
+  }
   if (exchange_ != nullptr) {
     const Step step = exchange_->step();
     if (step != Step::kDone) return step;

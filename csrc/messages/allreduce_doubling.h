@@ -18,11 +18,13 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "base/buffer.h"
 #include "base/operation.h"
 #include "messages/comm.h"
 #include "messages/exchange.h"
+#include "reduce/adasum.h"
 #include "reduce/arithmetic.h"
 
 namespace collective {
@@ -37,24 +39,30 @@ class AllreduceDoubling final : public Operation {
   std::string describe() const override;
 
  private:
-  enum class Phase { kFold, kExchange, kUnfold, kDone };
+  enum class Phase { kCopy, kFold, kExchange, kUnfold, kDone };
   bool folds() const { return comm_->rank() < 2 * extra_; }  // takes part in a pair
   int partner() const;                                       // in this phase
+  void copy(size_t most);                                    // from in to out; at the end it starts
   void start();                                              // posts what this phase needs
-  void finish();                                             // what this phase received is there
+  bool combine(const void* a, const void* b, bool last);     // into out_, piece by piece; true at the end
+  void finish();                                             // goes on with what this phase received
 
   const Comm* comm_;
   int tag_;
+  const std::byte* in_;
   std::byte* out_;
   size_t count_, nbytes_;
   Arithmetic arithmetic_;
   int power_;  // the largest power of two that is not above p
   int extra_;  // p - power_
-  Phase phase_ = Phase::kFold;
+  Phase phase_ = Phase::kCopy;
   int distance_ = 1;
+  size_t copied_ = 0;                   // bytes
+  std::optional<Adasum> adasum_;        // under way
+  size_t scaled_ = 0;                   // elements of its result
+  PooledBuffer scratch_;                // before what receives into it
   Request send_, receive_;              // of a short message
   std::unique_ptr<Exchange> exchange_;  // of a long one
-  PooledBuffer scratch_;
 };
 
 }  // namespace collective

@@ -1,5 +1,6 @@
 #include "messages/comm.h"
 
+#include <algorithm>
 #include <chrono>
 #include <limits>
 #include <numeric>
@@ -110,7 +111,7 @@ Request Comm::irecv(void* data, size_t nbytes, int peer, int tag) const {
   return result;
 }
 
-std::optional<Message> Comm::poll(int tag) const {
+std::optional<Request> Comm::receive_any(int tag, Message& message) const {
   int flag = 0;
   MPI_Message handle;
   MPI_Status status;
@@ -118,9 +119,34 @@ std::optional<Message> Comm::poll(int tag) const {
   if (flag == 0) return std::nullopt;
   int nbytes = 0;
   check(MPI_Get_count(&status, MPI_BYTE, &nbytes), "MPI_Get_count");
-  Message message{status.MPI_SOURCE, std::string(static_cast<size_t>(nbytes), '\0')};
-  check(MPI_Mrecv(message.bytes.data(), nbytes, MPI_BYTE, &handle, MPI_STATUS_IGNORE), "MPI_Mrecv");
-  return message;
+  message = {status.MPI_SOURCE, std::string(static_cast<size_t>(nbytes), '\0')};
+  Request request;
+  request.receives_ = true;
+  check(MPI_Imrecv(message.bytes.data(), nbytes, MPI_BYTE, &handle, &request.request_), "MPI_Imrecv");
+  return request;
+}
+
+std::optional<Message> Inbox::poll() {
+  if (comm_->size() == 1) return std::nullopt;
+  for (;;) {
+    incoming_.emplace_back();
+    std::optional<Request> request = comm_->receive_any(tag_, incoming_.back().message);
+    if (!request) {
+      incoming_.pop_back();
+      break;
+    }
+    incoming_.back().request = std::move(*request);
+  }
+  for (auto it = incoming_.begin(); it != incoming_.end(); ++it) {
+    const int source = it->message.source;
+    const bool is_first =
+        std::none_of(incoming_.begin(), it, [&](const Incoming& before) { return before.message.source == source; });
+    if (!is_first || !it->request.done()) continue;
+    Message message = std::move(it->message);
+    incoming_.erase(it);
+    return message;
+  }
+  return std::nullopt;
 }
 
 }  // namespace collective

@@ -3,6 +3,7 @@
 
 #include <mpi.h>
 
+#include <list>
 #include <optional>
 #include <string>
 
@@ -60,14 +61,33 @@ class Comm {
 
   Request isend(const void* data, size_t nbytes, int peer, int tag) const;
   Request irecv(void* data, size_t nbytes, int peer, int tag) const;
-  // A whole message of unknown length with this tag from any rank, if one has arrived.
-  std::optional<Message> poll(int tag) const;
+  // The receive of a message of unknown length with this tag from any rank, if its head has arrived; `message` gets its
+  // source and, when the request is done, its bytes.
+  std::optional<Request> receive_any(int tag, Message& message) const;
 
  private:
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0;
   int size_ = 1;
   RankNames names_;
+};
+
+// Messages of unknown length with one tag, from any rank. Those of one rank come in the order in which it has sent them.
+// A long message whose sender stops half way holds up nothing but that sender's later messages.
+class Inbox {
+ public:
+  Inbox(const Comm& comm, int tag) : comm_(&comm), tag_(tag) {}
+  // One that has arrived as a whole, if any. Never blocks.
+  std::optional<Message> poll();
+
+ private:
+  struct Incoming {
+    Message message;
+    Request request;
+  };
+  const Comm* comm_;
+  int tag_;
+  std::list<Incoming> incoming_;  // which stay where they are, as their bytes must until they have come
 };
 
 }  // namespace collective

@@ -10,22 +10,39 @@ namespace collective {
 
 ReduceScatter::ReduceScatter(const Comm& comm, BufferPool& pool, int tag, const AllreduceSpec& spec,
                              std::vector<size_t> offsets, const void* in, void* out)
-    : comm_(&comm), tag_(tag), spec_(spec), offsets_(std::move(offsets)), out_(out) {
-  const Scaling scaling = scaling_of(spec, comm.size(), Passes::kSteps);
-  const size_t count = offsets_.back();
-  scratch_ = pool.take(count * size_of(spec.wire));
-  const void* source = scratch_.data();
-  if (in == nullptr)
-    fill_identity(spec.wire, spec.op, scratch_.data(), count);
-  else if (spec.wire != spec.dtype || scaling.before != 1.0 || comm.size() == 1)
-    convert(spec.wire, scratch_.data(), spec.dtype, in, count, scaling.before);
-  else
-    source = in;
-  if (comm.size() > 1)
-    current_ = std::make_unique<Ring>(comm, pool, tag, Ring::Phases::kReduceScatter, source, scratch_.data(), offsets_,
-                                      scaling.arithmetic);
-  else if (scaling.arithmetic.scale != 1.0)
-    convert(spec.wire, scratch_.data(), spec.wire, scratch_.data(), count, scaling.arithmetic.scale);
+    : comm_(&comm),
+      tag_(tag),
+      pool_(&pool),
+      spec_(spec),
+      scaling_(scaling_of(spec, comm.size(), Passes::kSteps)),
+      offsets_(std::move(offsets)),
+      in_(static_cast<const std::byte*>(in)),
+      out_(static_cast<std::byte*>(out)),
+      scratch_(pool.take(offsets_.back() * size_of(spec.wire))),
+      packs_(in == nullptr || spec.wire != spec.dtype || scaling_.before != 1.0 || comm.size() == 1) {}
+
+bool ReduceScatter::pack() {
+  if (!packs_) return true;
+  const size_t n = std::min(kPieceBytes / size_of(spec_.wire), offsets_.back() - position_);
+  std::byte* const target = scratch_.data() + position_ * size_of(spec_.wire);
+  if (in_ == nullptr) {
+    fill_identity(spec_.wire, spec_.op, target, n);
+  } else {
+    convert(spec_.wire, target, spec_.dtype, in_ + position_ * size_of(spec_.dtype), n, scaling_.before);
+    if (comm_->size() == 1 && scaling_.arithmetic.scale != 1.0)
+      convert(spec_.wire, target, spec_.wire, target, n, scaling_.arithmetic.scale);
+  }
+  position_ += n;
+  return position_ == offsets_.back();
+}
+
+void ReduceScatter::start_reducing() {
+  phase_ = Phase::kReduce;
+  position_ = 0;
+  if (comm_->size() == 1) return;
+  const std::byte* const source = packs_ ? scratch_.data() : in_;
+  current_ = std::make_unique<Ring>(*comm_, *pool_, tag_, Ring::Phases::kReduceScatter, source, scratch_.data(),
+                                    offsets_, scaling_.arithmetic);
 }
 
 std::unique_ptr<ReduceScatter> ReduceScatter::to_root(const Comm& comm, BufferPool& pool, int tag,
@@ -37,7 +54,7 @@ std::unique_ptr<ReduceScatter> ReduceScatter::to_root(const Comm& comm, BufferPo
 }
 
 void ReduceScatter::start_collecting() {
-  reducing_ = false;
+  phase_ = Phase::kCollect;
   std::vector<Exchange::Send> sends;
   std::vector<Exchange::Receive> receives;
   const auto nbytes = [this](size_t rank) { return (offsets_[rank + 1] - offsets_[rank]) * size_of(spec_.wire); };
@@ -51,27 +68,45 @@ void ReduceScatter::start_collecting() {
   current_ = std::make_unique<Exchange>(*comm_, tag_, sends, receives);
 }
 
-void ReduceScatter::fetch() {
-  if (out_ == nullptr || (root_ >= 0 && root_ != comm_->rank())) return;
+bool ReduceScatter::fetch() {
+  if (out_ == nullptr || (root_ >= 0 && root_ != comm_->rank())) return true;
   const size_t first = root_ >= 0 ? 0 : static_cast<size_t>(comm_->rank());
   const size_t last = root_ >= 0 ? offsets_.size() - 1 : first + 1;
-  convert(spec_.dtype, out_, spec_.wire, part(first), offsets_[last] - offsets_[first]);
+  const size_t n = std::min(kPieceBytes / size_of(spec_.wire), offsets_[last] - offsets_[first] - position_);
+  convert(spec_.dtype, out_ + position_ * size_of(spec_.dtype), spec_.wire,
+          part(first) + position_ * size_of(spec_.wire), n);
+  position_ += n;
+  return position_ == offsets_[last] - offsets_[first];
 }
 
 Step ReduceScatter::step() {
-  const Step step = current_ ? current_->step() : Step::kDone;
-  if (step != Step::kDone) return step;
-  if (reducing_) {
-    start_collecting();
-    return Step::kMoved;
+  switch (phase_) {
+    case Phase::kPack:
+      if (pack()) start_reducing();
+      return Step::kMoved;
+    case Phase::kReduce:
+    case Phase::kCollect: {
+      const Step step = current_ ? current_->step() : Step::kDone;
+      if (step != Step::kDone) return step;
+      if (phase_ == Phase::kReduce)
+        start_collecting();
+      else
+        phase_ = Phase::kFetch;
+      return Step::kMoved;
+    }
+    case Phase::kFetch: return fetch() ? Step::kDone : Step::kMoved;
   }
-  fetch();
   return Step::kDone;
 }
 
 std::string ReduceScatter::describe() const {
-  return std::string(reducing_ ? "reduce-scatter: " : "collects at the root: ") +
-         (current_ ? current_->describe() : "");
+  switch (phase_) {
+    case Phase::kPack: return "packs";
+    case Phase::kReduce: return "reduce-scatter: " + (current_ ? current_->describe() : "");
+    case Phase::kCollect: return "collects at the root: " + (current_ ? current_->describe() : "");
+    case Phase::kFetch: break;
+  }
+  return "copies the result";
 }
 
 }  // namespace collective

@@ -27,19 +27,29 @@ class ReduceScatter final : public Operation {
   std::string describe() const override;
 
  private:
+  enum class Phase { kPack, kReduce, kCollect, kFetch };
+  // Of packing and fetching in one step.
+  static constexpr size_t kPieceBytes = size_t{1} << 20;
+  bool pack();  // a piece, from `in` to scratch; true at the end
+  void start_reducing();
   void start_collecting();
-  void fetch();  // from scratch to `out`
+  bool fetch();  // a piece, from scratch to `out`; true at the end
   std::byte* part(size_t rank) const { return scratch_.data() + offsets_[rank] * size_of(spec_.wire); }
 
   const Comm* comm_;
   int tag_;
+  BufferPool* pool_;
   AllreduceSpec spec_;
+  Scaling scaling_;
   std::vector<size_t> offsets_;
-  void* out_;
+  const std::byte* in_;
+  std::byte* out_;
   int root_ = -1;
   PooledBuffer scratch_;  // in the wire's type
   std::unique_ptr<Operation> current_;
-  bool reducing_ = true;
+  Phase phase_ = Phase::kPack;
+  bool packs_;           // or the ring reads `in`
+  size_t position_ = 0;  // elements that are packed, or fetched
 };
 
 }  // namespace collective

@@ -121,8 +121,8 @@ class Ring final : public Operation {
   size_t combined_total_ = 0;  // of those taken, the first ones are combined, the others only gathered
   size_t own_segments_;        // of the first chunk sent, which waits for no receive
   size_t total_segments_;      // of all chunks
+  PooledBuffer pooled_;        // before what receives into it
   std::vector<Request> sends_, receives_;
-  PooledBuffer pooled_;
   std::byte* scratch_ = nullptr;
   size_t scratch_stride_ = 0;  // bytes
 };

@@ -7,78 +7,73 @@
 #include "reduce/reduce.h"
 
 namespace collective {
-namespace {
 
-struct Dots {
-  double ab = 0, aa = 0, bb = 0;
-};
+Adasum::Adasum(DType dtype, void* dst, const void* a, const void* b, size_t count)
+    : dtype_(dtype),
+      dst_(static_cast<std::byte*>(dst)),
+      a_(static_cast<const std::byte*>(a)),
+      b_(static_cast<const std::byte*>(b)),
+      count_(count) {
+  if (dtype != DType::kFloat32 && dtype != DType::kFloat64 && dtype != DType::kFloat16 && dtype != DType::kBFloat16)
+    throw Error(ErrorCode::kInternal, std::string("Adasum of ") + name_of(dtype));
+}
 
 template <typename T>
-void add_dots(const T* a, const T* b, size_t count, Dots& dots) {
+void Adasum::add_dots(const T* a, const T* b, size_t count) {
   for (size_t i = 0; i < count; ++i) {
     const auto x = static_cast<double>(a[i]);
     const auto y = static_cast<double>(b[i]);
-    dots.ab += x * y;
-    dots.aa += x * x;
-    dots.bb += y * y;
+    dots_.ab += x * y;
+    dots_.aa += x * x;
+    dots_.bb += y * y;
   }
 }
 
-struct Weights {
-  double a, b;
-};
-
-Weights weights_of(const Dots& dots) {
-  // A zero vector has nothing in common with anything: the other one is the sum.
-  return {dots.aa == 0 ? 1.0 : 1.0 - dots.ab / (2 * dots.aa), dots.bb == 0 ? 1.0 : 1.0 - dots.ab / (2 * dots.bb)};
-}
-
 template <typename T>
-void combine(T* dst, const T* a, const T* b, size_t count, const Weights& weights) {
+void Adasum::combine(T* dst, const T* a, const T* b, size_t count) const {
   for (size_t i = 0; i < count; ++i)
-    dst[i] = static_cast<T>(weights.a * static_cast<double>(a[i]) + weights.b * static_cast<double>(b[i]));
+    dst[i] = static_cast<T>(weight_a_ * static_cast<double>(a[i]) + weight_b_ * static_cast<double>(b[i]));
 }
 
-template <typename T>
-void adasum_native(void* dst, const void* a, const void* b, size_t count) {
-  Dots dots;
-  add_dots(static_cast<const T*>(a), static_cast<const T*>(b), count, dots);
-  combine(static_cast<T*>(dst), static_cast<const T*>(a), static_cast<const T*>(b), count, weights_of(dots));
-}
-
-// Sixteen-bit types, through blocks of float32.
-void adasum_half(DType dtype, void* dst, const void* a, const void* b, size_t count) {
+template <typename Use>
+void Adasum::for_blocks(size_t begin, size_t end, bool stores, const Use& use) {
+  const auto native = [&](auto type) {
+    using T = decltype(type);
+    use(reinterpret_cast<T*>(dst_) + begin, reinterpret_cast<const T*>(a_) + begin,
+        reinterpret_cast<const T*>(b_) + begin, end - begin);
+  };
+  if (dtype_ == DType::kFloat32) return native(float{});
+  if (dtype_ == DType::kFloat64) return native(double{});
+  // Sixteen-bit types, through blocks of float32.
   constexpr size_t kBlock = 2048;
   std::array<float, kBlock> x;
   std::array<float, kBlock> y;
-  const auto for_blocks = [&](auto&& use) {
-    for (size_t first = 0; first < count; first += kBlock) {
-      const size_t n = std::min(kBlock, count - first);
-      convert(DType::kFloat32, x.data(), dtype, static_cast<const std::byte*>(a) + first * 2, n);
-      convert(DType::kFloat32, y.data(), dtype, static_cast<const std::byte*>(b) + first * 2, n);
-      use(first, n);
-    }
-  };
-  Dots dots;
-  for_blocks([&](size_t, size_t n) { add_dots(x.data(), y.data(), n, dots); });
-  const Weights weights = weights_of(dots);
-  for_blocks([&](size_t first, size_t n) {
-    combine(x.data(), x.data(), y.data(), n, weights);
-    convert(dtype, static_cast<std::byte*>(dst) + first * 2, DType::kFloat32, x.data(), n);
-  });
+  for (size_t first = begin; first < end; first += kBlock) {
+    const size_t n = std::min(kBlock, end - first);
+    convert(DType::kFloat32, x.data(), dtype_, a_ + first * 2, n);
+    convert(DType::kFloat32, y.data(), dtype_, b_ + first * 2, n);
+    use(x.data(), x.data(), y.data(), n);
+    if (stores) convert(dtype_, dst_ + first * 2, DType::kFloat32, x.data(), n);
+  }
 }
 
-}  // namespace
-
-void adasum(DType dtype, void* dst, const void* a, const void* b, size_t count) {
-  if (dtype == DType::kFloat32)
-    adasum_native<float>(dst, a, b, count);
-  else if (dtype == DType::kFloat64)
-    adasum_native<double>(dst, a, b, count);
-  else if (dtype == DType::kFloat16 || dtype == DType::kBFloat16)
-    adasum_half(dtype, dst, a, b, count);
-  else
-    throw Error(ErrorCode::kInternal, std::string("Adasum of ") + name_of(dtype));
+bool Adasum::step() {
+  const size_t end = std::min(count_, position_ + kPieceBytes / size_of(dtype_));
+  if (!combining_) {
+    for_blocks(position_, end, false, [this](auto*, const auto* a, const auto* b, size_t n) { add_dots(a, b, n); });
+  } else {
+    for_blocks(position_, end, true,
+               [this](auto* dst, const auto* a, const auto* b, size_t n) { combine(dst, a, b, n); });
+  }
+  position_ = end;
+  if (position_ < count_) return false;
+  if (combining_) return true;
+  combining_ = true;
+  position_ = 0;
+  // A zero vector has nothing in common with anything: the other one is the sum.
+  if (dots_.aa != 0) weight_a_ = 1.0 - dots_.ab / (2 * dots_.aa);
+  if (dots_.bb != 0) weight_b_ = 1.0 - dots_.ab / (2 * dots_.bb);
+  return count_ == 0;
 }
 
 }  // namespace collective

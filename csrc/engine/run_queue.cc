@@ -1,0 +1,82 @@
+#include "engine/run_queue.h"
+
+#include <algorithm>
+#include <new>
+#include <utility>
+
+namespace collective {
+
+void throw_for(const std::string& what) {
+  try {
+    throw;
+  } catch (const Error& error) {
+    throw Error(error.code, what + ": " + error.what());
+  } catch (const std::bad_alloc&) {
+    throw Error(ErrorCode::kInternal, what + ": no memory");
+  } catch (const std::exception& error) {
+    throw Error(ErrorCode::kInternal, what + ": " + error.what());
+  }
+}
+
+RunQueue::~RunQueue() { give_all_up(ErrorCode::kShutdown, "the engine has ended"); }
+
+bool RunQueue::step() {
+  bool moved = false;
+  for (size_t i = 0; i < running_.size();) {
+    Step step{};
+    try {
+      step = running_[i].operation->step();
+    } catch (...) {
+      throw_for(running_[i].what);
+    }
+    moved |= step != Step::kIdle;
+    if (step != Step::kDone) {
+      ++i;
+      continue;
+    }
+    const Running finished = std::move(running_[i]);
+    running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
+    const std::optional<Error>& failure = finished.operation->failure();
+    for (const auto& ticket : finished.tickets) {
+      timeline_->ran(ticket->name, finished.phase, finished.since);
+      finish_(*ticket, failure ? failure->code : ErrorCode::kNone, failure ? failure->what() : "");
+    }
+  }
+  return moved;
+}
+
+void RunQueue::give_up(size_t i, ErrorCode code, const std::string& text) {
+  auto* const gone = new Running(std::move(running_[i]));  // never deleted, see the header
+  running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
+  gone->operation->give_up();
+  for (const auto& ticket : std::exchange(gone->tickets, {})) finish_(*ticket, code, text);
+}
+
+void RunQueue::give_all_up(ErrorCode code, const std::string& text) {
+  while (!running_.empty()) give_up(running_.size() - 1, code, text);
+}
+
+Running* RunQueue::oldest() {
+  const auto oldest = std::min_element(running_.begin(), running_.end(),
+                                       [](const Running& a, const Running& b) { return a.since < b.since; });
+  return oldest == running_.end() ? nullptr : &*oldest;
+}
+
+bool RunQueue::uses_buckets(uint32_t first, uint32_t count) const {
+  return std::any_of(running_.begin(), running_.end(), [&](const Running& running) {
+    return running.of_bucket && running.of_bucket->bucket >= first && running.of_bucket->bucket - first < count;
+  });
+}
+
+bool RunQueue::is_before(uint64_t execution) const {
+  return std::any_of(running_.begin(), running_.end(),
+                     [&](const Running& running) { return running.execution && *running.execution < execution; });
+}
+
+size_t RunQueue::page_locked() const {
+  size_t nbytes = 0;
+  for (const Running& running : running_) nbytes += running.execution ? running.operation->page_locked() : 0;
+  return nbytes;
+}
+
+}  // namespace collective

@@ -1,0 +1,48 @@
+// Who waits too long: warnings that say for what and for whom, and an end to each wait.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "base/rank_names.h"
+#include "engine/inquiry.h"
+#include "engine/limits.h"
+#include "engine/run_queue.h"
+
+namespace collective {
+
+// One wait that only this rank knows of.
+class Wait {
+ public:
+  Clock::time_point since() const { return since_; }
+  // What is due now: a warning, once; or the end.
+  enum class Due { kNothing, kWarning, kTimeout };
+  Due look(Clock::time_point now, const Limits& limits);
+
+ private:
+  Clock::time_point since_ = Clock::now();
+  bool warned_ = false;
+};
+
+class Stalls {
+ public:
+  Stalls(int rank, const RankNames& names, const Limits& limits, Inquiry& inquiry)
+      : rank_(rank), names_(&names), limits_(&limits), inquiry_(&inquiry) {}
+
+  // Looks at the run that stalls longest, which tells the story: the others wait behind it. Asks the other ranks about a
+  // bucket, then warns; throws kTimeout at the end.
+  void look_at(RunQueue& running, Clock::time_point now);
+  // Looks whether the coordinator answers, while something waits for its word: it is what warns of ranks that are late,
+  // so nobody else would warn of it. what, since: of the submission that has waited longest, null for none.
+  void look_at_coordinator(const std::string* what, Clock::time_point since, Clock::time_point now);
+
+ private:
+  int rank_;
+  const RankNames* names_;
+  const Limits* limits_;
+  Inquiry* inquiry_;
+  Clock::time_point asked_{};  // the coordinator, whether it is there
+  bool warned_ = false;        // of it
+};
+
+}  // namespace collective
