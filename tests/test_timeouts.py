@@ -317,3 +317,47 @@ print(collective.allgather_object(collective.rank()), MPI.COMM_WORLD.iprobe(), f
     missing = run_ranks(3, ["-c", code, "100", "list"], 60, env={"COLLECTIVE_TIMEOUT": "1"})
     assert missing.returncode != 0
     assert "init: one of the ranks [0, 1, 2] did not call it within 1.0 s" in missing.stderr, missing.stderr
+
+
+def test_all_ranks_are_told_of_an_engine_that_has_stopped() -> None:
+    """Also those to whom the coordinator had no connection yet: it stops itself, and sends the word before it does."""
+    code = """
+import sys, time
+import numpy as np
+import collective
+collective.init()
+rank = collective.rank()
+try:
+    if rank == 5:
+        collective.recv(np.zeros(3), 4)
+    time.sleep(1.5)
+    collective.recv(np.zeros(3), (rank + 1) % 5)
+except collective.CollectiveError as error:
+    print(f"rank {rank}: {error}", flush=True)
+time.sleep(1)
+"""
+    messages = {"COLLECTIVE_SHARED_MEMORY": "0", "OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "tcp,self"}
+    done = run_ranks(6, ["-c", code], 60, env={"COLLECTIVE_TIMEOUT": "3", **messages})
+    for rank in range(5):
+        assert f"rank {rank}: the engine of rank 5 has stopped: recv from rank 4" in done.stdout, done.stdout
+    assert "rank 5: recv from rank 4, tag 0" in done.stdout, done.stdout
+
+
+def test_texts_are_cut_between_characters() -> None:
+    """What another rank waits for is told in a few bytes; names may be in any script."""
+    code = f"""
+from collections.abc import Iterator
+import numpy as np
+import torch
+import collective
+import collective.torch as hvd
+{inspect.getsource(train)}
+hvd.init()
+for step, _ in enumerate(train(3)):
+    if step == 2 and hvd.rank() == 1:
+        collective.allreduce(np.ones(2), name="x" + "\u00e9" * 100)
+"""
+    done = run_ranks(2, ["-c", code], 60, env={"COLLECTIVE_TIMEOUT": "2"})
+    assert done.returncode != 0
+    told = r"CollectiveTimeoutError: bucket .*: rank 1 has not reached run 3: it waits itself, for allreduce 'xé+; "
+    assert re.search(told, done.stderr), done.stderr

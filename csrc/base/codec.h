@@ -12,6 +12,13 @@
 
 namespace collective {
 
+// The longest beginning of at most `nbytes` that ends between two characters of UTF-8.
+inline std::string_view clipped(std::string_view text, size_t nbytes) {
+  if (text.size() <= nbytes) return text;
+  while (nbytes > 0 && (static_cast<unsigned char>(text[nbytes]) & 0xC0) == 0x80) --nbytes;
+  return text.substr(0, nbytes);
+}
+
 class Writer {
  public:
   template <typename T>

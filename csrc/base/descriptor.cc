@@ -65,6 +65,7 @@ std::string Descriptor::encode() const {
     w.put(bucket.wire);
     w.put(bucket.elements);
     w.put(bucket.flags);
+    w.put(bucket.on_device);
   }
   return w.take();
 }
@@ -88,6 +89,7 @@ Descriptor Descriptor::decode(std::string_view bytes) {
     bucket.wire = r.get<DType>();
     bucket.elements = r.get<size_t>();
     bucket.flags = r.get<size_t>();
+    bucket.on_device = r.get<bool>();
   }
   return d;
 }

@@ -32,6 +32,7 @@ bool rows_differ(Kind kind);
 struct BucketShape {
   DType dtype, wire;
   size_t elements, flags;
+  bool on_device;  // its tensors are
 };
 
 struct Descriptor {

@@ -55,6 +55,9 @@ void Agreement::stop(ErrorCode code, const std::string& text) {
     last.put_text(text);
   }
   mail_->send(last.take());
+}
+
+void Agreement::flush() {
   const auto give_up = Clock::now() + kLastWord;
   while (!mail_->sent() && Clock::now() < give_up) std::this_thread::yield();
 }

@@ -49,8 +49,10 @@ class Agreement {
   void let_go(uint32_t bucket);
   // This rank submits nothing any more.
   void leave(const std::vector<uint32_t>& started);
-  // This rank's engine has stopped: tells the others, and waits a little for the word to be on its way.
+  // This rank's engine has stopped: tells the others.
   void stop(ErrorCode code, const std::string& text);
+  // Nothing will call progress() any more: waits a little for what was said to be on its way.
+  void flush();
   // Sends what was submitted and takes what arrived; never blocks. True if anything moved.
   bool progress(std::vector<Decision>& decisions);
 

@@ -33,7 +33,7 @@ void write_one(DType dtype, std::byte* target) {
 }  // namespace
 
 BucketShape BucketLayout::shape() const {
-  return {dtype, wire, std::accumulate(counts.begin(), counts.end(), size_t{0}), counts.size() + notes};
+  return {dtype, wire, std::accumulate(counts.begin(), counts.end(), size_t{0}), counts.size() + notes, device >= 0};
 }
 
 Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, std::shared_ptr<Plan> plan,
@@ -45,10 +45,9 @@ Bucket::Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, s
       number_(plan_->first + static_cast<uint32_t>(number)),
       layout_(std::move(layout)),
       storage_(plan_->storages.at(number).get()) {
-  if (layout_.device >= 0 && !storage_->on_device()) layout_.dtype = layout_.wire;
   offsets_.push_back(0);
   for (const size_t count : layout_.counts) offsets_.push_back(offsets_.back() + count);
-  storage_->prepare(layout_.dtype, layout_.device);
+  storage_->prepare(layout_.device);
 }
 
 std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, const std::vector<size_t>& notes,
@@ -57,19 +56,19 @@ std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, c
   if (tensors.size() != counts.size())
     throw Error(ErrorCode::kInvalid, "a bucket of " + std::to_string(counts.size()) + " tensors was given " +
                                          std::to_string(tensors.size()));
-  const size_t element = size_of(layout_.dtype);
+  const size_t element = size_of(dtype());
   std::byte* const flags = storage_->own_flags.data();
   std::memset(flags, 0, storage_->own_flags.nbytes());
-  BucketRun run{layout_.dtype, {}, {flags, nullptr, flag_count()}};
+  BucketRun run{{}, {flags, nullptr, flag_count()}};
   run.keep = plan_;
   run.tensors.reserve(counts.size());
   for (size_t i = 0; i < counts.size(); ++i) {
     run.tensors.push_back({tensors[i], nullptr, counts[i]});
     // A tensor without elements has no address, and is there all the same.
-    if (tensors[i] != nullptr || counts[i] == 0) write_one(layout_.dtype, flags + i * element);
+    if (tensors[i] != nullptr || counts[i] == 0) write_one(dtype(), flags + i * element);
   }
   for (const size_t note : notes)
-    if (note < layout_.notes) write_one(layout_.dtype, flags + (counts.size() + note) * element);
+    if (note < layout_.notes) write_one(dtype(), flags + (counts.size() + note) * element);
   if (mark != nullptr) run.marks.push_back(mark);
   for (auto& fetched : storage_->fetched) run.marks.push_back(std::move(fetched));
   storage_->fetched.clear();
@@ -103,12 +102,12 @@ bool Bucket::flag(size_t i) const {
 void Bucket::fetch(const std::vector<void*>& targets) const {
   const FloatMode mode;
   for (size_t i = 0; i < layout_.counts.size(); ++i)
-    if (targets.at(i) != nullptr) convert(layout_.dtype, targets[i], layout_.wire, place(i).get(), layout_.counts[i]);
+    if (targets.at(i) != nullptr) convert(dtype(), targets[i], layout_.wire, place(i).get(), layout_.counts[i]);
 }
 
 void Bucket::fetch(const std::vector<void*>& targets, Device& device, uintptr_t stream) {
   const std::vector<size_t>& counts = layout_.counts;
-  const size_t element = size_of(layout_.dtype);
+  const size_t element = size_of(dtype());
   DeviceStream queue(device, stream);
   device.mark(stream);  // refuses one that is captured
   // On the device, or in page-locked memory, from where the device copies; else it is converted there first.
@@ -117,7 +116,7 @@ void Bucket::fetch(const std::vector<void*>& targets, Device& device, uintptr_t 
     std::vector<Conversion> tensors;
     for (size_t i = 0; i < counts.size(); ++i)
       if (targets.at(i) != nullptr) tensors.push_back({place(i).get(), targets[i], counts[i]});
-    queue_convert(device, queue, layout_.dtype, layout_.wire, tensors, 1.0, storage_->spec().op);
+    queue_convert(device, queue, dtype(), layout_.wire, tensors, 1.0, storage_->spec().op);
   } else {
     if (!storage_->is_direct()) bounce = std::make_shared<PinnedMemory>(device.pinned(offsets_.back() * element));
     std::byte* const base = bounce == nullptr ? storage_->tensors() : bounce->data();

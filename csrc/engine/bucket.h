@@ -34,9 +34,8 @@ class Bucket {
   Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, std::shared_ptr<Plan> plan, size_t number,
          BucketLayout layout);
 
-  // What tensors are handed over as: the layout's type; or the wire's, where they leave their device on the way, for
-  // then they are cast before.
-  DType dtype() const { return layout_.dtype; }
+  // What tensors are handed over as.
+  DType dtype() const { return storage_->dtype(); }
   // Among the group's open buckets.
   uint32_t number() const { return number_; }
   // Whether the results lie on the tensors' device.

@@ -52,13 +52,14 @@ class OnDevice final : public Operation {
 
 }  // namespace
 
-BucketStorage::BucketStorage(const AllreduceSpec& spec, const BucketShape& shape) : spec_(spec), shape_(shape) {
-  spec_.dtype = shape.dtype;
+BucketStorage::BucketStorage(const AllreduceSpec& spec, const BucketShape& shape, bool on_device)
+    : spec_(spec), shape_(shape), on_device_(on_device) {
   spec_.wire = shape.wire;
+  spec_.dtype = shape.on_device && !on_device ? shape.wire : shape.dtype;
 }
 
-void BucketStorage::prepare(DType dtype, int device) {
-  own_flags = Buffer(shape_.flags * size_of(dtype));
+void BucketStorage::prepare(int device) {
+  own_flags = Buffer(shape_.flags * size_of(dtype()));
   do_prepare(device);
 }
 
@@ -67,14 +68,8 @@ void BucketStorage::lie_at(std::byte* bucket) {
   flags_ = bucket + shape_.elements * size_of(shape_.wire);
 }
 
-std::unique_ptr<Operation> BucketStorage::run(BucketRun run) {
-  AllreduceSpec spec = spec_;
-  spec.dtype = run.dtype;
-  return do_run(spec, std::move(run));
-}
-
 BucketRun BucketStorage::neutral() const {
-  BucketRun run{shape_.dtype, {{nullptr, nullptr, shape_.elements}}, {nullptr, nullptr, shape_.flags}};
+  BucketRun run{{{nullptr, nullptr, shape_.elements}}, {nullptr, nullptr, shape_.flags}};
   run.is_neutral = true;
   return run;
 }
@@ -90,14 +85,17 @@ void MessageStorage::do_prepare(int device) {
   }
 }
 
-std::unique_ptr<Operation> MessageStorage::do_run(const AllreduceSpec& spec, BucketRun run) {
-  auto operation =
-      std::make_unique<Allreduce>(*comm_, *pool_, tag_, spec, slots_of(run), run.is_neutral ? nullptr : tensors_);
+std::unique_ptr<Operation> MessageStorage::run(BucketRun run) {
+  // What has no storage must be one slot to be cut as what has one is (see allreduce.h).
+  std::unique_ptr<Operation> operation =
+      run.is_neutral
+          ? std::make_unique<Allreduce>(*comm_, *pool_, tag_, spec_, std::vector<Slot>{{nullptr, nullptr, count()}})
+          : std::make_unique<Allreduce>(*comm_, *pool_, tag_, spec_, slots_of(run), tensors_);
   return when_loaded(std::move(operation), std::move(run));
 }
 
 NodeStorage::NodeStorage(const AllreduceSpec& spec, const BucketShape& shape, const SharedMemory& memory, size_t offset)
-    : BucketStorage(spec, shape), bucket_(memory, offset, shape.wire, count()) {
+    : BucketStorage(spec, shape, false), bucket_(memory, offset, shape.wire, count()) {
   lie_at(bucket_.storage());
 }
 
@@ -105,8 +103,8 @@ void NodeStorage::do_prepare(int device) {
   if (device >= 0) lock_ = PageLock::try_lock(Device::get(device), bucket_.storage(), nbytes(shape_));
 }
 
-std::unique_ptr<Operation> NodeStorage::do_run(const AllreduceSpec& spec, BucketRun run) {
-  auto operation = std::make_unique<AllreduceBucketNode>(bucket_, spec, slots_of(run));
+std::unique_ptr<Operation> NodeStorage::run(BucketRun run) {
+  auto operation = std::make_unique<AllreduceBucketNode>(bucket_, spec_, slots_of(run));
   return when_loaded(std::move(operation), std::move(run));
 }
 
@@ -117,7 +115,7 @@ size_t DeviceNodeStorage::device_nbytes(const BucketShape& shape) {
 DeviceNodeStorage::DeviceNodeStorage(const AllreduceSpec& spec, const BucketShape& shape, const SharedMemory& memory,
                                      size_t offset, std::shared_ptr<DeviceMemory> device_memory, size_t device_offset,
                                      std::shared_ptr<NcclComm> nccl, uint32_t number)
-    : BucketStorage(spec, shape),
+    : BucketStorage(spec, shape, true),
       flag_bucket_(memory, offset, shape.wire, shape.flags),
       staging_(std::move(device_memory), device_offset, device_nbytes(shape), 1, memory,
                offset + NodeBucket::nbytes(shape.wire, shape.flags)) {
@@ -126,15 +124,15 @@ DeviceNodeStorage::DeviceNodeStorage(const AllreduceSpec& spec, const BucketShap
   flags_ = flag_bucket_.storage();
 }
 
-std::unique_ptr<Operation> DeviceNodeStorage::do_run(const AllreduceSpec& spec, BucketRun run) {
+std::unique_ptr<Operation> DeviceNodeStorage::run(BucketRun run) {
   return std::make_unique<OnDevice>(
-      std::make_unique<AllreduceDevice>(staging_, spec, std::move(run.tensors), std::move(run.marks)),
-      std::make_unique<AllreduceBucketNode>(flag_bucket_, spec, std::vector<Slot>{run.flags}));
+      std::make_unique<AllreduceDevice>(staging_, spec_, std::move(run.tensors), std::move(run.marks)),
+      std::make_unique<AllreduceBucketNode>(flag_bucket_, spec_, std::vector<Slot>{run.flags}));
 }
 
 DeviceRingStorage::DeviceRingStorage(const AllreduceSpec& spec, const BucketShape& shape, const Comm& comm,
                                      BufferPool& pool, int tag, Device& device)
-    : BucketStorage(spec, shape),
+    : BucketStorage(spec, shape, true),
       comm_(&comm),
       pool_(&pool),
       tag_(tag),
@@ -147,11 +145,11 @@ void DeviceRingStorage::do_prepare(int) {
   flags_ = flag_bucket_.data();
 }
 
-std::unique_ptr<Operation> DeviceRingStorage::do_run(const AllreduceSpec& spec, BucketRun run) {
+std::unique_ptr<Operation> DeviceRingStorage::run(BucketRun run) {
   return std::make_unique<OnDevice>(
-      std::make_unique<AllreduceDeviceRing>(*comm_, *pool_, tag_, place_, spec, std::move(run.tensors),
+      std::make_unique<AllreduceDeviceRing>(*comm_, *pool_, tag_, place_, spec_, std::move(run.tensors),
                                             std::move(run.marks)),
-      std::make_unique<Allreduce>(*comm_, *pool_, tag_, spec, std::vector<Slot>{run.flags},
+      std::make_unique<Allreduce>(*comm_, *pool_, tag_, spec_, std::vector<Slot>{run.flags},
                                   run.is_neutral ? nullptr : flags_));
 }
 

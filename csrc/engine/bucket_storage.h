@@ -26,8 +26,7 @@ namespace collective {
 
 // One run of a bucket.
 struct BucketRun {
-  DType dtype;                // of the tensors
-  std::vector<Slot> tensors;  // without `out`: results stay in the bucket; they fill it
+  std::vector<Slot> tensors;  // in the storage's dtype(); without `out`: results stay in the bucket; they fill it
   Slot flags;
   // Of tensors on a device: what comes before; and, where the bucket is on the host, the slots are in this memory, loaded
   // from there.
@@ -41,28 +40,30 @@ struct BucketRun {
 
 class BucketStorage {
  public:
-  // spec: of the plan; its types are the bucket's.
-  BucketStorage(const AllreduceSpec& spec, const BucketShape& shape);
+  // spec: of the plan; its types are the bucket's. on_device: where the elements lie.
+  BucketStorage(const AllreduceSpec& spec, const BucketShape& shape, bool on_device);
   BucketStorage(const BucketStorage&) = delete;
   BucketStorage& operator=(const BucketStorage&) = delete;
   virtual ~BucketStorage() = default;
 
   // Makes what this rank's script needs, before its first run; a rank that joins without a bucket of its own has no use
-  // for that. dtype: of its tensors, the bucket's where a device copies them. device: on which they are; -1 for the
-  // host.
-  void prepare(DType dtype, int device);
+  // for that. device: on which its tensors are; -1 for the host.
+  void prepare(int device);
 
   // Reduces it. A storage's previous run must be done on this rank.
-  std::unique_ptr<Operation> run(BucketRun run);
+  virtual std::unique_ptr<Operation> run(BucketRun run) = 0;
   // A run without anything of this rank's own.
   BucketRun neutral() const;
 
   const AllreduceSpec& spec() const { return spec_; }
+  // What tensors are handed over as: their own type; or the wire's, where they leave their device for the host, for they
+  // are cast before. It follows from what all ranks have agreed on, as the arithmetic does.
+  DType dtype() const { return spec_.dtype; }
   // Once prepared: the elements, and the flags behind them or elsewhere; results lie here after a run.
   std::byte* tensors() const { return tensors_; }
   std::byte* flags() const { return flags_; }
   // Whether the elements are on a device. The flags never are.
-  virtual bool on_device() const { return false; }
+  bool on_device() const { return on_device_; }
   // Whether a device copies from and to the elements itself.
   virtual bool is_direct() const { return false; }
 
@@ -73,13 +74,13 @@ class BucketStorage {
 
  protected:
   virtual void do_prepare(int device) = 0;
-  virtual std::unique_ptr<Operation> do_run(const AllreduceSpec& spec, BucketRun run) = 0;
   // Of the host's elements and flags, one behind the other.
   void lie_at(std::byte* bucket);
   size_t count() const { return shape_.elements + shape_.flags; }
 
   AllreduceSpec spec_;
   BucketShape shape_;
+  bool on_device_;
   std::byte *tensors_ = nullptr, *flags_ = nullptr;
 };
 
@@ -87,12 +88,12 @@ class MessageStorage final : public BucketStorage {
  public:
   // tag: this bucket's alone.
   MessageStorage(const AllreduceSpec& spec, const BucketShape& shape, const Comm& comm, BufferPool& pool, int tag)
-      : BucketStorage(spec, shape), comm_(&comm), pool_(&pool), tag_(tag) {}
+      : BucketStorage(spec, shape, false), comm_(&comm), pool_(&pool), tag_(tag) {}
+  std::unique_ptr<Operation> run(BucketRun run) override;
   bool is_direct() const override { return pinned_.data() != nullptr; }
 
  private:
   void do_prepare(int device) override;
-  std::unique_ptr<Operation> do_run(const AllreduceSpec& spec, BucketRun run) override;
 
   const Comm* comm_;
   BufferPool* pool_;
@@ -108,11 +109,11 @@ class NodeStorage final : public BucketStorage {
   }
   // At byte `offset` of every rank's part of the memory, which must outlive it.
   NodeStorage(const AllreduceSpec& spec, const BucketShape& shape, const SharedMemory& memory, size_t offset);
+  std::unique_ptr<Operation> run(BucketRun run) override;
   bool is_direct() const override { return lock_ != nullptr; }
 
  private:
   void do_prepare(int device) override;
-  std::unique_ptr<Operation> do_run(const AllreduceSpec& spec, BucketRun run) override;
 
   NodeBucket bucket_;
   std::unique_ptr<PageLock> lock_;
@@ -129,11 +130,10 @@ class DeviceNodeStorage final : public BucketStorage {
   DeviceNodeStorage(const AllreduceSpec& spec, const BucketShape& shape, const SharedMemory& memory, size_t offset,
                     std::shared_ptr<DeviceMemory> device_memory, size_t device_offset, std::shared_ptr<NcclComm> nccl,
                     uint32_t number);
-  bool on_device() const override { return true; }
+  std::unique_ptr<Operation> run(BucketRun run) override;
 
  private:
   void do_prepare(int) override {}
-  std::unique_ptr<Operation> do_run(const AllreduceSpec& spec, BucketRun run) override;
 
   NodeBucket flag_bucket_;
   DeviceStaging staging_;
@@ -144,11 +144,10 @@ class DeviceRingStorage final : public BucketStorage {
   // Throws where the device has no more memory.
   DeviceRingStorage(const AllreduceSpec& spec, const BucketShape& shape, const Comm& comm, BufferPool& pool, int tag,
                     Device& device);
-  bool on_device() const override { return true; }
+  std::unique_ptr<Operation> run(BucketRun run) override;
 
  private:
   void do_prepare(int device) override;
-  std::unique_ptr<Operation> do_run(const AllreduceSpec& spec, BucketRun run) override;
 
   const Comm* comm_;
   BufferPool* pool_;

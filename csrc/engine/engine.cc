@@ -416,13 +416,12 @@ void Engine::finish(Ticket& ticket, ErrorCode code, const std::string& text) {
 }
 
 void Engine::stop_with(ErrorCode code, const std::string& text, bool is_told) noexcept {
-  if (!is_told) {
-    log_error("the engine stops: " + text);
-    try {
-      groups_.front()->tell_stopped(code, text);
-    } catch (const std::exception& error) {  // MPI may be what has failed
-      log_warning(std::string("the other ranks could not be told: ") + error.what());
-    }
+  if (!is_told) log_error("the engine stops: " + text);
+  try {
+    if (!is_told) groups_.front()->tell_stopped(code, text);
+    groups_.front()->flush();
+  } catch (const std::exception& error) {  // MPI may be what has failed
+    log_warning(std::string("the other ranks could not be told: ") + error.what());
   }
   {
     const std::lock_guard lock(mutex_);

@@ -71,6 +71,8 @@ class Group {
 
   // Tells all ranks that this one's engine has stopped.
   void tell_stopped(ErrorCode code, const std::string& text) { agreement_.stop(code, text); }
+  // Waits a little until it is told: that it has, or, on the coordinator, that another has.
+  void flush() { agreement_.flush(); }
   // Fails everything in flight; nothing may be submitted after.
   void fail_all(ErrorCode code, const std::string& text);
   // This rank will not call progress() any more; the others need not wait for it to listen.

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <map>
 
-#include "base/descriptor.h"
+#include "base/codec.h"
 
 namespace collective {
 namespace {
@@ -44,7 +44,8 @@ void Inquiry::progress(const std::vector<uint32_t>& started, const std::function
     std::memcpy(&question, message->bytes.data(), sizeof question);
     const uint32_t count = question.bucket < started.size() ? started[question.bucket] : 0;
     Answer answer{question.bucket, count, ""};
-    if (question.bucket != kNoBucket) waits_for().copy(answer.waits_for, sizeof answer.waits_for - 1);
+    if (question.bucket != kNoBucket)
+      clipped(waits_for(), sizeof answer.waits_for - 1).copy(answer.waits_for, sizeof answer.waits_for);
     send(answer, message->source, kAnswerTag);
   }
   while (auto message = arrived_.poll()) {

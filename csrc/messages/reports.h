@@ -2,12 +2,13 @@
 // something. All see the same reports, so all come to the same verdict.
 #pragma once
 
-#include <cstdio>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <vector>
 
+#include "base/codec.h"
 #include "messages/comm.h"
 
 namespace collective {
@@ -33,7 +34,10 @@ class Reports {
       fail(error.what());
     }
   }
-  void fail(const std::string& why) { std::snprintf(own_.failure, sizeof own_.failure, "%s", why.c_str()); }
+  void fail(const std::string& why) {
+    const std::string_view text = clipped(why, sizeof own_.failure - 1);
+    own_.failure[text.copy(own_.failure, text.size())] = '\0';
+  }
 
   void exchange() {
     next_ = 0;

@@ -375,15 +375,31 @@ def test_a_join_that_waits_for_ever(world: World, impatient: None, capfd: pytest
     same(collective.allreduce(put(np.ones(3)), Sum), np.full(3, float(world.size)))
 
 
+@pytest.mark.parametrize("way", ["host", "cuda"])
+def test_a_compressed_bucket_when_a_rank_has_joined(world: World, way: str) -> None:
+    """All ranks count with the same arithmetic: also one that has nothing of its own, not even the tensors' type."""
+    engine, op = runtime.current().engine, _core.ReduceOp.Average
+    kind = "cpu" if way == "host" else "cuda"
+    bucket = opened_bucket(engine, f"averages by way of the {way}", [4096], kind, wire="float16", op=op)
+    stream = cupy.cuda.Stream()
+    with stream:
+        for ranks in (world.size, 1):
+            if world.rank < ranks:
+                given = [put(np.full(4096, 8.0, bucket.dtype.name))]
+                finished(engine, bucket.start([given[0].data.ptr], [], 0, stream.ptr))
+                bucket.fetch([given[0].data.ptr], 0, stream.ptr)
+                same(given[0], np.full(4096, 8.0 * ranks / world.size, bucket.dtype.name))
+        collective.join()
+
+
 def opened_bucket(
-    engine: Any, name: str, counts: list[int], kind: str, number: int = 0, wire: str = "float32"
+    engine: Any, name: str, counts: list[int], kind: str, number: int = 0, wire: str = "float32", op: _core.ReduceOp = _core.ReduceOp.Sum
 ) -> _core.Bucket:
     """Of float32 on the device of this number, with two notes."""
     dtype, to, group = _core.DType.float32, getattr(_core.DType, wire), process_sets.global_process_set.group
     layouts = [_core.BucketLayout(dtype, to, counts, 2, number)]
     devices.prepare(number)
-    total = _core.ReduceOp.Sum
-    opening = _core.open_buckets(engine, group, name, layouts, dtype, to, total, 1.0, 1.0, name, kind, number, 0)
+    opening = _core.open_buckets(engine, group, name, layouts, dtype, to, op, 1.0, 1.0, name, kind, number, 0)
     finished(engine, opening.ticket)
     return opening.buckets()[0]
 
