@@ -109,7 +109,7 @@ struct Field {
   std::function<std::string(const Descriptor&)> text;
 };
 
-// Its layout is the name of a type that is none of ours.
+// Its layout names an element type that is not one of ours.
 bool moves_bytes(const Descriptor& d) {
   return !d.layout.empty() && (rows_differ(d.kind) || d.kind == Kind::kBroadcast);
 }
@@ -118,7 +118,7 @@ const std::vector<Field>& fields() {
   static const std::vector<Field> all = {
       {"operation", [](const Descriptor& d) { return std::string(name_of(d.kind)); }},
       {"dtype", [](const Descriptor& d) { return moves_bytes(d) ? d.layout : std::string(name_of(d.dtype)); }},
-      // Of channels it says nothing to people that the parameters do not.
+      // For channels it tells the user nothing that the parameters do not.
       {"shape", [](const Descriptor& d) { return d.kind == Kind::kChannel ? std::string() : shape_text(d.shape); }},
       {"reduction", [](const Descriptor& d) { return std::string(name_of(d.op)); }},
       {"compression", [](const Descriptor& d) { return std::string(d.wire == d.dtype ? "none" : name_of(d.wire)); }},
@@ -140,7 +140,7 @@ std::string line(const std::string& text, size_t number) {
   return found.empty() ? "nothing" : found;
 }
 
-// The first line that is not the same in all layouts.
+// The first line that differs between the layouts.
 size_t differing_line(const std::vector<Variant>& variants) {
   size_t first = SIZE_MAX;
   if (moves_bytes(Descriptor::decode(variants[0].encoded)) || moves_bytes(Descriptor::decode(variants[1].encoded)))
