@@ -12,7 +12,7 @@
 //
 // steps:              2
 // bytes on the wire:  2(p-1)/p N per rank each way, as a ring's
-// memory traffic:     3 (p-1)/p N of loads and stores to combine
+// memory traffic:     3 (p-1)/p N of loads and stores to combine, and a copy of N/p to where it is sent from
 // limits:             2(p-1) messages per rank; all ranks of a node send to all others, where in a ring only one does
 //
 // Measured against the ring in its place, messages in one node's memory, 2 cores: 64 arrays of 8 KiB, 2 ranks 1.25-1.66
