@@ -8,8 +8,8 @@
 // steps:              1, with all peers at once
 // bytes on the wire:  those of the transfers, each directly and once; an empty one sends no message
 // memory traffic:     none: sent from and received into the caller's memory
-// limits:             segments of 1 MiB, 4 in flight per peer and direction; nothing spreads the load, so a root of p-1
-//                     transfers is as fast as its own link
+// limits:             segments of 1 MiB, 4 in flight per peer and direction; nothing spreads the load, so a root with
+//                     p-1 transfers is only as fast as its own link
 // source:             MPI_Isend and MPI_Irecv of the MPI standard, whose messages of one tag and pair keep their order
 #pragma once
 

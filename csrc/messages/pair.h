@@ -10,7 +10,7 @@
 // memory traffic:     none: sent from and received into the caller's memory
 // limits:             no data moves until both have called, however short it is; of two with the same peer, direction
 //                     and tag the second starts when the first has ended; segments as in exchange.h
-// source:             MPI_Send and MPI_Recv of the MPI standard, which compare only lengths
+// source:             MPI_Send and MPI_Recv of the MPI standard, which check only that the message fits
 #pragma once
 
 #include <memory>

@@ -214,7 +214,7 @@ int ncclCommGetAsyncError(void* handle, int* state) {
   return kSuccess;
 }
 
-// Ends when all ranks have called it, as NCCL's may. What is under way may still look at it, so it stays.
+// Ends when all ranks have called it, as NCCL's may. What is in flight may still look at it, so it stays.
 int ncclCommAbort(void* handle) {
   auto* const comm = static_cast<Comm*>(handle);
   comm->aborted = true;

@@ -213,7 +213,7 @@ AllreduceSpec any_spec(Random& random) {
   return specs[random() % specs.size()];
 }
 
-// A bucket and the run under way in it: slots that are views, copied or missing.
+// A bucket and the run in flight in it: slots that are views, copied or missing.
 struct BucketRuns {
   Case test;
   SharedMemory memory;
