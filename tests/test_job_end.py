@@ -209,7 +209,7 @@ for name in ("big", "later"):
         COLLECTIVE_TIMEOUT="300",
     )
     assert status == 0, stderr
-    cause = "allgather 'big': no memory: 100663296 bytes were asked for"
+    cause = "allgather 'big': out of memory: 100663296 bytes were requested"
     for rank in range(3):
         first = cause if rank == 1 else f"the engine of rank 1 has stopped: {cause}"
         assert f"{rank} big {first}\n" in stdout, stdout + stderr

@@ -22,7 +22,7 @@ from ..config import LogLevel, cache_directory
 
 __all__ = ["KernelsUnavailableError", "image"]
 
-_OPTIONS = ("--std=c++17", "--fmad=false")  # contracted, sums would not have the bits of the host's
+_OPTIONS = ("--std=c++17", "--fmad=false")  # contracted, results would not have the bits of the host's
 _NAME, _HEADER = "kernels.cu", "launch.h"
 _INSTALL = "pip install cupy-cuda12x, or cupy-cuda13x where nvidia-smi shows CUDA 13"
 
@@ -111,7 +111,7 @@ def image(capability: tuple[int, int]) -> bytes:
     if found is None:
         found = compiler.compile(source, header, options)
         if _is_ptx(options):
-            found = found.rstrip(b"\0") + b"\0"  # by which the driver sees its end
+            found = found.rstrip(b"\0") + b"\0"  # which marks its end for the driver
         _keep(path, found)
     return found
 
@@ -148,7 +148,7 @@ def _is_ptx(options: Sequence[str]) -> bool:
     return "compute_" in options[0]
 
 
-# A file is the image after its own hash, since a full disk or a crash may leave less of it. Without a cache, every
+# A file holds the image behind its own hash, since a full disk or a crash may cut it short. Without a cache, every
 # process compiles.
 _HASH = hashlib.sha256
 _told = False
@@ -167,7 +167,7 @@ def _check_private(file: int, path: Path) -> None:
 
 @contextlib.contextmanager
 def _cache(path: Path) -> Iterator[int]:
-    """The folder, open. Names are looked up in it from there: whoever may write above it cannot exchange it."""
+    """The folder, open. Names are looked up relative to it, so that whoever may write above it cannot exchange it."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _check_private(folder, path)
@@ -199,7 +199,7 @@ def _keep(path: Path, content: bytes) -> None:
             try:
                 with open(file, "wb") as written:
                     written.write(_HASH(content).digest() + content)
-                # At once, for ranks that look for it or write it at the same time.
+                # Atomically, for ranks that read or write it at the same time.
                 os.replace(name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
             except OSError:
                 os.unlink(name, dir_fd=folder)
@@ -212,6 +212,6 @@ def _tell(error: _NotPrivateError) -> None:
         _told = True
         _core.log(
             LogLevel.WARNING,
-            f"compiled kernels are neither kept nor taken from the cache: {error}. Remove it, or take the right to "
-            f"write from others (chmod go-w); XDG_CACHE_HOME names another place",
+            f"compiled kernels are neither kept nor taken from the cache: {error}. Remove it, or take others' "
+            f"permission to write away (chmod go-w); XDG_CACHE_HOME names another place",
         )

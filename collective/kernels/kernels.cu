@@ -1,4 +1,5 @@
-// Conversion and reduction of memory that a device reaches: csrc/reduce/reduce.h in CUDA C++, bit by bit (any NaN for a NaN).
+// Conversion and reduction of memory that a device reaches: csrc/reduce/reduce.h in CUDA C++, with the same bits (any
+// NaN for a NaN).
 //
 //   convert_<from>_<to>      to[i] = from[i] * scale of every Piece: pack and unpack of many tensors in one launch
 //   reduce_<dtype>_<op>      targets[k][i] = finish(sources[0][i] op sources[1][i] op ...)
@@ -6,10 +7,10 @@
 // Compiled on the machine it runs on, by NVRTC (see __init__.py), without contraction to FMA. No shared memory and no
 // barriers, so that a host can run it thread by thread (tests/csrc/kernels_on_host.h).
 //
-// Memory is the limit. A thread loads a turn, several vectors of 16 bytes, before it computes. Neighbours take
+// Memory is the limit. In each turn a thread loads several vectors of 16 bytes before it computes. Neighbours take
 // neighbouring vectors, which is why the narrower side of a conversion has vectors of less than 16 bytes: with 16 on
-// both, the wider would be strided. Where pointers do not reach a vector's alignment together, a turn has single
-// elements, which are coalesced as well. `memory traffic:` each source read once, each target written once.
+// both, the wider would be strided. Where the pointers do not all reach a vector's alignment together, a turn has
+// single elements, which are coalesced as well. `memory traffic:` each source read once, each target written once.
 #include "launch.h"
 
 namespace collective {
@@ -66,7 +67,7 @@ using Compute = typename Traits<T>::Compute;
 
 __device__ inline float up(Half x) {
 #ifdef __CUDA_ARCH__
-  float result;  // by hand: cuda_fp16.h is not everywhere where NVRTC is
+  float result;  // by hand: cuda_fp16.h is not present everywhere that NVRTC is
   asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(x.bits));
   return result;
 #else
@@ -90,7 +91,8 @@ __device__ inline void down(float x, Half& result) {
   __builtin_memcpy(&result, &half, sizeof half);
 #endif
 }
-// A NaN is cut off, as rounding could carry it into the sign; the bit keeps one whose payload is in the lower half.
+// A NaN is truncated, since rounding could carry into the sign; setting a bit keeps one whose payload is in the lower
+// half.
 __device__ inline void down(float x, BFloat& result) {
   const u32 bits = __float_as_uint(x);
   result.bits = static_cast<u16>((x == x ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000) >> 16);
@@ -165,7 +167,7 @@ struct Max {
   }
 };
 
-// ---- what is done to an element at last ----
+// ---- what is done to an element in the end ----
 
 // Correctly rounded, as on the host: the options that the kernels are compiled with do not relax it.
 __device__ inline float divided(float x, long long divisor) { return x / static_cast<float>(divisor); }
@@ -203,7 +205,7 @@ struct alignas(N == 1 ? alignof(T) : N * sizeof(T)) Pack {
   T at[N];
 };
 
-// Pointers that come from memory are not known to be of device memory, and would be used by slower instructions.
+// Pointers loaded from memory are not known to point to device memory, and would be used by slower instructions.
 __device__ inline void assume_global(const void* p) {
 #ifdef __CUDA_ARCH__
   __builtin_assume(__isGlobal(p));
@@ -337,7 +339,7 @@ __device__ inline void convert_same(const Launch& launch) {
 
 // ---- reduction ----
 
-// What becomes of an element that has been combined from all sources.
+// What is applied to an element once it is combined from all sources.
 struct Finished {
   template <class T>
   __device__ static T apply(T x, const Launch& launch) {
@@ -374,7 +376,7 @@ template <class Op, class Finish, int N, int kPacks, class T>
 __device__ inline void reduce_turn(const Launch& launch, u64 begin, u64 i) {
   Compute<T> value[kPacks][N];
   load<kPacks, T, N>(value, launch.sources[0], begin, i);
-#pragma unroll(kPacks == 1 ? 4 : 1)  // the last packs, and all of what is short: there the sources overlap
+#pragma unroll(kPacks == 1 ? 4 : 1)  // the last packs, and all of a short array: there loads of several sources overlap
   for (int k = 1; k < launch.source_count; k++) {
     Compute<T> next[kPacks][N];
     load<kPacks, T, N>(next, launch.sources[k], begin, i);

@@ -6,19 +6,20 @@ namespace collective {
 
 inline constexpr int kMostRanks = 32;
 
-// Threads of a block. The kernels go by what they are launched with, but are compiled for no more.
+// Threads per block. The kernels go by what they are launched with, but are compiled for at most this many.
 inline constexpr unsigned kThreads = 256;
 
 // What a block converts at once, in the wider of the two types, since each thread has four vectors of 16 bytes in
 // flight. With larger ones multiprocessors idle at the end of a launch.
 inline constexpr unsigned long long kTileBytes = 16384;
 
-// Blocks to launch: one for each tile, or for each kTileBytes of a target, but no more than this many for each
-// multiprocessor (which is what fits on one where registers allow it): each goes on to the next in the grid's stride.
+// Blocks to launch: one for each tile, or for each kTileBytes of a target, but at most this many per multiprocessor (as
+// many as fit on one where registers allow it): each goes on to its next tile in the grid's stride.
 inline constexpr unsigned kBlocksPerMultiprocessor = 8;
 
-// Tensors of one launch. They are passed among the arguments, which the driver copies at once and a kernel reads through
-// a cache of its own: memory of the device for them would have to be filled before each launch, and kept until its end.
+// Tensors of one launch. They are passed among the arguments, which the driver copies at once and a kernel reads
+// through a cache of its own: device memory for them would have to be filled before each launch, and kept until its
+// end.
 inline constexpr int kMostPieces = 108;
 
 // All pointers are aligned for the parts of an element: a complex one for its real numbers. All counts are in elements.
@@ -41,7 +42,7 @@ struct Launch {
   // reduce_<dtype>_<op>
   unsigned long long count;
   long long divisor;  // before the scale; 1 for bool
-  int source_count;   // from 1 on
+  int source_count;   // at least 1
   int target_count;
   const void* sources[kMostRanks];
   void* targets[kMostRanks];  // may be sources, but no two the same; no other overlap

@@ -20,8 +20,9 @@ class Buffer {
   explicit Buffer(size_t nbytes) : nbytes_(round_up(nbytes)) {
     if (nbytes_ == 0) return;
     memory_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment(nbytes_), nbytes_)));
-    if (!memory_) throw Error(ErrorCode::kInternal, "no memory: " + std::to_string(nbytes_) + " bytes were asked for");
-    // Advice only: a kernel without transparent huge pages serves the buffer just as well, more slowly.
+    if (!memory_)
+      throw Error(ErrorCode::kInternal, "out of memory: " + std::to_string(nbytes_) + " bytes were requested");
+    // Advice only: without transparent huge pages the buffer works just as well, only more slowly.
     if (nbytes_ >= kHugePage) madvise(memory_.get(), nbytes_, MADV_HUGEPAGE);
   }
   std::byte* data() const { return memory_.get(); }
@@ -45,7 +46,7 @@ class Buffer {
 
 class BufferPool;
 
-// A buffer on loan: goes back to its pool when it dies.
+// A buffer on loan, returned to its pool on destruction.
 class PooledBuffer {
  public:
   PooledBuffer() = default;
@@ -69,7 +70,7 @@ class BufferPool {
  public:
   PooledBuffer take(size_t nbytes) {
     const std::lock_guard lock(mutex_);
-    // Best fit, but never one more than four times too large: a small scratch must not hold a whole bucket.
+    // Best fit, but never a buffer more than four times too large: a small scratch must not occupy a whole bucket.
     size_t best = free_.size();
     for (size_t i = 0; i < free_.size(); ++i)
       if (free_[i].nbytes() >= nbytes && free_[i].nbytes() / 4 <= nbytes &&

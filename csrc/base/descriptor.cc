@@ -125,7 +125,7 @@ struct Field {
   std::function<std::string(const Descriptor&)> text;
 };
 
-// Its layout is the name of a type that is none of ours.
+// Its layout names an element type that is not one of ours.
 bool moves_bytes(const Descriptor& d) {
   return !d.layout.empty() && (rows_differ(d.kind) || d.kind == Kind::kBroadcast);
 }
@@ -155,7 +155,7 @@ std::string line(const std::string& text, size_t number) {
   return found.empty() ? "nothing" : found;
 }
 
-// The first line that is not the same in all layouts.
+// The first line that differs between the layouts.
 size_t differing_line(const std::vector<Variant>& variants) {
   size_t first = SIZE_MAX;
   if (moves_bytes(Descriptor::decode(variants[0].encoded)) || moves_bytes(Descriptor::decode(variants[1].encoded)))

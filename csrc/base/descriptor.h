@@ -1,4 +1,4 @@
-// What a rank asks for under a name: the part on which all ranks must agree, and how a disagreement is told.
+// What a rank requests under a name: the part on which all ranks must agree, and how a disagreement is reported.
 #pragma once
 
 #include <string>
@@ -22,7 +22,7 @@ enum class Kind : uint8_t {
   kGather = 7,
   kScatter = 8,
   kReduce = 9,
-  kRefusal = 10,  // in place of a call that its rank has refused: it fails on the others, too; `layout` says why
+  kRefusal = 10,  // stands for a call that its rank has refused, so that it fails on the others too; `layout` says why
 };
 const char* name_of(Kind kind);
 // Whether the first dimension may differ between ranks.
@@ -43,9 +43,9 @@ struct Descriptor {
   double prescale = 1.0, postscale = 1.0;
   int32_t root = 0;
   std::string device = "cpu";
-  // Of buckets: their tensors, a line each. Of elements that move as bytes: the name of their type.
+  // For buckets: their tensors, one per line. For elements that move as bytes: the name of their type.
   std::string layout;
-  // Where the first dimension may differ between ranks it is -1 here, and travels beside the descriptor.
+  // Where the first dimension may differ between ranks, it is -1 here and travels beside the descriptor.
   std::vector<int64_t> shape;
   std::vector<BucketShape> buckets;
 
@@ -58,7 +58,7 @@ struct Descriptor {
 // The bytes of an encoded descriptor that two tensors of one bucket share.
 std::string_view fusion_key(std::string_view encoded);
 
-// "shape differs: (2, 3) on ranks 0, 1; (2, 4) on rank 2": the first thing in which the variants differ.
+// "shape differs: (2, 3) on ranks 0, 1; (2, 4) on rank 2": the first field in which the variants differ.
 struct Variant {
   std::string encoded;
   std::vector<int> ranks;

@@ -1,8 +1,9 @@
-// The floating-point mode in which the engine computes, whoever's thread it is.
+// The floating-point mode in which the engine computes, whichever thread drives it.
 //
-// Rounding, flush-to-zero and denormals-are-zero belong to a thread. An operation is driven by the engine's thread or by
-// a caller's that waits, as it happens, so with a caller's mode ranks would hold other bits than each other wherever
-// they have called torch.set_flush_denormal(True). In here it is IEEE 754's: nearest even, denormals kept, no traps.
+// Rounding, flush-to-zero and denormals-are-zero are settings of a thread. Whether the engine's thread or a waiting
+// caller's drives an operation depends on timing, so in the caller's mode the bits would differ between ranks wherever
+// a script has called torch.set_flush_denormal(True). In here the mode is IEEE 754's default: round to nearest even,
+// denormals kept, no traps.
 #pragma once
 
 #include <cfenv>
@@ -14,9 +15,9 @@
 
 namespace collective {
 
-// The default mode, from its making to its end; then the thread's own again. Where the thread has it already, which is
-// the rule, that is one look: 4 ns on x86-64, against 50 where it is set, and 600 by fesetenv(), which also sees to the
-// old stack of registers.
+// Sets the default mode for its lifetime, then restores the thread's own. Where the thread is in that mode already, as
+// it usually is, this is one read: 4 ns on x86-64, against 50 where the mode must be set, and 600 with fesetenv(),
+// which also handles the old x87 register stack.
 class FloatMode {
  public:
 #ifdef __x86_64__
@@ -46,7 +47,7 @@ class FloatMode {
 
  private:
 #ifdef __x86_64__
-  static constexpr unsigned kDefault = 0x1F80, kFlags = 0x3F;  // exceptions masked; those that have been seen
+  static constexpr unsigned kDefault = 0x1F80, kFlags = 0x3F;  // all exceptions masked; those raised so far
   bool differs() const { return (callers_ & ~kFlags) != kDefault; }
   unsigned callers_;
 #elif defined(__aarch64__)

@@ -15,7 +15,7 @@ void set_log_level(LogLevel level) { least_level = level; }
 
 void log(LogLevel level, const std::string& text) {
   if (level < least_level) return;
-  // One write: lines of several ranks share one terminal.
+  // A single write, since several ranks share one terminal.
   const std::string who = log_rank < 0 ? "" : "rank " + std::to_string(log_rank) + ": ";  // unknown before init()
   const std::string line = "[collective] " + who + text + (text.empty() || text.back() != '\n' ? "\n" : "");
   std::fwrite(line.data(), 1, line.size(), stderr);

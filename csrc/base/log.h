@@ -1,4 +1,4 @@
-// Lines for the user, on stderr.
+// Log lines for the user, on stderr.
 #pragma once
 
 #include <chrono>
@@ -9,9 +9,9 @@ namespace collective {
 // collective/config.py has the same numbers.
 enum class LogLevel : int { kTrace, kDebug, kInfo, kWarning, kError, kFatal };
 
-// Set at init, so that every line says who speaks.
+// Set by init(), so that every line names its rank.
 void set_log_rank(int rank);
-// Lines below it are left out.
+// Lines below this level are dropped.
 void set_log_level(LogLevel level);
 void log(LogLevel level, const std::string& text);
 inline void log_warning(const std::string& text) { log(LogLevel::kWarning, text); }

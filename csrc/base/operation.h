@@ -25,16 +25,16 @@ class Operation {
 
   // Does a bounded amount of work (about a segment's), then returns.
   virtual Step step() = 0;
-  // What it waits for, for a person who looks at a hang.
+  // What it waits for, for a person who diagnoses a hang.
   virtual std::string describe() const = 0;
-  // Whether the peer of a send or receive has begun, so that it will come to its end.
+  // Whether the peer of a send or receive has started, so that the operation will complete.
   virtual bool under_way() const { return true; }
-  // Bytes of page-locked memory that it takes from the host.
+  // Bytes of page-locked host memory that it holds.
   virtual size_t page_locked() const { return 0; }
-  // It will not be stepped any more, though it is not done, and is kept for the life of the process: MPI, a device or
-  // another rank may go on with what it has begun. Stops what would hold up others.
+  // It will not be stepped again, although it is not done, and is kept for the life of the process: MPI, a device or
+  // another rank may still work on what it has started. Stops what would hold up others.
   virtual void give_up() noexcept {}
-  // Once done: why it failed, of the few that can without the engine failing.
+  // Once done: why it failed, for the few operations that can fail while the engine goes on.
   virtual const std::optional<Error>& failure() const {
     static const std::optional<Error> none;
     return none;

@@ -1,4 +1,4 @@
-// What the ranks of a group are called in texts for people: by their numbers in the job, whatever they are in the group.
+// What the ranks of a group are called in messages to the user: their ranks in the job, whatever they are in the group.
 #pragma once
 
 #include <string>
@@ -12,9 +12,9 @@ std::string ranks_text(const std::vector<int>& ranks);
 class RankNames {
  public:
   RankNames() = default;
-  // Of the group of all ranks.
+  // For the group of all ranks.
   static RankNames of_job(int size);
-  // Of a process set: job_ranks[i] is the number in the job of its rank i.
+  // For a process set: job_ranks[i] is the job's number for its rank i.
   static RankNames of_process_set(std::vector<int> job_ranks);
 
   int job_rank(int rank) const { return job_ranks_[static_cast<size_t>(rank)]; }
@@ -22,7 +22,7 @@ class RankNames {
   // "rank 3", "ranks 0-4, 7" for these ranks of the group.
   std::string text_of(const std::vector<int>& ranks) const;
   std::string text_of(int rank) const { return "rank " + std::to_string(job_rank(rank)); }
-  // "process set [1, 2]: ", before what is told about it; "" for all ranks.
+  // "process set [1, 2]: ", which precedes messages about it; "" for the group of all ranks.
   const std::string& label() const { return label_; }
 
  private:

@@ -1,4 +1,4 @@
-// When each operation was agreed and when it ran, for people who look at a trace.
+// When each operation was agreed on and when it ran, for traces.
 #pragma once
 
 #include <algorithm>
@@ -12,14 +12,15 @@
 
 namespace collective {
 
-// Recorded by the engine's driver, taken now and then by whoever writes the file. Costs nothing while it is off.
+// Recorded by the thread that drives the engine, collected now and then by the one that writes the file. Costs nothing
+// while off.
 class Timeline {
  public:
   using Clock = std::chrono::steady_clock;
   struct Event {
     std::string name;
     const char* kind;         // of operation
-    bool ran;                 // or was negotiated
+    bool ran;                 // else it was negotiated
     int64_t begin, duration;  // microseconds; begin counts from start()
   };
 
@@ -49,7 +50,7 @@ class Timeline {
     };
     const auto now = Clock::now();
     const std::lock_guard lock(mutex_);
-    begin = std::max(begin, origin_);  // it may have been under way when recording began
+    begin = std::max(begin, origin_);  // it may have been in flight when recording began
     events_.push_back({name, kind, ran, us(begin - origin_), us(now - begin)});
   }
 

@@ -86,9 +86,9 @@ enum class ErrorCode : uint8_t {
   kInvalid = 1,        // an argument that is wrong on this rank alone
   kMismatch = 2,       // ranks asked for different things under one name
   kDuplicateName = 3,  // the name is already in flight on this rank
-  kTimeout = 4,        // a peer did not come in time
+  kTimeout = 4,        // a peer did not arrive in time
   kShutdown = 5,       // this rank or a peer has left
-  kInternal = 6,       // MPI failed, or an invariant broke: the engine does not go on
+  kInternal = 6,       // MPI failed, or an invariant broke: the engine stops
 };
 
 struct Error : std::runtime_error {

@@ -6,9 +6,9 @@
 namespace collective {
 namespace {
 
-// NCCL does not scale. (It can, by a factor in the type itself, where a third of bfloat16 is 0.2 % off.) Tensors that
-// are packed anyway are scaled on the way; a bucket whose gradients are views is read and written once more. So an
-// average is one of rounded contributions here.
+// NCCL is not asked to scale. (It can, by a factor in the elements' own type, but a third in bfloat16 is 0.2 % off.)
+// Tensors that are packed anyway are scaled on the way; a bucket whose gradients are views is read and written once
+// more. So an average here is that of rounded contributions.
 Scaling scaled_first(const AllreduceSpec& spec, int size) {
   Scaling scaling = scaling_of(spec, size, Passes::kSteps);
   scaling.before *= std::exchange(scaling.arithmetic.scale, 1.0);
@@ -35,7 +35,7 @@ AllreduceDevice::AllreduceDevice(DeviceStaging& staging, const AllreduceSpec& sp
 }
 
 void AllreduceDevice::give_up() noexcept {
-  // A kernel that waits for others would keep the device.
+  // A kernel that waits for other ranks would occupy the device.
   if (nccl_ != nullptr && (calling_ || !reducing_.empty())) nccl_->give_up(staging_->memory_);
 }
 
@@ -51,9 +51,9 @@ uint64_t AllreduceDevice::count_over(Queued& queued) {
 }
 
 bool AllreduceDevice::look() {
-  if (nccl_ != nullptr && !reducing_.empty()) nccl_->ready();  // throws where it has failed
+  if (nccl_ != nullptr && !reducing_.empty()) nccl_->ready();  // throws if it has failed
   const uint64_t packed = count_over(packing_), unpacked = count_over(unpacking_);
-  // In the order of the pieces: those of the operation before may be on another stream, and not be over.
+  // In the order of the pieces: those of the previous operation may be on another stream, and not complete.
   const uint64_t reduced = staging_->reduced_.own() >= first_ ? count_over(reducing_) : 0;
   if (packed > 0) staging_->packed_.publish(staging_->packed_.own() + packed);
   if (reduced > 0) staging_->reduced_.publish(staging_->reduced_.own() + reduced);
@@ -116,7 +116,7 @@ bool AllreduceDevice::unpack() {
   DeviceStaging& staging = *staging_;
   const uint64_t piece = staging.unpacks_;
   if (piece < first_ || piece >= staging.reductions_ || piece >= end_) return false;
-  // NCCL's kernel has met the others'. It is on a stream of its own, where it may wait for ever.
+  // NCCL's kernel has met the others' when it is complete. It is on a stream of its own, where it may wait for ever.
   if (nccl_ != nullptr ? staging.reduced_.own() <= piece : !staging.reduced_.all_reached(piece + 1)) return false;
   const std::vector<Conversion> pieces =
       conversions(slots_, spec_, range_of(piece), staging.place(staging.memory_->rank(), piece), false);

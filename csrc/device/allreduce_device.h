@@ -1,7 +1,8 @@
 // All-reduce between the ranks of one node by kernels of their devices, in memory of the devices that all of them map.
-// The data never leaves the devices; the host tells ranks when something is over, through counters in its own memory.
+// The data never leaves the devices; ranks tell each other when a stage is complete, through counters in the host's
+// memory.
 //
-// It goes through places of that memory, piece by piece. p = 2, one piece of slices a and b; a0 = slice a of rank 0:
+// It goes through places in that memory, piece by piece. p = 2, one piece of slices a and b; a0 = slice a of rank 0:
 //
 //     place of rank 0     of rank 1
 //         a0 b0             a1 b1         pack: tensors are gathered, cast and scaled; one kernel  -> counter `packed`
@@ -20,7 +21,7 @@
 // memory traffic:  per rank 3 N loads and 3 N stores of device memory, of those (p-1)/p N each way between devices; a
 //                  bucket, whose result stays in its place, 2 N and 2 N
 // sums:            in rank order, so the same bits on all ranks and in every run
-// limits:          the hosts poll, so a piece takes tens of microseconds however short it is; kMostRanks ranks
+// limits:          the hosts poll, so a piece takes tens of microseconds however short it is; at most kMostRanks ranks
 #pragma once
 
 #include <deque>
@@ -40,8 +41,8 @@ namespace collective {
 class AllreduceDevice final : public Operation {
  public:
   // Slots of memory of the staging's device, or of page-locked memory of the host. A null `in` counts as the identity;
-  // where `out` is null the result stays in its place. after: what comes before on other streams. Operations take turns
-  // in a staging in the order of their construction, which must be the same on all ranks.
+  // where `out` is null the result stays in its place. after: marks behind what comes before on other streams.
+  // Operations take turns in a staging in the order of their construction, which must be the same on all ranks.
   AllreduceDevice(DeviceStaging& staging, const AllreduceSpec& spec, std::vector<Slot> slots,
                   std::vector<std::shared_ptr<DeviceMark>> after);
 
@@ -50,8 +51,8 @@ class AllreduceDevice final : public Operation {
   void give_up() noexcept override;
 
  private:
-  using Queued = std::deque<std::shared_ptr<DeviceMark>>;  // perhaps not over; null: there was nothing to do
-  // How many of them are over, in order; they are dropped.
+  using Queued = std::deque<std::shared_ptr<DeviceMark>>;  // perhaps not complete; null: there was nothing to do
+  // Drops those that are complete, in order; returns how many.
   static uint64_t count_over(Queued& queued);
   Range range_of(uint64_t piece) const;
   bool look();
@@ -69,8 +70,8 @@ class AllreduceDevice final : public Operation {
   size_t element_size_;   // of the wire's type
   size_t piece_count_;    // elements of a piece
   uint64_t first_, end_;  // pieces of the staging
-  uint64_t over_ = 0;     // pieces that are
-  bool calling_ = false;  // NCCL has not taken the last call in
+  uint64_t over_ = 0;     // pieces that are complete
+  bool calling_ = false;  // NCCL has not yet accepted the last call
   Queued packing_, reducing_, unpacking_;
 };
 

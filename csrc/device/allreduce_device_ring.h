@@ -1,12 +1,17 @@
-// All-reduce of arrays of devices by a ring of MPI messages from and to their memory, for an MPI that can send that:
-// pack into a place on the device, a ring whose sums the devices make, unpack; a long array piece by piece. Nothing
+// All-reduce of arrays on devices by a ring of MPI messages from and to their memory, for an MPI that can send it: pack
+// into a place on the device, a ring whose sums the devices compute, unpack; a long array piece by piece. Nothing
 // passes through the host's memory, unless MPI itself takes it there.
 //
-// Only places that this package has allocated are sent, of the kind that was tried (see cuda_aware.py): an MPI keeps
-// registrations of what it has sent, and a user's allocator may free that, or have made it in a way that MPI cannot.
+// Only places that this package has allocated are sent, of the kind that was probed (see cuda_aware.py): an MPI keeps
+// registrations of what it has sent, and a user's allocator may free that memory, or have made it in a way that MPI
+// cannot send.
 //
-// steps, bytes:    as ring.h; a bucket, whose result stays in its place, is not unpacked
-// limits:          the host polls for each segment; one piece of an operation at a time
+// steps:              2(p-1) per piece, as ring.h; a piece is as long as the place
+// bytes on the wire:  2(p-1)/p N per rank each way
+// memory traffic:     on the device, 3 N (p-1)/p of loads and stores to reduce, a load and a store of N to pack, and to
+//                     unpack; a bucket, whose result stays in its place, is not unpacked
+// limits:             the host polls for each segment; one piece of an operation at a time
+// source:             ring.h
 #pragma once
 
 #include <deque>
@@ -21,7 +26,7 @@
 
 namespace collective {
 
-// Where on a device one ring at a time has its data: a block of its own, of which the last part is for what is received.
+// Where one ring at a time has its data on a device: a block of its own, whose last part is for what is received.
 class DeviceRingPlace {
  public:
   // Throws where the device has no more memory.
@@ -48,10 +53,10 @@ class DeviceRingPlace {
   Device* device_;
   size_t nbytes_;
   Device::Block block_;
-  uint64_t taken_ = 0, over_ = 0;  // operations so far that want the place, and that are over
+  uint64_t taken_ = 0, over_ = 0;  // operations so far that want the place, and those of them that are done
 };
 
-// The sums of a ring, as kernels of a device.
+// The sums of a ring, by kernels of a device.
 class DeviceReducer final : public RingReducer {
  public:
   explicit DeviceReducer(DeviceRingPlace& place) : place_(&place) {}
@@ -69,8 +74,9 @@ class DeviceReducer final : public RingReducer {
 class AllreduceDeviceRing final : public Operation {
  public:
   // Slots of memory of the place's device, or of page-locked memory of the host. A null `in` counts as the identity;
-  // where no slot has an `out` the result stays in the place, which it must fit. Operations take turns in a place in the
-  // order of their construction, which must be the same on all ranks. after: what comes before on other streams.
+  // where no slot has an `out` the result stays in the place, which it must fit. Operations take turns in a place in
+  // the order of their construction, which must be the same on all ranks. after: marks behind what comes before on
+  // other streams.
   AllreduceDeviceRing(const Comm& comm, BufferPool& pool, int tag, std::shared_ptr<DeviceRingPlace> place,
                       const AllreduceSpec& spec, std::vector<Slot> slots,
                       std::vector<std::shared_ptr<DeviceMark>> after);

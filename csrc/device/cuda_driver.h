@@ -1,6 +1,6 @@
-// The functions of CUDA's driver (libcuda) that are in use here, found when they are first wanted: to build and to import,
-// nothing of CUDA is needed. Declared after its reference manual (CUDA Driver API). A device is an int, every other
-// handle a pointer, and an address a uintptr_t.
+// The functions of the CUDA driver (libcuda) that are used here, looked up when first needed: building and importing
+// need nothing of CUDA. Declared after its reference manual (CUDA Driver API). A device is an int, every other handle a
+// pointer, and an address a uintptr_t.
 #pragma once
 
 #include <cstddef>
@@ -53,14 +53,14 @@ struct CudaDriver {
 #define COLLECTIVE_DECLARE(name, symbol, arguments) int(*name) arguments = nullptr;
   COLLECTIVE_CUDA_FUNCTIONS(COLLECTIVE_DECLARE)
 #undef COLLECTIVE_DECLARE
-  std::string missing;  // why it cannot be used
+  std::string missing;  // why it cannot be used; empty: it can
   int devices = 0;
 
-  // Its name, number and what the driver says of it.
+  // Its name, its number and the driver's description.
   std::string error_text(int error) const;
 };
 
-// For the life of the process: the driver ends before static objects do.
+// Lives as long as the process: the driver shuts down before static objects are destroyed.
 const CudaDriver& cuda_driver();
 
 }  // namespace collective

@@ -23,7 +23,7 @@ constexpr unsigned kLazyPeerAccess = 1;   // CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS,
 constexpr int kMultiprocessorCount = 16;  // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 constexpr size_t kLeastBlock = 64 << 10, kLargeBlock = 1 << 20;  // bytes
 
-// The smallest of the idle blocks that fits, if it is not more than twice as large.
+// The smallest of the idle blocks that fits, if it is at most twice as large.
 std::optional<Device::Block> take_fitting(std::vector<Device::Block>& idle, size_t nbytes) {
   auto best = idle.end();
   for (auto block = idle.begin(); block != idle.end(); ++block)
@@ -35,7 +35,7 @@ std::optional<Device::Block> take_fitting(std::vector<Device::Block>& idle, size
   return block;
 }
 
-// Those that there are, by number.
+// The devices in use, by number.
 struct AllDevices {
   std::mutex mutex;
   std::vector<Device*> list;
@@ -66,7 +66,7 @@ std::pair<std::string, std::string> Device::look_up(int number) {
   if (!driver.missing.empty() || driver.cuDeviceGet(&handle, number) != 0 ||
       driver.cuDeviceGetName(name, sizeof name - 1, handle) != 0 ||
       driver.cuDeviceGetPCIBusId(place, sizeof place - 1, handle) != 0)
-    throw Error(ErrorCode::kInvalid, "CUDA device " + std::to_string(number) + " cannot be looked at");
+    throw Error(ErrorCode::kInvalid, "CUDA device " + std::to_string(number) + " cannot be queried");
   return {name, place};
 }
 
@@ -117,7 +117,7 @@ void Device::load_kernels(const std::string& image, const std::vector<std::strin
     const std::lock_guard lock(mutex_);
     if (!kernels_.empty()) return;
   }
-  // All of them now, and not under the lock: at its first use each might else wait for what the user has queued.
+  // All of them now, and not under the lock: otherwise each might wait, at its first use, for what the user has queued.
   const Current current(*this);
   void* module = nullptr;
   check(driver_->cuModuleLoadData(&module, image.data()), "cuModuleLoadData");
@@ -155,7 +155,7 @@ void* Device::kernel(const std::string& name) {
 }
 
 Device::Block Device::lend(size_t nbytes) {
-  constexpr size_t kUnit = size_t{2} << 20;  // the driver's own
+  constexpr size_t kUnit = size_t{2} << 20;  // the driver's own granularity
   nbytes = (nbytes + kUnit - 1) / kUnit * kUnit;
   {
     const std::lock_guard lock(mutex_);
@@ -164,7 +164,7 @@ Device::Block Device::lend(size_t nbytes) {
   const Current current(*this);
   uintptr_t address = 0;
   int result = driver_->cuMemAlloc(&address, nbytes);
-  if (result != 0) {  // no more to be had: idle blocks of other sizes go back
+  if (result != 0) {  // out of memory: idle blocks of other sizes go back
     std::vector<Block> idle;
     {
       const std::lock_guard lock(mutex_);
@@ -247,7 +247,7 @@ std::shared_ptr<DeviceMark> Device::mark(uintptr_t stream) {
 PinnedMemory Device::pinned(size_t nbytes) {
   if (nbytes == 0) return {};
   // Locking pages takes longer than copying them, so what one operation has used should fit the next: small blocks are
-  // powers of two, large ones may be taken for what is half as large.
+  // powers of two, and large ones may serve what is half as large.
   nbytes = nbytes < kLargeBlock ? std::bit_ceil(std::max(nbytes, kLeastBlock))
                                 : (nbytes + kLargeBlock - 1) / kLargeBlock * kLargeBlock;
   {
@@ -257,7 +257,7 @@ PinnedMemory Device::pinned(size_t nbytes) {
   const Current current(*this);
   void* data = nullptr;
   int result = driver_->cuMemHostAlloc(&data, nbytes, kPortable);
-  if (result != 0) {  // no more to be had: idle blocks of other sizes go back
+  if (result != 0) {  // out of memory: idle blocks of other sizes go back
     std::vector<Block> idle;
     {
       const std::lock_guard lock(mutex_);
@@ -284,7 +284,7 @@ void Device::let_go_own() {
       return true;  // the device has failed and uses nothing any more
     }
   };
-  decltype(kept_) over;  // to end when nothing is locked: that may call the driver, and wait for it
+  decltype(kept_) over;  // destroyed when nothing is locked: that may call the driver, and wait for it
   const std::lock_guard lock(kept_mutex_);
   const auto begin = std::stable_partition(kept_.begin(), kept_.end(), [&](const auto& e) { return !is_over(e); });
   over.assign(std::make_move_iterator(begin), std::make_move_iterator(kept_.end()));

@@ -1,13 +1,13 @@
-// CUDA devices, by way of their driver (libcuda), which is loaded when the first array of a device comes: to build and
-// to import, nothing of CUDA is needed.
+// CUDA devices, by way of their driver (libcuda), which is loaded when the first array on a device comes: building and
+// importing need nothing of CUDA.
 //
-// The engine wants of a device: marks in a user's stream, which tell when what was queued there is over; streams of its
-// own, for copies and kernels; host memory that is page-locked, so that copies run by themselves; and memory of the
-// device that other ranks of the node can map. Nothing here waits for the device, but for what the driver does of its
-// own accord when it allocates or locks memory.
+// The engine needs from a device: marks in a user's stream, which tell when what was queued there is complete; streams
+// of its own, for copies and kernels; page-locked host memory, so that copies are asynchronous; and device memory that
+// other ranks of the node can map. Nothing here waits for the device, except for what the driver does of its own accord
+// when it allocates or locks memory.
 //
-// Errors of the driver come as kInternal with its own words, among them those of the user's kernels: a device that has
-// failed fails every call after.
+// Errors of the driver are thrown as kInternal with its own words, those of the user's kernels among them: on a device
+// that has failed, every later call fails.
 #pragma once
 
 #include <cstddef>
@@ -36,7 +36,7 @@ class DeviceMark {
   DeviceMark& operator=(const DeviceMark&) = delete;
   ~DeviceMark();  // at any time
 
-  // Whether it is over.
+  // Whether it is complete.
   bool reached() const;
   void* event() const { return event_; }
   Device& device() const { return *device_; }
@@ -46,7 +46,7 @@ class DeviceMark {
   void* event_;  // CUevent
 };
 
-// Page-locked host memory on loan from its device, which keeps it for the next.
+// Page-locked host memory on loan from its device, which keeps it for the next loan.
 class PinnedMemory {
  public:
   PinnedMemory() = default;
@@ -63,10 +63,10 @@ class PinnedMemory {
   size_t nbytes_ = 0;
 };
 
-// The host's memory that somebody else has reserved, whole pages of it, page-locked as long as this lives.
+// Whole pages of host memory that are somebody else's, page-locked as long as this lives.
 class PageLock {
  public:
-  // Where the system forbids it, or has no more to lock: nothing, with one warning, and copies take another way.
+  // Null where the system forbids it or can lock no more, with one warning; copies then take another way.
   static std::unique_ptr<PageLock> try_lock(Device& device, std::byte* data, size_t nbytes);
   PageLock(const PageLock&) = delete;
   PageLock& operator=(const PageLock&) = delete;
@@ -82,13 +82,13 @@ class PageLock {
 // A stream of the engine's own, unless it is a user's. What is queued there runs in order.
 class DeviceStream {
  public:
-  // urgent: before what others have queued, where the device can choose.
+  // urgent: ahead of what is queued on other streams, where the device can choose.
   DeviceStream(Device& device, bool urgent);
-  // A user's, as Device::mark() has it.
+  // A user's, given as to Device::mark().
   DeviceStream(Device& device, uintptr_t stream) : device_(&device), stream_(reinterpret_cast<void*>(stream)) {}
   // Between page-locked host memory and the device, either way.
   void copy(void* to, const void* from, size_t nbytes);
-  // A kernel of Device::kernel().
+  // Launches a kernel from Device::kernel().
   void launch(void* kernel, const Launch& what, unsigned blocks, unsigned threads);
   std::shared_ptr<DeviceMark> mark();
   void* handle() const { return stream_; }  // CUstream
@@ -100,19 +100,20 @@ class DeviceStream {
 
 class Device {
  public:
-  // By its number, as CUDA_VISIBLE_DEVICES leaves it. Throws kInvalid that says what is missing. Devices live as long
-  // as the process: the driver ends before static objects do.
+  // By its number, as CUDA_VISIBLE_DEVICES leaves it. Throws kInvalid, which says what is missing. Devices live as long
+  // as the process: the driver shuts down before static objects are destroyed.
   static Device& get(int number);
   // How many there are; 0, and why, where there is no driver or no device.
   static int count(std::string& why);
-  // What is known of one without using it: its name, and where it is in the machine.
+  // What can be known of one without using it: its name, and where it is in the machine.
   static std::pair<std::string, std::string> look_up(int number);
 
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
-  // Its context in this thread, as long as this lives; the thread's own comes back after. Meanwhile calls are allowed that
-  // would else fail, and spoil the capture, while some thread of the user captures a graph.
+  // Makes its context this thread's current one, as long as this lives; then the thread's own is restored. Meanwhile
+  // calls are allowed that would otherwise fail, and invalidate the capture, while some thread of the user captures a
+  // graph.
   class Current {
    public:
     explicit Current(const Device& device);
@@ -126,12 +127,12 @@ class Device {
   };
 
   int number() const { return number_; }
-  // As {9, 0}.
+  // For example {9, 0}.
   std::pair<int, int> compute_capability() const { return {attribute(75), attribute(76)}; }
   int multiprocessors() const { return multiprocessors_; }
 
-  // The kernels of these names, compiled for this device; or why there are none. Once, before the first array is
-  // submitted. Throws kInternal where the driver does not take them.
+  // Loads the kernels of these names, compiled for this device; or notes why there are none. Called once, before the
+  // first array is submitted. Throws kInternal where the driver does not accept them.
   void load_kernels(const std::string& image, const std::vector<std::string>& names);
   void do_without_kernels(const std::string& why);
   // Why there are none; empty: there are.
@@ -147,14 +148,15 @@ class Device {
   void set_messages(const Messages& found);
   Messages messages();
 
-  // What is queued on a user's stream by now; `stream` as CUDA's array interface has it: a CUstream, or 0 or 1 for the
-  // legacy default stream, 2 for that of the thread. From any thread. Throws kInvalid while the stream is captured.
+  // A mark behind what is queued on a user's stream by now; `stream` as in CUDA's array interface: a CUstream, or 0 or
+  // 1 for the legacy default stream, 2 for that of the thread. From any thread. Throws kInvalid while the stream is
+  // being captured.
   std::shared_ptr<DeviceMark> mark(uintptr_t stream);
   // From any thread.
   PinnedMemory pinned(size_t nbytes);
   // Keeps something until the mark has been reached.
   void keep(std::shared_ptr<DeviceMark> until, std::shared_ptr<void> what);
-  // Lets go what need not be kept any more, on all devices.
+  // Lets go of what need not be kept any more, on all devices.
   static void let_go();
   // The marks for which something is kept, of all devices.
   static std::vector<std::shared_ptr<DeviceMark>> kept_marks();
@@ -163,9 +165,9 @@ class Device {
   struct Block {
     std::byte* data = nullptr;
     size_t nbytes = 0;
-    // By which other processes map it; and whether it has been sent by MPI, which may have such handles of its own. Then
-    // the memory is never freed, but kept for the next: that would have to wait for all of them, and nobody can know of a
-    // process that has died.
+    // The handle by which other processes map it, and whether it has been sent by MPI, which may have such handles of
+    // its own. With either, the memory is never freed but kept for the next loan: freeing it would have to wait for all
+    // that map it, and nobody can know of a process that has died.
     std::optional<CudaMemoryHandle> handle{};
     bool sent = false;
   };
@@ -173,15 +175,17 @@ class Device {
   void take_back(const Block& block);
   // Makes the block's handle, unless it has one.
   void share(Block& block);
-  // That of another process.
+  // Maps that of another process.
   std::byte* map(const CudaMemoryHandle& handle);
   void unmap(std::byte* data);
 
-  // One for each way, since devices copy both ways at once; and one for kernels between ranks, which others wait for.
+  // One stream for each direction, since devices copy both ways at once; and one for kernels between ranks, which
+  // others wait for.
   DeviceStream& loads() { return *loads_; }
   DeviceStream& stores() { return *stores_; }
   DeviceStream& work() { return *work_; }
-  // And one for kernels that wait for other ranks' there: nothing else may stand behind them. Made at the first use.
+  // And one for kernels that wait on the device for other ranks' kernels: nothing else may be queued behind them. Made
+  // at first use.
   DeviceStream& waiting();
 
  private:

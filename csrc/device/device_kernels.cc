@@ -86,7 +86,7 @@ void queue_reduce(Device& device, DeviceStream& stream, const Arithmetic& arithm
                   size_t most_blocks) {
   if (count == 0) return;
   if (std::max(sources.size(), targets.size()) > static_cast<size_t>(kMostRanks))
-    throw Error(ErrorCode::kInternal, "a kernel reduces " + std::to_string(kMostRanks) + " arrays at most");
+    throw Error(ErrorCode::kInternal, "a kernel reduces at most " + std::to_string(kMostRanks) + " arrays");
   Launch what{};
   std::copy(sources.begin(), sources.end(), what.sources);
   std::copy(targets.begin(), targets.end(), what.targets);

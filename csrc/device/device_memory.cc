@@ -73,9 +73,9 @@ void DeviceMemoryCreation::map() {
 void DeviceMemoryCreation::compare() {
   for (size_t rank = 0; rank < parts_.size(); ++rank)
     if (std::memcmp(cookies_.data() + rank * kCookieBytes, reports_.all()[rank].cookie, kCookieBytes) != 0)
-      throw Error(ErrorCode::kInternal, "what it has mapped of rank " +
+      throw Error(ErrorCode::kInternal, "the memory it has mapped for rank " +
                                             std::to_string(comm_->names().job_rank(static_cast<int>(rank))) +
-                                            " is other memory");
+                                            " is not that rank's");
 }
 
 Step DeviceMemoryCreation::step() {

@@ -1,8 +1,9 @@
 // Memory of a device, of equal size for every rank of a node, mapped by all of them: kernels of one rank read and write
-// what is another's, on one device or between two (CUDA IPC).
+// another's, on one device or between two (CUDA IPC).
 //
-// Whether that works nobody can tell beforehand (other PID namespaces, parts of a device, devices that do not reach each
-// other, a system that forbids it), so it is tried, in two messages to every peer as in shared_memory.h:
+// Whether that works cannot be known beforehand (other PID namespaces, partitions of a device, devices that cannot
+// reach each other, a system that forbids it), so it is probed, in two messages to every peer as in
+// shared_memory_creation.h:
 //
 //     offer:    handle, a random cookie         each rank has the memory and has written its cookie there
 //     verdict:  could I read every cookie?      each rank has mapped the others' memory and has looked
@@ -47,11 +48,11 @@ class DeviceMemory {
   std::vector<std::string> places_;
 };
 
-// Makes it, without blocking. `tag` is of this creation alone while it lasts.
+// Makes it, without blocking. `tag` belongs to this creation alone while it lasts.
 class DeviceMemoryCreation final : public Operation {
  public:
-  // device: this rank's; null where it cannot take part: `why_not`; empty: it has no array on a device yet. nbytes: of
-  // each part, alike on all ranks.
+  // device: this rank's; null where it cannot take part, and `why_not`, which is empty if it has no array on a device
+  // yet. nbytes: of each part, the same on all ranks.
   DeviceMemoryCreation(const Comm& comm, int tag, Device* device, std::string why_not, size_t nbytes);
   ~DeviceMemoryCreation() override;
 

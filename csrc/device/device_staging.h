@@ -12,15 +12,15 @@
 
 namespace collective {
 
-// Why ranks do not use one: the kernels take no more sources.
+// Why so many ranks use none: the kernels take no more sources.
 inline std::string why_of_too_many_ranks() { return "more than " + std::to_string(kMostRanks) + " ranks on a node"; }
 
 class DeviceStaging {
  public:
   // What the counters take of each part of the host's memory.
   static constexpr size_t kCounterBytes = 2 * kLineBytes;
-  // `depth` places of `place_nbytes` (an element at least) each, at byte `offset` of every part of `memory`; the counters
-  // at `counters_at` of `counters`, which must be zero and outlive this. Both serve nothing else there.
+  // `depth` places of `place_nbytes` (at least one element) each, at byte `offset` of every part of `memory`; the
+  // counters at `counters_at` of `counters`, which must be zero and outlive this. Both serve nothing else there.
   DeviceStaging(std::shared_ptr<DeviceMemory> memory, size_t offset, size_t place_nbytes, size_t depth,
                 const SharedMemory& counters, size_t counters_at)
       : memory_(std::move(memory)),
@@ -33,8 +33,8 @@ class DeviceStaging {
   // Of this rank's memory.
   Device& device() const { return memory_->device(); }
   int size() const { return memory_->size(); }
-  // Sums are NCCL's from now on, where it can; before the first operation. number: of this staging among those of the
-  // communicator, alike on all ranks.
+  // From now on NCCL sums, where it can; to be called before the first operation. number: of this staging among those
+  // of the communicator, the same on all ranks.
   void use(std::shared_ptr<NcclComm> nccl, uint32_t number) {
     nccl_ = std::move(nccl);
     number_ = number;
@@ -52,7 +52,7 @@ class DeviceStaging {
   size_t offset_, place_nbytes_, depth_;
   // Pieces that the rank's device has packed (they may be read), and whose slices it has reduced into all places.
   Counters packed_, reduced_;
-  // Pieces that belong to the operations so far, and those that this rank has queued the three stages of.
+  // Pieces that belong to the operations so far, and those for which this rank has queued each of the three stages.
   uint64_t reserved_ = 0, packs_ = 0, reductions_ = 0, unpacks_ = 0;
   std::shared_ptr<NcclComm> nccl_;
   uint32_t number_ = 0;

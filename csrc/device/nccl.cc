@@ -34,7 +34,8 @@ int nccl_type(DType dtype) {
   return -1;  // unreachable: the switch is exhaustive
 }
 
-// In a thread of its own: it waits for kernels, and may wait until all ranks have called it. Nobody here can.
+// In a thread of its own: it waits for kernels, and may wait until all ranks have called it. Nobody here can wait for
+// that.
 std::future<void> abort(const Device& device, void* comm, std::shared_ptr<void> memory = nullptr) noexcept {
   try {
     std::packaged_task<void()> task([&device, comm, memory] {
@@ -76,7 +77,7 @@ bool NcclComm::sums(const AllreduceSpec& spec) {
   const DType dtype = spec.wire;
   if (nccl_type(dtype) < 0 || (spec.op != ReduceOp::kSum && spec.op != ReduceOp::kAverage)) return false;
   if (dtype == DType::kBFloat16 || dtype == DType::kFloat32 || dtype == DType::kFloat64) return true;
-  // A factor that comes first must not leave float16's range, which an average's own does not; integers take none.
+  // A factor that is applied first must not leave float16's range, which an average's own does not; integers take none.
   return spec.postscale == 1.0 && (spec.op == ReduceOp::kSum || dtype == DType::kFloat16);
 }
 
@@ -120,11 +121,11 @@ void NcclCreation::give_up() noexcept {
   if (nccl_comm_ != nullptr) abort(*device_, std::exchange(nccl_comm_, nullptr));
 }
 
-// Whether it is, or never will be.
+// Whether it is connected, or never will be.
 bool NcclCreation::connected() {
   for (int rank = 0; rank < comm_->size(); ++rank)
     if (verdicts_.reached(rank, kFailed)) {
-      give_up();  // the other one says why
+      give_up();  // the other rank says why
       return true;
     }
   int state = 0;
@@ -154,7 +155,7 @@ Step NcclCreation::step() {
       if (!why_.empty()) break;
       reports_.attempt([this] {
         const Device::Current current(*device_);
-        device_->waiting();  // may fail, and must not when all have connected
+        device_->waiting();  // may fail, and must not once all have connected
         NcclConfig config;
         nccl().check(
             nccl().ncclCommInitRankConfig(&nccl_comm_, comm_->size(), reports_.all()[0].id, comm_->rank(), &config),

@@ -1,12 +1,12 @@
-// Sums between the devices of a node by NCCL, in the place of this package's kernels: an option, for ranks that have a
+// Sums between the devices of a node by NCCL, in place of this package's kernels: an option, for ranks that have a
 // device each. Packing, unpacking and everything else stay as they are (see allreduce_device.h).
 //
 // NCCL's kernels wait for each other on the devices, so all ranks must call it in one order, and soon; two ranks that
-// call in different order hang. Here operations start in any order. So a call is made only when all ranks' data is there
-// (nobody's device waits for anybody's script), and local rank 0 says which is next (Turns).
+// call in different orders hang. Here operations start in any order. So a call is made only when all ranks' data is
+// there (nobody's device waits for anybody's script), and local rank 0 says which is next (Turns).
 //
-// Of several communicators nobody can say in which order their kernels start, and kernels of two that wait for each other
-// hang. So there is one, of all ranks; other sets of ranks use the package's kernels, which wait for nobody.
+// Of several communicators, nobody can say in which order their kernels start, and kernels of two that wait for each
+// other hang. So there is one, over all ranks; other sets of ranks use the package's kernels, which wait for nobody.
 //
 // limits:  sums and averages of types that NCCL has; sums of float16 and bfloat16 are rounded wherever NCCL adds, and
 //          their order is NCCL's: the same bits on all ranks, but perhaps not in the next release
@@ -27,7 +27,7 @@
 
 namespace collective {
 
-// An order that the ranks of a node take things in, as local rank 0 comes to them.
+// The order in which the ranks of a node take things: that in which local rank 0 comes to them.
 class Turns {
  public:
   static constexpr size_t kBytes = 2 * kLineBytes;
@@ -44,8 +44,8 @@ class Turns {
   Counters taken_;
 };
 
-// Of all ranks, which are on one node and have devices of their own. Whoever ends it without close() leaves it to the end
-// of the process.
+// Over all ranks, which are on one node and have devices of their own. If destroyed without close(), it stays until the
+// process ends.
 class NcclComm {
  public:
   // comm: a communicator that is ready. places: of the ranks' devices.
@@ -53,19 +53,20 @@ class NcclComm {
   NcclComm(const NcclComm&) = delete;
   NcclComm& operator=(const NcclComm&) = delete;
 
-  // Whether it does this; all factors are applied before.
+  // Whether NCCL can sum this; all factors are applied before.
   static bool sums(const AllreduceSpec& spec);
   const std::vector<std::string>& places() const { return places_; }
   Turns& turns() { return turns_; }
-  // Whether NCCL has taken the last call in; a mark tells when that is over. Throws what has gone wrong.
+  // Whether NCCL has accepted the last call; a mark tells when that is complete. Throws what has gone wrong.
   bool ready() const;
-  // Queues the sum of `count` elements of every rank, in their place, where they must be by now. When ready, and it is this one's turn.
+  // Queues the sum of `count` elements of every rank, in place; they must be there by now. Only when ready, and when it
+  // is this one's turn.
   void all_reduce(DType dtype, void* place, size_t count);
-  // When it has taken in the last call: what tells when that is over.
+  // When NCCL has accepted the last call: what tells when that is complete.
   std::shared_ptr<DeviceMark> mark() { return device_->waiting().mark(); }
-  // Ends what is under way, soon, and keeps its memory until then; there is no going on after.
+  // Ends what is in flight, soon, and keeps its memory until then; it cannot be used afterwards.
   void give_up(std::shared_ptr<void> memory) noexcept;
-  // Ends it, when nothing is under way. Collective.
+  // Ends it, when nothing is in flight. Collective.
   void close();
 
  private:
@@ -75,13 +76,13 @@ class NcclComm {
   Turns turns_;
 };
 
-// Makes one, without blocking but for what NCCL does of its own accord when it starts. `tag` is of this creation
-// alone while it lasts.
+// Makes one, without blocking, except for what NCCL does of its own accord when it starts. `tag` belongs to this
+// creation alone while it lasts.
 class NcclCreation final : public Operation {
  public:
   // What it takes of each part of the node's memory.
   static constexpr size_t kBytes = Turns::kBytes + kLineBytes;
-  // devices: where they are is known from this. At `offset` of every part of `memory`, zero there.
+  // devices: tells where they are. At `offset` of every part of `memory`, zero there.
   NcclCreation(const Comm& comm, int tag, const DeviceMemory& devices, const SharedMemory& memory, size_t offset);
   ~NcclCreation() override;
 
@@ -106,7 +107,7 @@ class NcclCreation final : public Operation {
   Device* device_;
   std::vector<std::string> places_;
   Turns turns_;
-  Counters verdicts_;  // to be seen by who is still connecting
+  Counters verdicts_;  // seen by ranks that are still connecting
   Reports<Report> reports_;
   Phase phase_ = Phase::kStart;
   void* nccl_comm_ = nullptr;

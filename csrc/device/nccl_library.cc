@@ -41,7 +41,7 @@ void load(Nccl& nccl, const std::vector<std::string>& files) {
 #undef COLLECTIVE_LOAD
   int version = 0;
   if (!nccl.missing.empty()) return;
-  if (nccl.ncclGetVersion(&version) != 0) nccl.missing = "NCCL does not tell its version";
+  if (nccl.ncclGetVersion(&version) != 0) nccl.missing = "NCCL does not report its version";
   nccl.version =
       std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." + std::to_string(version % 100);
   if (nccl.missing.empty() && version < kLeastVersion) nccl.missing = "NCCL is older than 2.14";

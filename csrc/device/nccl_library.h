@@ -1,5 +1,5 @@
-// The functions of NCCL that are in use here, loaded where the user asks for it: to build and to run without, nothing of
-// it is needed. Declared after its user guide (NVIDIA NCCL 2.14, which was the first with communicators that do not
+// The functions of NCCL that are used here, loaded where the user asks for it: building, and running without it, need
+// nothing of it. Declared after its user guide (NVIDIA NCCL 2.14, which was the first with communicators that do not
 // block, and later). A result is an int, every handle a pointer.
 #pragma once
 
@@ -41,11 +41,11 @@ struct Nccl {
   std::string missing = "NCCL has not been loaded";  // why it cannot be used
   std::string version{};
 
-  // What went wrong in words. A result that is none (success, or in progress) throws nothing.
+  // Throws what went wrong, in words; nothing for a result that is no error (success, or in progress).
   void check(int result, const char* what) const;
 };
 
-// Loads it, once: the one that a framework has loaded, or else the first of these files that is one, or else the
+// Loads it, once: the one that a framework has loaded, or else the first of these files that can be loaded, or else the
 // system's. The process keeps it to its end.
 void load_nccl(const std::vector<std::string>& files);
 const Nccl& nccl();

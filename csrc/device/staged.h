@@ -1,17 +1,19 @@
-// An operation on arrays of a device by way of page-locked host memory: loaded there, done there as any other, stored.
+// An operation on arrays on a device by way of page-locked host memory: loaded there, done there like any other,
+// stored.
 //
-// In parts, so that one is loaded while another one is on its way between ranks and a third is stored:
+// In parts, so that one is loaded while another is on its way between ranks and a third is stored:
 //
 //     part 0   load | operation | store
 //     part 1          load | operation | store        loads and stores each in a stream of the engine's own,
 //     part 2                 load | operation | store      operations on the host, one at a time
 //
-// It begins when the device has reached a mark: all that the caller had queued before it submitted. (What is agreed by
-// name is submitted to the others only then, so it needs none.) It is over when the last byte is stored, so whoever has
-// waited may use the arrays on any stream. Marks are looked at, where the engine's streams might wait for them: then
-// operations would queue up behind the slowest of their users.
+// It starts when the device has reached a mark, behind all that the caller had queued before submitting. (What is
+// agreed by name is submitted to the others only then, so it needs none.) It is done when the last byte is stored, so
+// whoever has waited may use the arrays on any stream. Marks are polled; if the engine's streams waited for them
+// instead, operations would queue up behind the slowest user.
 //
-// limits:  page-locked host memory as large as the parts that are on their way; its device keeps it for the next
+// memory traffic:  a copy of N to the host and one back, by the device, besides the operation's on the host
+// limits:          page-locked host memory as large as the parts in flight; the device keeps it for the next operation
 #pragma once
 
 #include <functional>
@@ -34,14 +36,13 @@ class Staged final : public Operation {
   };
   struct Part {
     std::vector<Copy> loads, stores;
-    // What is done on the host. A lane's operations are made in the agreed order, so before; others, which may read
-    // at once, when the part is loaded (null where there is nothing to do).
+    // What is done on the host. A lane's operations are made in the agreed order, so beforehand (`operation`); others,
+    // which may read at once, when the part is loaded (`make`; null where there is nothing to do).
     std::unique_ptr<Operation> operation{};
     std::function<std::unique_ptr<Operation>()> make{};
   };
 
-  // The parts are in `memory`, or in what `keep` keeps; part i where part i - depth was. after: the marks that come
-  // before.
+  // The parts are in `memory`, or in what `keep` keeps; part i where part i - depth was. after: the marks to wait for.
   Staged(std::vector<std::shared_ptr<DeviceMark>> after, std::vector<PinnedMemory> memory, std::vector<Part> parts,
          size_t depth, std::shared_ptr<void> keep = nullptr);
   Step step() override;
@@ -55,7 +56,7 @@ class Staged final : public Operation {
 
  private:
   using Marks = std::vector<std::shared_ptr<DeviceMark>>;
-  // Queues the copies and gives the marks behind them, one for each device.
+  // Queues the copies and returns the marks behind them, one for each device.
   static Marks queue(const std::vector<Copy>& copies, bool loads);
   static bool reached(const Marks& marks);
 
@@ -66,7 +67,7 @@ class Staged final : public Operation {
   size_t depth_;
   std::vector<Marks> loaded_, stored_;  // by part
   std::unique_ptr<Operation> operation_;
-  size_t done_ = 0;        // parts whose operation is over
+  size_t done_ = 0;        // parts whose operation is done
   size_t over_ = 0;        // parts that are stored
   bool queueing_ = false;  // or stopped there by an error
   std::optional<Error> failure_;

@@ -11,7 +11,7 @@
 namespace collective {
 namespace {
 
-// Below this recursive doubling, which has fewer steps, above it the ring, which sends less.
+// Below this, recursive doubling, which has fewer steps; from here on the ring, which sends less.
 constexpr size_t kRingFromBytes = size_t{16} << 10;
 
 }  // namespace
@@ -93,7 +93,7 @@ bool Allreduce::walk(const Copy& copy) {
   return true;
 }
 
-// Short ones first, then the ring: one after the other, since they have one tag.
+// Short tensors first, then the ring: one after the other, since they share a tag.
 bool Allreduce::next_reduction() {
   const size_t behind = short_ * size_of(spec_.wire);
   for (; reductions_ < 2 && reduction_ == nullptr; ++reductions_) {

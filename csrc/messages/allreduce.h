@@ -3,13 +3,23 @@
 // Tensors that share a bucket are gathered into it (cast to the wire's type and scaled on the way), reduced as one
 // message, and scattered back (cast again). A tensor that goes alone in its own type is reduced where it lies.
 //
-// Which tensors share a bucket depends on which are ready together, so on time. What an element is must not: its sum is
-// made in an order that follows from its own tensor alone. Short tensors are added as allreduce_doubling does it, however
-// many are sent together; long ones are cut into a chunk for every rank each, and the ring's chunks are those of all:
+// Which tensors share a bucket depends on which are ready together, and so on timing. The value of an element must not:
+// it is summed in an order that follows from its own tensor alone. Short tensors are added in the order of
+// allreduce_doubling, however many are sent together; each long one is cut into a chunk per rank, and a chunk of the
+// ring holds that chunk of every long tensor:
 //
 //      [ short tensors | x0 y0 z0 | x1 y1 z1 | x2 y2 z2 ]        p = 3; x0 = chunk 0 of the long tensor x
 //
-// A bucket with storage of its own has one layout for ever, and is cut as a whole.
+// A bucket with storage of its own has one layout for ever, and is treated as a single tensor.
+//
+// short:              fewer than 16 KiB in the wire's type, or Adasum. Long: everything else
+// reductions:         short tensors by allreduce_doubling, if they are short together, else by allreduce_direct; then
+//                     the long ones by the ring
+// steps:              those of the reductions, one after the other
+// bytes on the wire:  as in their headers: N floor(log2(p)) per rank each way by doubling, 2(p-1)/p N by the other two
+// memory traffic:     a load and a store of each element to pack, and again to unpack, besides the reductions'; none
+//                     where a tensor is reduced in place, or lies at its place in the storage already
+// limits:             packing is complete before the first message is sent; 1 MiB of the bucket is packed a step
 #pragma once
 
 #include <memory>
@@ -37,7 +47,7 @@ class Allreduce final : public Operation {
   static constexpr size_t kPieceBytes = size_t{1} << 20;
 
   enum class Phase { kPack, kReduce, kUnpack };
-  // Walks all slots, `copy(slot, first element, count, bucket position)`, a piece per call; true at the end.
+  // Walks all slots, calling `copy(slot, first element, count, bucket position)`; one piece per call; true at the end.
   template <typename Copy>
   bool walk(const Copy& copy);
   void arrange(std::vector<Slot> slots);
@@ -52,8 +62,8 @@ class Allreduce final : public Operation {
   Scaling scaling_;
   std::vector<Slot> slots_;     // in the bucket's order, where long tensors are in pieces
   size_t total_ = 0;            // elements
-  size_t short_ = 0;            // of them, those in front that are added as a short message is
-  std::vector<size_t> chunks_;  // offsets of the ring's behind them; none: there is no ring
+  size_t short_ = 0;            // of these, the leading ones, which are reduced as short tensors
+  std::vector<size_t> chunks_;  // offsets of the ring's chunks behind them; empty: no ring
   int reductions_ = 0;          // started
   std::byte* bucket_ = nullptr;
   PooledBuffer pooled_;

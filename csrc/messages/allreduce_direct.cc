@@ -8,7 +8,7 @@
 
 namespace collective {
 namespace {
-constexpr size_t kPieceBytes = size_t{1} << 20;  // of all ranks: what one step combines
+constexpr size_t kPieceBytes = size_t{1} << 20;  // of all ranks together: what one step combines
 }
 
 AllreduceDirect::AllreduceDirect(const Comm& comm, BufferPool& pool, int tag, void* data, size_t count,
@@ -35,8 +35,8 @@ AllreduceDirect::AllreduceDirect(const Comm& comm, BufferPool& pool, int tag, vo
   exchange_ = std::make_unique<Exchange>(comm, tag, sends, receives);
 }
 
-// The next elements of this rank's chunk, as allreduce_doubling adds them: pairs of neighbours until a power of two is
-// left, then those at distance 1, 2, 4. True at the end.
+// Combines the next elements of this rank's chunk in the order of allreduce_doubling: pairs of neighbours until a power
+// of two is left, then those at distance 1, 2, 4, and so on. True at the end.
 bool AllreduceDirect::combine() {
   const auto me = static_cast<size_t>(comm_->rank());
   const size_t p = operands_.size(), power = std::bit_floor(p), extra = p - power;

@@ -1,5 +1,5 @@
-// Short messages that travel as a long one: every rank sends each other rank its chunk, adds what it gets, and sends the
-// result to all. The sums have the bits of allreduce_doubling, wherever in the bucket an element lies.
+// Short messages that travel together as a long one: every rank sends each other rank its chunk, adds what it receives,
+// and sends the result to all. The sums have the bits of allreduce_doubling, wherever in the bucket an element lies.
 //
 //        rank 0          rank 1          rank 2           p = 3; a0 = chunk a of rank 0
 //      a0 b0 c0        a1 b1 c1        a2 b2 c2
@@ -12,8 +12,8 @@
 //
 // steps:              2
 // bytes on the wire:  2(p-1)/p N per rank each way, as a ring's
-// memory traffic:     3 (p-1)/p N of loads and stores to combine
-// limits:             2(p-1) messages per rank; all ranks of a node send to all others, where of a ring one does
+// memory traffic:     3 (p-1)/p N of loads and stores to combine, and a copy of N/p to where it is sent from
+// limits:             2(p-1) messages per rank; all ranks of a node send to all others, where in a ring only one does
 //
 // Measured against the ring in its place, messages in one node's memory, 2 cores: 64 arrays of 8 KiB, 2 ranks 1.25-1.66
 // ms (ring 1.35-1.63), 3 ranks 2.1-2.9 (2.5-2.6), 4 ranks 2.8-3.9 (3.4-3.7); 512 arrays 11.2 (10.5-11.3), 17.7-19.2
@@ -34,7 +34,7 @@ namespace collective {
 
 class AllreduceDirect final : public Operation {
  public:
-  // data: count elements, reduced in place. Of two ranks or more.
+  // data: count elements, reduced in place. For two ranks or more.
   AllreduceDirect(const Comm& comm, BufferPool& pool, int tag, void* data, size_t count, const Arithmetic& arithmetic);
 
   Step step() override;
@@ -54,7 +54,7 @@ class AllreduceDirect final : public Operation {
   size_t element_size_;
   std::vector<size_t> offsets_;  // of the ranks' chunks
   PooledBuffer scratch_;
-  std::vector<std::byte*> operands_;  // by rank: the chunk of this rank as they have it
+  std::vector<std::byte*> operands_;  // by rank: that rank's copy of this rank's chunk
   size_t combined_ = 0;               // elements
   Phase phase_ = Phase::kScatter;
   std::unique_ptr<Exchange> exchange_;

@@ -1,5 +1,5 @@
-// Recursive doubling for short messages, and for Adasum, which needs whole tensors: everybody has everything after
-// log2(p) exchanges.
+// Recursive doubling for short messages, and for Adasum, which needs whole tensors: after log2(p) exchanges every rank
+// has the whole result.
 //
 //   rank   0     1     2     3        p = 4: exchange with the rank whose number differs in one bit
 //          a <-> b     c <-> d        distance 1
@@ -11,8 +11,9 @@
 // hands its data to the odd one above it and gets the result back.
 // Both partners combine the same two operands in the same order (lower ranks first), so all ranks hold the same bits.
 //
-// steps:              log2(p), plus 2 when p is not a power of two
-// bytes on the wire:  N log2(p) per rank each way
+// steps:              floor(log2(p)), plus 2 when p is not a power of two
+// bytes on the wire:  N floor(log2(p)) per rank each way; in a pair the odd rank has N more, the even one only N
+// memory traffic:     2 loads + 1 store of N per exchange (Adasum: 4 + 1); first a copy of N, unless in place
 // limits:             more bytes than the ring from about 3 ranks: for messages that latency dominates
 // source:             Thakur, Rabenseifner, Gropp, Optimization of collective communication operations in MPICH, 2005
 #pragma once
@@ -45,7 +46,7 @@ class AllreduceDoubling final : public Operation {
   void copy(size_t most);                                    // from in to out; at the end it starts
   void start();                                              // posts what this phase needs
   bool combine(const void* a, const void* b, bool last);     // into out_, piece by piece; true at the end
-  void finish();                                             // goes on with what this phase received
+  void finish();                                             // when what this phase needs has arrived
 
   const Comm* comm_;
   int tag_;
@@ -53,7 +54,7 @@ class AllreduceDoubling final : public Operation {
   std::byte* out_;
   size_t count_, nbytes_;
   Arithmetic arithmetic_;
-  int power_;  // the largest power of two that is not above p
+  int power_;  // the largest power of two that is at most p
   int extra_;  // p - power_
   Phase phase_ = Phase::kCopy;
   int distance_ = 1;

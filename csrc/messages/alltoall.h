@@ -1,8 +1,14 @@
-// Everybody sends a part of its rows to everybody. Ranks tell each other first how many rows come, then send them.
+// Every rank sends a part of its rows to every rank. Ranks first tell each other how many to expect, then send them.
+//
+//   rank 0    counts[1], counts[2] ->  and  <- counts[0] of ranks 1, 2       p = 3; then memory for the result
+//             rows for 1, rows for 2 ->  and  <- rows for 0 of ranks 1, 2
 //
 // steps:              2, each with all peers at once
-// bytes on the wire:  what is asked for
-// limits:             p-1 messages per rank and step
+// bytes on the wire:  8 to each other rank, then the rows for other ranks, each directly and once
+// memory traffic:     none for these, which are sent and received where they lie; rows that stay are copied once
+// limits:             p-1 messages per rank and step, or more where there are over 1 MiB for a peer (exchange.h), and
+//                     short rows are not gathered into longer messages, so latency grows with p
+// source:             MPI_Alltoallv of the MPI standard, with the receive counts found out first
 #pragma once
 
 #include <functional>
@@ -17,8 +23,8 @@ namespace collective {
 
 class Alltoall final : public Operation {
  public:
-  // splits[r]: rows for rank r, in order in `in`. `allocate` is called once with the rows that each rank sends here
-  // and returns the memory for all of them, in rank order.
+  // splits[r]: rows for rank r, in order in `in`. `allocate` is called once with the number of rows that each rank
+  // sends here, and returns the memory for all of them, in rank order.
   using Allocate = std::function<void*(const std::vector<int64_t>& received)>;
   Alltoall(const Comm& comm, int tag, const void* in, std::vector<int64_t> splits, size_t row_bytes, Allocate allocate);
 

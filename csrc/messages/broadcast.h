@@ -1,13 +1,19 @@
 // Broadcast down a tree, segment by segment: a rank forwards a segment as soon as it has it.
 //
-// Short messages use a binomial tree (depth log2(p), latency decides); long ones a chain through all ranks, whose
-// every link carries each byte once while the segments follow each other (bandwidth decides):
+// Short messages take a binomial tree (depth log2(p): latency decides); long ones, from 64 KiB on, a chain through all
+// ranks, in which every link carries each byte once and segments follow each other (bandwidth decides):
 //
 //   binomial, p = 8, root 0:   0 -> 4, 2, 1    4 -> 6, 5    6 -> 7    2 -> 3
 //   chain,    p = 4, root 2:   2 -> 3 -> 0 -> 1
 //
-// steps:              log2(p), or p - 2 + segments
-// bytes on the wire:  N per link
+// steps:              ceil(log2(p)), or p - 2 + segments
+// bytes on the wire:  N per link: N received per rank but the root; N sent per rank but the last in the chain, up to
+//                     N ceil(log2(p)), by the root, in the tree
+// memory traffic:     none: received in place, and sent on from there
+// limits:             segments of 128 KiB, 4 in flight per link. A message from 64 to 128 KiB is one segment, so in its
+//                     chain nothing overlaps
+// source:             tree: Thakur, Rabenseifner, Gropp, Optimization of collective communication operations in MPICH,
+//                     2005; chain: the pipeline of Open MPI's coll/base
 #pragma once
 
 #include <algorithm>
@@ -21,7 +27,7 @@ namespace collective {
 
 class Broadcast final : public Operation {
  public:
-  // data: nbytes, read on root, written on the others.
+  // data: nbytes bytes, read on root, written on the others.
   Broadcast(const Comm& comm, int tag, int root, void* data, size_t nbytes);
 
   Step step() override;

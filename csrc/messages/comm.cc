@@ -48,8 +48,8 @@ void Request::abandon() noexcept {
     return;
   }
   MPI_Cancel(&request_);
-  // A receive that was matched cannot be cancelled and ends when its data is there: wait for it a little,
-  // rather than for ever on a peer that died half way.
+  // A receive that has been matched cannot be cancelled, and completes when its data has arrived: wait for that
+  // briefly, but not for ever on a peer that died half way.
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(1);
   int flag = 0;
   while (flag == 0 && std::chrono::steady_clock::now() < deadline)

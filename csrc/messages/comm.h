@@ -27,8 +27,9 @@ class Request {
 
  private:
   friend class Comm;
-  // An active transfer is given up only when the engine fails: a receive is cancelled, so that MPI does not
-  // write into memory that is about to be freed; a send is left to MPI.
+  // An active transfer is given up only when the engine fails: a receive is cancelled, so that MPI does not write into
+  // memory that is about to be freed (one whose data is already coming is waited for, for up to a second); a send is
+  // left to MPI.
   void abandon() noexcept;
 
   MPI_Request request_ = MPI_REQUEST_NULL;
@@ -44,7 +45,7 @@ struct Message {
 class Comm {
  public:
   Comm() = default;
-  // Collective over `parent`. job: the communicator of all ranks, whose numbers people know; null where it is this one.
+  // Collective over `parent`. job: the communicator of all ranks, whose numbers users know; null where it is this one.
   static Comm duplicate(MPI_Comm parent, const Comm* job = nullptr);
   Comm(const Comm&) = delete;
   Comm& operator=(const Comm&) = delete;

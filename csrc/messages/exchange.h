@@ -1,7 +1,16 @@
-// Any pattern of point-to-point transfers, all at once: the ground of alltoall, gather, scatter, send and recv.
+// Any pattern of point-to-point transfers, all at once: the basis of alltoall, gather, scatter, send and recv.
 //
 // Each transfer is cut into segments; per peer and direction a few are in flight, in order. Transfers with different
 // peers do not wait for each other.
+//
+//   gather to 0, p = 3:     1 -> 0    2 -> 0          segments:   [ done | in flight x 4 | not started ]
+//
+// steps:              1, with all peers at once
+// bytes on the wire:  those of the transfers, each directly and once; an empty one sends no message
+// memory traffic:     none: sent from and received into the caller's memory
+// limits:             segments of 1 MiB, 4 in flight per peer and direction; nothing spreads the load, so a root with
+//                     p-1 transfers is only as fast as its own link
+// source:             MPI_Isend and MPI_Irecv of the MPI standard, whose messages of one tag and pair keep their order
 #pragma once
 
 #include <array>

@@ -11,11 +11,11 @@
 namespace collective {
 namespace {
 
-constexpr int kMeetingTag = 32767;  // the greatest that every MPI has
-// For the words of those who are there to arrive.
+constexpr int kMeetingTag = 32767;  // the largest that every MPI allows
+// Time for the words of those that are there to arrive.
 constexpr auto kWordsTime = std::chrono::milliseconds(500);
 
-// Who has come, as far as they have said so.
+// Which ranks have come, as far as they have said so.
 class Meeting {
  public:
   explicit Meeting(MPI_Comm comm) : comm_(comm) {
@@ -36,7 +36,7 @@ class Meeting {
       check(MPI_Request_free(&request), "MPI_Request_free");
     }
   }
-  // Takes the words that have arrived; whether there were any, ever.
+  // Takes the words that have arrived; returns whether any ever have.
   bool listen() {
     for (int flag = 0;;) {
       MPI_Status status;
@@ -45,7 +45,7 @@ class Meeting {
       take(status.MPI_SOURCE);
     }
   }
-  // All are here: takes the words that are still on their way, so that the owner of `comm` meets none.
+  // All are here: receives the words that are still in flight, so that the owner of `comm` sees none of them.
   void end() {
     int told = told_ ? 1 : 0;
     check(MPI_Allreduce(MPI_IN_PLACE, &told, 1, MPI_INT, MPI_SUM, comm_), "MPI_Allreduce");

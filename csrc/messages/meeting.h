@@ -1,4 +1,4 @@
-// All ranks come together, with an end to the wait and the names of those that are missing.
+// A barrier that times out, and names the ranks that are missing.
 #pragma once
 
 #include <mpi.h>
@@ -7,9 +7,9 @@
 
 namespace collective {
 
-// Returns when every rank of `comm` has called it: what is collective and blocks may come then. Warns of who is missing,
-// and throws kTimeout. The ranks that wait long tell each other by empty messages of the greatest tag; else there are
-// none of tags that the owner of `comm` could meet.
+// Returns when every rank of `comm` has called it: blocking collective calls are safe from then on. Warns which ranks
+// are missing, and throws kTimeout. Ranks that have waited long say so to the others, by empty messages with the
+// largest tag, which are all received before it returns; it sends no others that the owner of `comm` could see.
 void meet(MPI_Comm comm, std::chrono::duration<double> stall_warning, std::chrono::duration<double> timeout);
 
 }  // namespace collective

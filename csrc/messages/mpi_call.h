@@ -9,7 +9,7 @@
 
 namespace collective {
 
-// Throws kInternal, with MPI's own text, unless `status`, which `call` has returned, is MPI_SUCCESS.
+// Throws kInternal, with MPI's own text, unless `status`, the result of `call`, is MPI_SUCCESS.
 inline void check(int status, const char* call) {
   if (status == MPI_SUCCESS) return;
   char text[MPI_MAX_ERROR_STRING] = {};

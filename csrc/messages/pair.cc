@@ -50,7 +50,7 @@ Step Pair::step() {
   if (before_ != nullptr && !*before_) return Step::kIdle;
   if (!greeted_) {
     greeted_ = true;
-    // What the sender sends has the pair's first tag, what the receiver answers its second.
+    // What the sender sends has the pair's first tag, what the receiver replies the second.
     reply_ = comm_->irecv(theirs_.data(), theirs_.size(), peer_, sends_ ? tag_ + 1 : tag_);
     greeting_ = comm_->isend(mine_.data(), mine_.size(), peer_, sends_ ? tag_ : tag_ + 1);
     return Step::kMoved;
@@ -64,7 +64,7 @@ Step Pair::step() {
 }
 
 std::string Pair::describe() const {
-  if (before_ != nullptr && !*before_) return "waits for the one before it";
+  if (before_ != nullptr && !*before_) return "waits for the previous one with this peer and tag";
   if (exchange_ == nullptr)
     return "waits for " + comm_->names().text_of(peer_) + " to " + (sends_ ? "receive" : "send");
   return exchange_->describe();

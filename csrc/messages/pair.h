@@ -1,9 +1,16 @@
-// One rank sends to one other. The two tell each other what they expect before any data moves, so a mismatch is an
-// error on both, and nobody else is involved.
+// One rank sends to one other. The two tell each other what they expect before any data moves, so that a mismatch is an
+// error on both, and no other rank is involved.
 //
-//   sender    -- descriptor --> receiver
-//   sender   <-- descriptor --  receiver      equal: data follows; different: both fail
+//   sender    -- descriptor --> receiver    } both at once
+//   sender   <-- descriptor --  receiver    } equal: data follows; different: both fail
 //   sender    ---- data ----->  receiver
+//
+// steps:              2
+// bytes on the wire:  4 KiB each way, to which a descriptor is padded; then N from the sender to the receiver
+// memory traffic:     none: sent from and received into the caller's memory
+// limits:             no data moves until both have called, however short it is; of two with the same peer, direction
+//                     and tag the second starts when the first has ended; segments as in exchange.h
+// source:             MPI_Send and MPI_Recv of the MPI standard, which check only that the message fits
 #pragma once
 
 #include <memory>
@@ -19,8 +26,8 @@ namespace collective {
 
 class Pair final : public Operation {
  public:
-  // tag and tag + 1 are this pair's. `before`: the operation before this one with the same peer, direction and tag is
-  // over; set by that one. `over` is set by this one. They keep messages of one tag in order.
+  // tag and tag + 1 belong to this pair. `before` is set when the previous operation with the same peer, direction and
+  // tag has ended, `over` when this one has. They keep messages of one tag in order.
   Pair(const Comm& comm, int tag, bool sends, int peer, const Descriptor& descriptor, void* data,
        std::shared_ptr<bool> before, std::shared_ptr<bool> over);
   ~Pair() override;

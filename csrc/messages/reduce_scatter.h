@@ -1,9 +1,15 @@
 // Reduce, and leave each rank its part (reduce-scatter), or bring all parts to one rank (reduce).
 //
-// The first half of the ring all-reduce, over partial sums in scratch memory. For a root, the parts, each complete on
-// its rank, are then sent to it.
+// The first half of the ring all-reduce (see the drawing there), over partial sums in scratch memory. For a root, the
+// parts, each complete on its rank, are then sent to it, all at once.
 //
+// steps:              p-1; for a root 1 more
 // bytes on the wire:  (p-1)/p N per rank each way; for a root, N/p more from each rank to it
+// memory traffic:     3 (p-1)/p N of loads and stores to reduce, as a ring's; a load and a store of the part (root: of
+//                     N) to fetch it; and of N beforehand where elements are cast or scaled
+// limits:             N bytes of scratch, in the wire's type; parts longer than N/p make the ring wait for the longest;
+//                     no variant with fewer steps for short messages; the cast and the fetch are one long step each
+// source:             ring.h; MPI_Reduce_scatter and MPI_Reduce of the MPI standard
 #pragma once
 
 #include <memory>

@@ -1,5 +1,5 @@
-// A report of every rank to every other one, of one size: how ranks find out together whether all of them can do
-// something. All see the same reports, so all come to the same verdict.
+// A report of fixed size from every rank to every other: how ranks find out whether all of them can do something. All
+// see the same reports, so all come to the same verdict.
 #pragma once
 
 #include <stdexcept>
@@ -22,9 +22,9 @@ class Reports {
     static_assert(std::is_trivially_copyable_v<Report>);
   }
 
-  // This rank's: to be changed between an exchange and the next.
+  // This rank's report; may be changed between one exchange and the next.
   Report& own() { return own_; }
-  // Does something, unless this rank has failed already; what it throws is what the others are told.
+  // Runs `work`, unless this rank has failed already; what that throws is reported to the others.
   template <typename Work>
   void attempt(const Work& work) {
     if (own_.failure[0] != '\0') return;
@@ -56,12 +56,12 @@ class Reports {
       if (!receives_[next_].done() || !sends_[next_].done()) return false;
     return true;
   }
-  // Until it is: the rank that is missing.
+  // While exchanged() is false: the rank that is missing.
   int missing() const { return comm_->names().job_rank(static_cast<int>(next_)); }
 
   // By rank.
   const std::vector<Report>& all() const { return all_; }
-  // The first failure and whose it is; empty: none.
+  // The first failure and which rank's it is; empty if there is none.
   std::string failure() const {
     for (size_t i = 0; i < all_.size(); ++i)
       if (all_[i].failure[0] != '\0') return comm_->names().text_of(static_cast<int>(i)) + ": " + all_[i].failure;
@@ -74,7 +74,7 @@ class Reports {
   Report own_{};
   std::vector<Report> all_;
   std::vector<Request> sends_, receives_;
-  size_t next_ = 0;  // of the peers, the first whose transfers are not known to be over
+  size_t next_ = 0;  // the first peer whose transfers are not known to be complete
 };
 
 }  // namespace collective

@@ -103,7 +103,7 @@ bool Ring::complete_sends() {
   return sends_done_ != before;
 }
 
-// Segments of the gathering steps, which come last, are not combined: they are done when they have come.
+// Segments of the gathering steps, which come last, are not combined: they are done when received.
 bool Ring::take_combined() {
   if (reducer_ == nullptr) return false;
   const size_t before = receives_done_;
@@ -139,7 +139,7 @@ bool Ring::post_receives() {
       target = scratch(receives_posted_);
     else if (receives_posted_ + own_segments_ >= total_segments_ &&
              sends_done_ <= receives_posted_ + own_segments_ - total_segments_)
-      break;  // these elements are still being sent: p-1 steps ago, in the reduce-scatter
+      break;  // these elements are still being sent, from p-1 steps ago, in the reduce-scatter
     receives_[receives_posted_ % depth_] = comm_->irecv(target, segment.count * element_size_, left_, tag_);
     to_post_.pop();
     ++receives_posted_;

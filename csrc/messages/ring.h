@@ -59,16 +59,16 @@ class Schedule {
   size_t position_ = 0;
 };
 
-// Combines what a ring receives in the place of the host, and is over with it some time later: a device.
+// Combines what a ring receives in place of the host, and completes that some time later: a device.
 class RingReducer {
  public:
   virtual ~RingReducer() = default;
   // As Arithmetic::combine().
   virtual void start(const Arithmetic& arithmetic, void* dst, const void* a, const void* b, size_t count,
                      bool last) = 0;
-  // Whether the oldest that has been started is over; it is then forgotten.
+  // Whether the oldest combination that was started is complete; if so, it is forgotten.
   virtual bool pop_over() = 0;
-  // Of what size segments are, and how many are in flight each way; the memory for as many that are received.
+  // The size of a segment, how many are in flight each way, and the memory into which as many are received.
   virtual size_t segment_bytes() const = 0;
   virtual size_t depth() const = 0;
   virtual std::byte* scratch() = 0;
@@ -79,9 +79,9 @@ class Ring final : public Operation {
   enum class Phases { kReduceScatter, kAllgather, kAllreduce };
 
   // offsets: p+1 element offsets of the chunks, the same on all ranks. After a reduce-scatter rank r holds chunk r;
-  // before an all-gather its chunk r must be in `out`. `in` and `out` have offsets[p] elements and may be equal;
-  // a reduce-scatter leaves partial sums in the other chunks of `out`.
-  // reducer: who combines, where the data is no memory of the host's.
+  // before an all-gather its chunk r must be in `out`. `in` and `out` have offsets[p] elements and may be equal; a
+  // reduce-scatter leaves partial sums in the other chunks of `out`. reducer: what combines, where the data is not in
+  // host memory; null: this processor.
   Ring(const Comm& comm, BufferPool& pool, int tag, Phases phases, const void* in, void* out,
        std::vector<size_t> offsets, const Arithmetic& arithmetic, RingReducer* reducer = nullptr);
 
@@ -89,7 +89,7 @@ class Ring final : public Operation {
   std::string describe() const override;
 
  private:
-  // Four segments of 128 KiB in flight each way. Measured over shared memory, 2 ranks: see allreduce.cc.
+  // Four segments of 128 KiB in flight each way: chosen by measurements over shared memory, 2 ranks.
   static constexpr size_t kSegmentBytes = size_t{128} << 10;
   static constexpr size_t kDepth = 4;
 
@@ -104,7 +104,7 @@ class Ring final : public Operation {
   const Comm* comm_;
   int tag_;
   int left_, right_;
-  int reduce_steps_;  // of the steps, the first ones that reduce
+  int reduce_steps_;  // how many of the steps reduce: the first ones
   const std::byte* in_;
   std::byte* out_;
   std::vector<size_t> offsets_;
@@ -116,9 +116,9 @@ class Ring final : public Operation {
   Schedule to_send_, to_post_, to_complete_;
   // Running numbers of segments, in the order of the schedules.
   size_t sends_started_ = 0, sends_done_ = 0, receives_posted_ = 0;
-  size_t receives_taken_ = 0;  // have come, and are being combined
-  size_t receives_done_ = 0;   // are combined
-  size_t combined_total_ = 0;  // of those taken, the first ones are combined, the others only gathered
+  size_t receives_taken_ = 0;  // received, and perhaps still being combined
+  size_t receives_done_ = 0;   // received and combined
+  size_t combined_total_ = 0;  // the first ones taken, which are combined; later ones are only gathered
   size_t own_segments_;        // of the first chunk sent, which waits for no receive
   size_t total_segments_;      // of all chunks
   PooledBuffer pooled_;        // before what receives into it

@@ -31,7 +31,7 @@ AllreduceBucketNode::AllreduceBucketNode(NodeBucket& bucket, const AllreduceSpec
     throw Error(ErrorCode::kInternal, "a bucket of " + std::to_string(bucket.count_) + " " + name_of(bucket.wire_) +
                                           " was given " + std::to_string(slots_.count()) + " " + name_of(spec.wire));
   if (bucket.pushed_.own() != run_)
-    throw Error(ErrorCode::kInternal, "a bucket was started while its last run was under way");
+    throw Error(ErrorCode::kInternal, "a bucket was started while its last run was in flight");
   ++bucket.runs_;
 }
 
@@ -39,7 +39,7 @@ Range AllreduceBucketNode::tile_at(size_t begin) const {
   return {begin, std::min(slots_.count(), begin + tile_count_)};
 }
 
-// Copies elements [begin, end) to their place, unless they are there; returns how many.
+// Copies elements [begin, end) to their place, unless they are there already; returns how many it copied.
 size_t AllreduceBucketNode::pack(size_t begin, size_t end) {
   std::byte* const storage = bucket_->storage();
   size_t copied = 0;

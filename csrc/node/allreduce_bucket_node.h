@@ -33,17 +33,19 @@ namespace collective {
 // A bucket's storage and counters, at the same place of every rank's part of shared memory.
 class NodeBucket {
  public:
-  // What it takes of each part: whole pages of the largest kind there is, which may be locked for a device.
+  // The bytes it takes of each part: whole pages even where these are of 64 KiB, so that they may be page-locked for a
+  // device.
   static constexpr size_t kPageBytes = size_t{64} << 10;
   static constexpr size_t nbytes(DType wire, size_t count) {
     return round_up(2 * kLineBytes + round_up(count * size_of(wire), kLineBytes), kPageBytes);
   }
-  // count: elements of `wire`. offset: of whole lines. The memory must outlive it, and serve nothing else there.
+  // count: elements of `wire`. offset: a multiple of kLineBytes. The memory must outlive it, and serve nothing else
+  // there.
   NodeBucket(const SharedMemory& memory, size_t offset, DType wire, size_t count);
 
   size_t count() const { return count_; }
   DType wire() const { return wire_; }
-  // This rank's, on a line's boundary (on a huge page's where offset is 0). It may be written while no run is under way
+  // This rank's, on a line's boundary (on a huge page's where offset is 0). It may be written while no run is in flight
   // here, and holds the results after one.
   std::byte* storage() const { return storage_[static_cast<size_t>(rank_)]; }
 
@@ -55,7 +57,7 @@ class NodeBucket {
   std::vector<std::byte*> storage_;   // of each rank
   Counters packed_;                   // elements of all runs, in order, that the rank has packed: they may be read
   Counters pushed_;                   // runs whose slices the rank has pushed to everybody
-  uint64_t runs_ = 0;                 // begun here
+  uint64_t runs_ = 0;                 // started here
   std::vector<const void*> sources_;  // of each rank; kept for their capacity
   std::vector<void*> results_;
 };
@@ -64,7 +66,7 @@ class AllreduceBucketNode final : public Operation {
  public:
   // Slots follow each other in the bucket and fill it. One whose `in` is its very place in the bucket is not copied; a
   // null `in` counts as the identity, as ever. No slot has an `out`: the result is the bucket. A bucket's previous run
-  // must be done here; runs of different buckets may be under way in any number and order.
+  // must be done here; runs of different buckets may be in flight in any number and order.
   AllreduceBucketNode(NodeBucket& bucket, const AllreduceSpec& spec, std::vector<Slot> slots);
 
   Step step() override;

@@ -7,18 +7,18 @@
 namespace collective {
 namespace {
 
-// Up to here all ranks reduce everything. Measured on 2 cores, one synchronisation against two, float32: 2 ranks 1 KiB
-// 0.7 us against 0.9, 16 KiB 1.6 against 2.0, 128 KiB 7.9 against 8.6; 3 ranks 64 KiB 8.0 against 10.4, 128 KiB 16.6
-// against 16.1; 4 ranks 32 KiB 8.0 against 11.7, 128 KiB 26 against 23 (where the ranks must share the cores, so that a
-// synchronisation is dear). What has to be converted is read once more: float16, 2 ranks, 32 KiB 5.1 against 4.4.
-// Payload in the counter's own line, 48 bytes: 322 ns in place of 328.
+// Up to this length every rank reduces everything. Measured on 2 cores, one synchronisation against two, float32: 2
+// ranks 1 KiB 0.7 us against 0.9, 16 KiB 1.6 against 2.0, 128 KiB 7.9 against 8.6; 3 ranks 64 KiB 8.0 against 10.4, 128
+// KiB 16.6 against 16.1; 4 ranks 32 KiB 8.0 against 11.7, 128 KiB 26 against 23 (where ranks share cores, so that a
+// synchronisation is expensive). What must be converted is read once more: float16, 2 ranks, 32 KiB 5.1 against 4.4.
+// With the payload, 48 bytes, in the counter's own line: 322 ns instead of 328.
 size_t short_bytes(int size, bool unchanged) {
   return (size_t{128} << 10) / static_cast<size_t>(std::max(1, size - 1)) / (unchanged ? 1 : 8);
 }
 
-// While the data itself stays in the cache, few large chunks are best: each change of stage costs. Beyond, the staging
-// areas must leave it room. Measured, 2 ranks in place, chunks of 256 KiB, 512 KiB, 1 MiB: 4 MiB 135, 133, 118 us;
-// 16 MiB 720, 690, 680-700; 32 MiB 1590, 1760, 1760. Two, three or four chunks in flight are alike.
+// While the data itself stays in the cache, few large chunks are best, since each change of stage costs. Beyond that,
+// the staging areas must leave room for it. Measured, 2 ranks in place, chunks of 256 KiB, 512 KiB, 1 MiB: 4 MiB 135,
+// 133, 118 us; 16 MiB 720, 690, 680-700; 32 MiB 1590, 1760, 1760. Two, three or four chunks in flight perform alike.
 size_t chunk_bytes(size_t nbytes, int size, size_t depth, size_t most) {
   constexpr size_t kLeast = size_t{256} << 10;
   constexpr size_t kLong = size_t{16} << 20, kAllStaging = size_t{8} << 20;
@@ -37,7 +37,7 @@ AllreduceNode::AllreduceNode(Lane& lane, const AllreduceSpec& spec, std::vector<
   const size_t nbytes = slots_.count() * element_size_;
   const size_t most = chunk_bytes(nbytes, lane.size_, Lane::kDepth, Lane::kChunkBytes);
   const size_t chunks = (nbytes + most - 1) / most;
-  // Even chunks, of whole lines: a short last one would be a pipeline's stage for little.
+  // Even chunks, of whole lines: a short last one would cost a pipeline stage for little data.
   chunk_count_ = chunks == 0 ? 0 : round_up((slots_.count() + chunks - 1) / chunks, kLineBytes / element_size_);
   lane.reserved_ += chunks;
   end_ = lane.reserved_;
@@ -53,7 +53,7 @@ bool AllreduceNode::pack() {
   if (chunk < first_ || chunk >= end_) return false;
   if (chunk >= Lane::kDepth && !lane_->unpacked_.all_reached(chunk - Lane::kDepth + 1)) return false;
   const Range range = range_of(chunk);
-  // A short message's own part is not left out: the peers reduce it too.
+  // Of a short message this rank's own slice is packed too, for the peers reduce it as well.
   const Range own = short_ ? Range{range.end, range.end} : slice_of(range, lane_->rank_, lane_->size_, element_size_);
   std::byte* staging = lane_->staging(lane_->rank_, chunk);
   slots_.pack_shared(staging, range.begin, own.begin);
@@ -62,7 +62,7 @@ bool AllreduceNode::pack() {
   return true;
 }
 
-// Reduces `range` of the chunk to the outputs; `keep`: and into the own staging area.
+// Reduces `range` of the chunk to the outputs; with `keep` also into this rank's own staging area.
 void AllreduceNode::reduce_range(uint64_t chunk, Range range, bool keep) {
   const size_t offset = (range.begin - range_of(chunk).begin) * element_size_;
   const auto self = static_cast<size_t>(lane_->rank_);
@@ -109,7 +109,7 @@ bool AllreduceNode::reduce_all() {
 Step AllreduceNode::step() {
   bool moved;
   if (short_) {
-    moved = pack();  // and on at once: where the peers have packed already, this is all
+    moved = pack();  // and on at once: if the peers have packed already, this completes it
     moved |= reduce_all();
   } else {
     moved = unpack() || reduce_own() || pack();  // the last stage first: it makes room

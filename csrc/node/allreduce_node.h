@@ -23,8 +23,8 @@
 //                  short: (p+3) N
 // sums:            in rank order, so the same bits on all ranks, in every run, whatever the chunks
 // limits:          the slices of a chunk get short with many ranks (256 KiB / p at the least)
-// source:          slices of shared memory: Bayatpour et al., Scalable reduction collectives with data partitioning-based
-//                  multi-leader design, SC 2017; counters for barriers: Open MPI's coll/xhc
+// source:          slices of shared memory: Bayatpour et al., Scalable reduction collectives with data
+//                  partitioning-based multi-leader design, SC 2017; counters for barriers: Open MPI's coll/xhc
 #pragma once
 
 #include <string>

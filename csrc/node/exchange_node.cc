@@ -7,13 +7,13 @@
 namespace collective {
 namespace {
 
-// A step copies about so much.
+// One step copies about this much.
 constexpr size_t kStepBytes = size_t{1} << 20;
 
 }  // namespace
 
 ExchangeNode::ExchangeNode(Lane& lane, size_t most_nbytes, size_t most_parts) : lane_(&lane), first_(lane.reserved_) {
-  const size_t lines = most_parts * kLineBytes;  // what the pieces may take more than their bytes
+  const size_t lines = most_parts * kLineBytes;  // what rounding may add to the pieces
   const size_t room = std::max(Lane::chunk_bytes(most_nbytes), 2 * lines) - lines;
   lane.reserved_ += (most_nbytes + room - 1) / room;
   end_ = lane.reserved_;
@@ -34,11 +34,11 @@ void ExchangeNode::unpack(int source, size_t place, void* data, size_t nbytes) {
 
 void ExchangeNode::copy(const void* from, void* to, size_t nbytes) {
   if (nbytes > 0)
-    unpacks_.insert(unpacks_.begin(),  // of all the first, for it waits for nobody
+    unpacks_.insert(unpacks_.begin(),  // first of all, for it waits for nobody
                     {lane_->rank_, 0, static_cast<const std::byte*>(from), static_cast<std::byte*>(to), nbytes});
 }
 
-// This chunk's piece of a part, from one end to the other; returns its bytes.
+// Copies this chunk's piece of a part from its source to its destination; returns its bytes.
 size_t ExchangeNode::copy_piece(const Part& part, uint64_t chunk) const {
   const size_t length = piece(part.nbytes);
   const size_t begin = std::min(part.nbytes, static_cast<size_t>(chunk - first_) * length);
@@ -80,7 +80,7 @@ bool ExchangeNode::unpack_chunk() {
 }
 
 Step ExchangeNode::step() {
-  const bool packed = pack_chunk();  // and on at once: where the peers have packed already, this may be all
+  const bool packed = pack_chunk();  // and on at once: if the peers have packed already, this may complete it
   const bool moved = unpack_chunk() || packed;
   if (lane_->packed_.own() >= end_ && lane_->unpacked_.own() >= end_) return Step::kDone;
   return moved ? Step::kMoved : Step::kIdle;
@@ -174,7 +174,7 @@ void AlltoallNode::start_rows() {
   const size_t p = received_.size(), self = static_cast<size_t>(rank_);
   std::vector<int64_t> rows;
   std::vector<size_t> offsets{0};
-  size_t own = 0;  // where what stays here begins in `in`
+  size_t own = 0;  // where the rows that stay here begin in `in`
   for (size_t peer = 0; peer < p; ++peer) {
     rows.push_back(received_[peer].rows);
     offsets.push_back(offsets.back() + static_cast<size_t>(rows.back()) * row_bytes_);

@@ -1,5 +1,5 @@
-// Any pattern of copies between the ranks of one node, through their lane: the ground of broadcast, allgather,
-// alltoall, gather and scatter there.
+// Any pattern of copies between the ranks of one node, through their lane: the basis of broadcast, allgather, alltoall,
+// gather and scatter there.
 //
 // What a rank has for others is cut into as many pieces as the operation has chunks. Chunk k holds piece k of all that
 // the rank sends, side by side, so that every chunk has something for everybody, and all ranks copy at all times:
@@ -33,7 +33,8 @@ class ExchangeNode final : public Operation {
  public:
   // data: nbytes, read on root, written on the others unless null.
   static std::unique_ptr<ExchangeNode> broadcast(Lane& lane, int root, void* data, size_t nbytes);
-  // offsets: p+1 byte offsets of the ranks' parts in `out`, which root has, or all ranks. in: this rank's part.
+  // offsets: p+1 byte offsets of the ranks' parts in `out`, which root has, or with kAll every rank. in: this rank's
+  // part.
   static constexpr int kAll = -1;
   static std::unique_ptr<ExchangeNode> gather(Lane& lane, int root, const void* in, void* out,
                                               const std::vector<size_t>& offsets);
@@ -41,17 +42,17 @@ class ExchangeNode final : public Operation {
   static std::unique_ptr<ExchangeNode> scatter(Lane& lane, int root, const void* in, void* out,
                                                const std::vector<size_t>& offsets);
 
-  // Any pattern. The most bytes that a rank packs, in at most so many parts, alike on all ranks; then, before the first
-  // step, what this rank packs, unpacks and copies.
+  // Any pattern. The largest number of bytes, and of parts, that any rank packs: the same on all ranks. Then, before
+  // the first step, what this rank packs, unpacks and copies.
   ExchangeNode(Lane& lane, size_t most_nbytes, size_t most_parts);
 
-  // Where in each chunk a part of that length ends, if it begins at 0: what to add for the place of the next part.
+  // The room that a part of this length takes in each chunk: what to add to its place for that of the next part.
   size_t piece(size_t nbytes) const;
   // Offers `data` to the other ranks, its pieces from byte `place` of each chunk.
   void pack(size_t place, const void* data, size_t nbytes);
-  // Takes what `source` has packed at this place. nbytes: the source's.
+  // Takes what `source` has packed at this place. nbytes: as there; less only where there is one chunk.
   void unpack(int source, size_t place, void* data, size_t nbytes);
-  // What stays on this rank.
+  // Copies what stays on this rank.
   void copy(const void* from, void* to, size_t nbytes);
 
   Step step() override;
@@ -75,11 +76,12 @@ class ExchangeNode final : public Operation {
   size_t next_ = 0;  // of unpacks_, the first one of the current chunk that is not done
 };
 
-// Alltoall of rows: nobody knows how many rows the others send, so they tell each other first, in a chunk of its own.
+// Alltoall of rows: no rank knows how many rows the others send, so they first tell each other, in a chunk of its own.
 class AlltoallNode final : public Operation {
  public:
-  // splits[r]: rows for rank r, in order in `in`. most_rows: the most that any rank sends to all. `allocate` is called
-  // once with the rows that each rank sends here and returns the memory for all of them, in rank order.
+  // splits[r]: rows for rank r, in order in `in`. most_rows: the largest number that any rank sends in all. `allocate`
+  // is called once with the number of rows that each rank sends here and returns the memory for all of them, in rank
+  // order.
   using Allocate = std::function<void*(const std::vector<int64_t>& received)>;
   AlltoallNode(Lane& lane, const void* in, const std::vector<int64_t>& splits, size_t most_rows, size_t row_bytes,
                Allocate allocate);

@@ -2,10 +2,10 @@
 // exchange_node and reduce_scatter_node send their data through.
 //
 // Every rank has a staging area in it, of kDepth places. Data goes through chunk by chunk: a rank packs what others
-// want into a place of its own area and counts that; they read it there and count that; when all have, the place is
-// packed again. Counters only grow, from operation to operation too, and a chunk's number is what they count: every
-// rank gives an operation the same number of chunks, so that the next one may begin on one rank while another still
-// reads the last one's.
+// want into a place of its own area and counts that; they read it there and count that in turn; when all have, the
+// place is packed again. Counters only grow, from operation to operation too, and a chunk's number is what they count:
+// every rank gives an operation the same number of chunks, so that the next one may begin on one rank while another
+// still reads the last one's.
 #pragma once
 
 #include <algorithm>
@@ -16,10 +16,11 @@
 
 namespace collective {
 
-// Operations take turns in a lane, in one order on all ranks: that of their construction. They may overlap there.
+// Operations take turns in a lane in the order of their construction, which must be the same on all ranks. They may
+// overlap there.
 class Lane {
  public:
-  // What it takes of each rank's part of the memory.
+  // The bytes it takes of each rank's part of the memory.
   static constexpr size_t nbytes() { return kStaging + kDepth * kChunkBytes; }
   // The lane at `offset` (of whole lines) of every part. The memory must outlive it, and serve no other lane there.
   Lane(const SharedMemory& memory, size_t offset);
@@ -33,9 +34,9 @@ class Lane {
   friend class ReduceScatterNode;
   static constexpr size_t kChunkBytes = size_t{1} << 20;  // at most
   static constexpr size_t kDepth = 3;
-  // Of an operation whose ranks pack so much, the chunks where each is packed and read once: so short that the reading
-  // of a message overlaps its packing. Measured, 2 ranks in 64 KiB, 256 KiB, 1 MiB: broadcast 1 MiB 18.3, 20.2, 20.2
-  // us; allgather 4 MiB (all) 106, 94, 102, 16 MiB 546, 583, 727; reduce-scatter 4 MiB 102, 92, 111.
+  // The length of chunks that are packed and read once, in an operation whose ranks pack this much: short enough that
+  // reading a message overlaps packing it. Measured, 2 ranks in 64 KiB, 256 KiB, 1 MiB: broadcast 1 MiB 18.3, 20.2,
+  // 20.2 us; allgather 4 MiB (all) 106, 94, 102, 16 MiB 546, 583, 727; reduce-scatter 4 MiB 102, 92, 111.
   static size_t chunk_bytes(size_t nbytes) { return std::clamp(nbytes / 16, size_t{64} << 10, size_t{256} << 10); }
   static constexpr size_t kStaging = 4 * kLineBytes;  // behind the counters
 
@@ -52,7 +53,7 @@ class Lane {
   int rank_, size_;
   std::vector<std::byte*> parts_;
   // How many chunks each rank has packed (its staging may be read), reduced (its slice there may be read) and unpacked
-  // (it reads no staging of them any more). When an operation is over on a rank, all three have passed its chunks.
+  // (it reads no staging of them any more). When an operation is done on a rank, all three have passed its chunks.
   Counters packed_, reduced_, unpacked_;
   uint64_t reserved_ = 0;  // chunks that belong to the operations so far
   std::vector<const void*> sources_;

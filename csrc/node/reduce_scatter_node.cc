@@ -6,7 +6,7 @@
 namespace collective {
 namespace {
 
-// Only its own part has an output on a rank.
+// On each rank only its own part has an output.
 std::vector<Slot> slots_of(const AllreduceSpec& spec, const std::vector<size_t>& offsets, const void* in, void* out,
                            int self) {
   std::vector<Slot> slots;
@@ -31,7 +31,7 @@ ReduceScatterNode::ReduceScatterNode(Lane& lane, const AllreduceSpec& spec, cons
   size_t longest = 0;  // part
   for (size_t rank = 0; rank + 1 < offsets.size(); ++rank)
     longest = std::max(longest, offsets[rank + 1] - offsets[rank]);
-  // Of a chunk, and of a piece in it.
+  // Elements of a chunk, and of a piece in it.
   const size_t pieces = std::max<size_t>(1, static_cast<size_t>(lane.size_) - 1), line = kLineBytes / element_size_;
   const size_t chunk_count = Lane::chunk_bytes(longest * pieces * element_size_) / element_size_;
   const size_t most = std::max<size_t>(1, chunk_count / pieces / line) * line;
@@ -80,7 +80,7 @@ bool ReduceScatterNode::reduce() {
 }
 
 Step ReduceScatterNode::step() {
-  const bool packed = pack();  // and on at once: where the peers have packed already, this may be all
+  const bool packed = pack();  // and on at once: if the peers have packed already, this may complete it
   const bool moved = reduce() || packed;
   if (lane_->unpacked_.own() >= end_) return Step::kDone;
   return moved ? Step::kMoved : Step::kIdle;

@@ -1,7 +1,8 @@
 // Reduce-scatter between the ranks of one node, through their lane: the first half of allreduce_node, with its slices
 // laid out so that each rank reduces what it keeps.
 //
-// Every part is cut into as many pieces as there are chunks, and chunk k holds piece k of all parts but the own:
+// Every part is cut into as many pieces as there are chunks, and chunk k of a rank holds piece k of all parts but its
+// own:
 //
 //      rank 0                    rank 1                    rank 2           chunk k, p = 3; a0 = piece k of part a of
 //    [ b0 c0 ]                 [ a1 c1 ]                 [ a2 b2 ]          rank 0      pack   -> counter `packed`

@@ -16,7 +16,7 @@ inline constexpr size_t kLineBytes = 128;
 
 constexpr size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
-// A range of addresses that is unmapped when it dies.
+// A range of addresses, unmapped on destruction.
 class Mapping {
  public:
   Mapping() = default;
@@ -41,9 +41,9 @@ class SharedMemory {
   size_t nbytes() const { return nbytes_; }
   // Zero at first, aligned to 2 MiB (huge pages, where the system gives them).
   std::byte* part(int rank) const { return parts_[static_cast<size_t>(rank)]; }
-  // What its ranks are called, see comm.h.
+  // What its ranks are called: see rank_names.h.
   const std::vector<int>& job_ranks() const { return job_ranks_; }
-  // Their processes, which this one sees under these numbers; none where the memory is the caller's.
+  // The IDs of their processes, as this one sees them; none where the memory is the caller's.
   const std::vector<pid_t>& pids() const { return pids_; }
 
  private:
@@ -64,7 +64,7 @@ class Counters {
 
   // What this rank has published.
   uint64_t own() const { return own_; }
-  // Everything that this rank has read and written before is over for whoever sees the new value.
+  // All reads and writes of this rank before this are complete for whoever sees the new value.
   void publish(uint64_t value) {
     own_ = value;
     at(rank_).store(value, std::memory_order_release);  // pairs with the loads below
@@ -73,21 +73,21 @@ class Counters {
   bool reached(int rank, uint64_t value) const {
     return at(static_cast<size_t>(rank)).load(std::memory_order_acquire) >= value;  // pairs with publish()
   }
-  // Whether every rank has published at least `value`. Goes on where it stopped the last time, so ask for one value
-  // until it is reached, and for greater ones after.
+  // Whether every rank has published at least `value`. Resumes where it last stopped, so ask for one value until it is
+  // reached, and only then for greater ones.
   bool all_reached(uint64_t value) {
     for (; next_ < counters_.size(); ++next_)
       if (at(next_).load(std::memory_order_acquire) < value) return false;  // pairs with the store in publish()
     next_ = 0;
     return true;
   }
-  // The same from the start: for who only looks on.
+  // The same from the start, for callers that only look on.
   bool all_have(uint64_t value) const {
     for (size_t rank = 0; rank < counters_.size(); ++rank)
       if (!reached(static_cast<int>(rank), value)) return false;
     return true;
   }
-  // After all_reached() said no: the first rank that is missing, by its number in the job.
+  // After all_reached() has returned false: the first rank that is missing, by its number in the job.
   int missing() const { return job_ranks_[next_]; }
   const std::vector<int>& job_ranks() const { return job_ranks_; }
 

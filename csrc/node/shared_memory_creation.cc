@@ -26,7 +26,7 @@ namespace collective {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-// From here on a part is made of whole huge pages.
+// From this size on a part consists of whole huge pages.
 constexpr size_t kHugeFrom = size_t{256} << 10;
 constexpr char kFileName[] = "collective";
 constexpr size_t kCookieBytes = 16;
@@ -57,20 +57,20 @@ Mapping map_file(int fd, size_t length) {
   }
   if (begin > first) munmap(first, static_cast<size_t>(begin - first));
   munmap(begin + length, kHugePage - static_cast<size_t>(begin - first));
-  // Advice only: with small pages all works as well, more slowly.
+  // Advice only: with small pages everything works as well, only more slowly.
   if (length >= kHugePage) madvise(begin, length, MADV_HUGEPAGE);
   return {begin, length};
 }
 
-// All pages now, by their owner, so that they are near its core; where memory is short, an error in place of a SIGBUS
-// at some later access.
+// Populates all pages now, by their owner, so that they are near its core, and so that a shortage of memory is an error
+// here instead of a SIGBUS at some later access.
 void reserve_pages(std::byte* begin, size_t nbytes, int fd) {
-  // Huge pages also where shmem_enabled, which is about files in memory, says "never" (the default of most systems):
-  // one small page of each is asked for, then the kernel to make it huge. Measured, 64 MiB: 5 ms, small pages alone
-  // 60-80.
+  // Huge pages even where shmem_enabled, which governs files in memory, says "never" (the default of most systems): one
+  // small page of each is populated, then the kernel is asked to make it huge. Measured, 64 MiB: 5 ms; small pages
+  // alone, 60-80.
   for (size_t at = 0; at + kHugePage <= nbytes; at += kHugePage)
     if (madvise(begin + at, small_page(), MADV_POPULATE_WRITE) != 0) break;
-  // Advice only, in Linux 6.1 and later: with small pages all works as well.
+  // Advice only, in Linux 6.1 and later: with small pages everything works as well.
   if (nbytes >= kHugePage) madvise(begin, nbytes, MADV_COLLAPSE);
   if (madvise(begin, nbytes, MADV_POPULATE_WRITE) == 0) return;
   if (errno != EINVAL) throw Failure(error_text("MADV_POPULATE_WRITE"));
@@ -97,7 +97,7 @@ void SharedMemoryCreation::reserve_own() {
   if (fd_ < 0) throw Failure(error_text("memfd_create"));
   const size_t nbytes = file_bytes(nbytes_);
   if (ftruncate(fd_, static_cast<off_t>(nbytes)) != 0) throw Failure(error_text("ftruncate"));
-  // Nobody can shorten it any more, which would turn a peer's access into a SIGBUS.
+  // From now on nobody can shorten it, which would turn a peer's access into a SIGBUS.
   if (fcntl(fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) throw Failure(error_text("F_ADD_SEALS"));
   Mapping mapping = map_file(fd_, nbytes);
   reserve_pages(mapping.data(), nbytes, fd_);
@@ -126,7 +126,7 @@ void SharedMemoryCreation::map_peer(int peer) {
     Mapping mapping = map_file(fd, nbytes);
     if (std::memcmp(mapping.data() + nbytes_, report.cookie, kCookieBytes) != 0)
       throw Failure(path + " has another cookie: the ranks see different processes");
-    // Advice only: else each page's first use enters the kernel.
+    // Advice only: otherwise each page's first use faults into the kernel.
     madvise(mapping.data(), nbytes, MADV_POPULATE_WRITE);
     mappings_[static_cast<size_t>(peer)] = std::move(mapping);
   } catch (...) {

@@ -6,10 +6,11 @@
 //     offer:    pid, fd, a random cookie        each rank has reserved, mapped and touched its own part
 //     verdict:  could I map every part?         each rank has mapped the others' parts and found their cookies there
 //
-// Every rank sees the same offers and the same verdicts, so all have the memory, or none of them and the same reason:
-// ranks in separate PID namespaces (whose cookie would be another process's), a kernel that forbids it, no memory left.
+// Every rank sees the same offers and the same verdicts, so either all have the memory, or none has and all know the
+// same reason: ranks in separate PID namespaces (whose cookie would be another process's), a kernel that forbids it, no
+// memory left.
 //
-// limits:   pages are all there before the first use (never a SIGBUS), so nbytes are taken from the machine at once
+// limits:   all pages are there before the first use (never a SIGBUS), so nbytes are taken from the machine at once
 #pragma once
 
 #include <chrono>
@@ -25,8 +26,9 @@
 
 namespace collective {
 
-// Collective over `comm`, whose ranks are all on one node. nbytes: of each rank's part, the same everywhere. `tag` is
-// of this creation alone while it lasts. Its first step reserves the memory and touches it, at some 5 GB/s: the one step that is not short.
+// Collective over `comm`, whose ranks are all on one node. nbytes: of each rank's part, the same everywhere. `tag`
+// belongs to this creation alone while it lasts. Its first step reserves the memory and touches it, at some 5 GB/s, and
+// so is long; so may be the one that maps the others' parts.
 class SharedMemoryCreation final : public Operation {
  public:
   SharedMemoryCreation(const Comm& comm, int tag, size_t nbytes);
@@ -63,9 +65,8 @@ class SharedMemoryCreation final : public Operation {
   std::string why_;
 };
 
-// The same, blocking.
-// Nothing, on all ranks, where they cannot share memory; `why` then says so and names the (local) rank.
-// Throws kTimeout, naming who is missing, when a rank does not take part in time.
+// The same, blocking. Returns nothing, on all ranks, where they cannot share memory; `why` then gives the reason and
+// names the rank. Throws kTimeout, naming a missing rank, when one does not take part in time.
 std::optional<SharedMemory> try_share_memory(const Comm& comm, int tag, size_t nbytes, std::chrono::seconds timeout,
                                              std::string& why);
 

@@ -1,4 +1,4 @@
-// The neutral element of a reduction: what a rank contributes that has nothing to contribute.
+// The neutral element of a reduction: the contribution of a rank that has none of its own.
 #pragma once
 
 #include "base/types.h"

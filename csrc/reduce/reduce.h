@@ -31,13 +31,14 @@ namespace collective {
 // count == 0 is legal. Throws Error(kInvalid) for Min or Max of complex, for a divisor < 1, and for either factor with
 // bool; Error(kInternal) for Adasum and for n < 1.
 //
-// Dividing costs nothing where memory is the limit: 3 sources of 64 MB, GB/s by three and without, AVX-512: float32 11.5
-// and 10.5, bfloat16 10.0 and 9.9. In the L2 cache a source of 256 KiB shows it: 58 and 98, 25 and 52.
+// Dividing costs nothing where memory is the limit: 3 sources of 64 MB, GB/s with a divisor of three and without,
+// AVX-512: float32 11.5 and 10.5, bfloat16 10.0 and 9.9. In the L2 cache, with sources of 256 KiB, it shows: 58 and 98,
+// 25 and 52.
 void reduce(DType dtype, ReduceOp op, void* dst, const void* const* srcs, int n, size_t count, double scale = 1.0,
             int64_t divisor = 1);
 
-// The same to m destinations. Any of them may equal any of the srcs, but none another one. Sums of floats are stored to
-// all from registers.
+// The same to m destinations. Each may equal any of the srcs, but no two may be equal. Sums of floats are stored to all
+// from registers.
 void reduce_to_many(DType dtype, ReduceOp op, void* const* dsts, int m, const void* const* srcs, int n, size_t count,
                     double scale = 1.0, int64_t divisor = 1);
 
@@ -48,7 +49,7 @@ void reduce_to_many(DType dtype, ReduceOp op, void* const* dsts, int m, const vo
 void convert(DType dst_type, void* dst, DType src_type, const void* src, size_t count, double scale = 1.0);
 
 // dst[i] = src[i] / divisor, truncated toward zero: the exact average of integers. dst may equal src, no other overlap.
-// Throws Error(kInvalid) for a dtype that is no integer (bool is none) and for divisor < 1.
+// Throws Error(kInvalid) for a dtype that is not an integer (bool is not one) and for divisor < 1.
 void divide(DType dtype, void* dst, const void* src, size_t count, int64_t divisor);
 
 // The instruction set in use: "avx512", "avx2" or "portable" (which is NEON on aarch64, through the compiler).

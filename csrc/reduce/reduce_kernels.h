@@ -5,22 +5,22 @@
 //   Half          in the order that is best for reductions
 //   HalfInOrder   with V = Vec<float>, in order, for conversions
 //
-// One kernel does the most: fold() loads n sources, combines them in registers, finishes, stores. reduce() is fold<E, E,
-// Op>, convert() is fold<From, To> of one source.
+// One kernel does most of the work: fold() loads n sources, combines them in registers, finishes, stores. reduce() is
+// fold<E, E, Op>, convert() is fold<From, To> of one source.
 
-// Reductions of elements that are wider in registers than in memory take many instructions a byte. (N: see fold_n.)
+// Reductions of elements that are wider in registers than in memory take many instructions per byte. (N: see fold_n.)
 template <class E, int N>
 inline constexpr bool kLong = N != 1 && sizeof(typename E::V) > E::kBytes;
 
-// E as often as a turn of the loop takes it. Four vectors: enough loads in flight, and where n is not known one pointer
-// is fetched for four loads; with two, float32 was 8 % slower in L2 (AVX2). Not so the long ones, which run out of
-// registers.
+// What one iteration of the loop takes. Four vectors of E: enough loads in flight, and where n is not known, one
+// pointer fetch for four loads; with two, float32 was 8 % slower in L2 (AVX2). Long reductions take two, for they run
+// out of registers.
 template <class E, bool kTwice>
 using Turn = std::conditional_t<kTwice, Doubled<E>, Doubled<Doubled<E>>>;
 
-// The elements at `offset` bytes of one source. In a long turn the processor does not look far enough ahead: of equal
-// loops some ran at 50 and some at 15 GB/s, for no reason but their address (Zen 5, 64 MB). A prefetch cures that and
-// costs nothing there; in the other, short turns it gains nothing and costs a tenth in L2.
+// The elements at `offset` bytes of one source. In a long iteration the processor does not look far enough ahead: of
+// identical loops some ran at 50 and some at 15 GB/s, depending only on their address (Zen 5, 64 MB). A prefetch cures
+// that and costs nothing there; in the short iterations it gains nothing and costs a tenth in L2.
 template <class E, int N>
 COLLECTIVE_INLINE typename E::V fetch(const void* src, size_t offset) {
   const char* p = static_cast<const char*>(src) + offset;
@@ -38,7 +38,7 @@ static void fold_n(char* const* dsts, int n_dsts, const void* const* srcs, int n
   using Out = Turn<To, kLong<From, N>>;
   constexpr size_t kIn = From::kBytes / From::kCount, kOut = To::kBytes / To::kCount;
   const int n = N ? N : n_srcs, m = M ? M : n_dsts;
-  // Out here, since what is stored might be a pointer for all that the compiler knows.
+  // Read before the loop: for all the compiler knows, a store might overwrite the pointers.
   char* const dst = dsts[0];
   char* const second = m > 1 ? dsts[1] : nullptr;
   size_t i = begin;
@@ -63,9 +63,9 @@ static void fold_n(char* const* dsts, int n_dsts, const void* const* srcs, int n
   for (int k = 0; k < m; k++) __builtin_memcpy(dsts[k] + i * kOut, out, (end - i) * kOut);
 }
 
-// A known n gains where the hardware prefetcher tells streams apart by the address of the load, which a loop over k
-// repeats: bfloat16 of 64 MB at n = 3, 4 and 8 reads 39, 41 and 38 GB/s here, and 21, 21 and 21 in the loop (float32:
-// 41, 40, 36 and 32, 32, 31).
+// A known n pays off where the hardware prefetcher tells streams apart by the address of the load instruction, which a
+// loop over k reuses: bfloat16 of 64 MB at n = 3, 4 and 8 reads 39, 41 and 38 GB/s here, and 21, 21 and 21 in the loop
+// (float32: 41, 40, 36 and 32, 32, 31).
 template <class From, class To, class Op, int M>
 static void fold_m(char* const* dsts, int m, const void* const* srcs, int n, size_t begin, size_t end, Finish how) {
   switch (n) {
@@ -105,8 +105,8 @@ static void scale_integers(char* dst, size_t count, double scale) {
   }
 }
 
-// Exact: floating point has so many more bits than T that a rounded quotient cannot reach the next integer. Processors
-// divide vectors of floats, never of integers: 64 bits take the scalar instruction.
+// Exact: the floating-point type has so many more bits than T that a rounded quotient cannot reach the next integer.
+// Processors divide vectors of floats but not of integers: 64 bits take the scalar instruction.
 template <class T>
 static void divide_integers(char* dst, const char* src, size_t count, int64_t divisor) {
   using Quotient = std::conditional_t<sizeof(T) <= 2, float, std::conditional_t<sizeof(T) == 4, double, T>>;
@@ -130,7 +130,7 @@ static void complex_product(char* dst, const void* const* srcs, int n, size_t co
       __builtin_memcpy(pairs, static_cast<const char*>(srcs[k]) + at, nbytes);
       for (size_t j = 0; j < m; j++) {
         T x = pairs[2 * j], y = pairs[2 * j + 1];
-        T rx = re[j] * x, iy = im[j] * y, ry = re[j] * y, ix = im[j] * x;  // apart: see COLLECTIVE_TARGET_BEGIN
+        T rx = re[j] * x, iy = im[j] * y, ry = re[j] * y, ix = im[j] * x;  // apart: see COLLECTIVE_NO_CONTRACTION
         re[j] = k ? rx - iy : x;
         im[j] = k ? ry + ix : y;
       }
@@ -236,7 +236,7 @@ static void cast(char* dst, const void* src, size_t count, double scale) {
   fold_n<From, To, Sum, 1, 1>(&dst, 1, &src, 1, 0, count, {scale, 1});
 }
 
-// float64 and a 16-bit type meet in a block of float32.
+// Between float64 and a 16-bit type, by way of a block of float32.
 template <class To>
 static void cast_from_double(char* dst, const char* src, size_t count, double scale) {
   float block[kBlock];

@@ -13,8 +13,8 @@ inline constexpr int kWidth = 64;
 template <class T, int kBytes = kWidth>
 using Vec = typename VecOf<T, kBytes>::type;
 
-// The intrinsics with maskz and all bits set: for the plain ones g++ 12 warns of an uninitialised variable in its own
-// header.
+// The maskz intrinsics with all mask bits set: for the plain ones g++ 12 warns about an uninitialised variable in its
+// own header.
 COLLECTIVE_INLINE Vec<uint32_t> widen(const char* p) {
   return (Vec<uint32_t>)_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }

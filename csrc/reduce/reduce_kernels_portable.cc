@@ -1,6 +1,6 @@
 // The kernels for any processor: vectors of 16 bytes, which the compiler maps to what the build targets (SSE2 on
-// x86-64, NEON on aarch64). float16 in integer arithmetic, with the bits of the instructions that other processors have
-// for it.
+// x86-64, NEON on aarch64). float16 is converted in integer arithmetic, with the same bits as by the instructions that
+// other processors have for it.
 #ifdef __aarch64__
 #include <arm_neon.h>
 #endif
@@ -39,9 +39,8 @@ struct Half {
 };
 using HalfInOrder = Half;
 #else
-// Both directions treat denormals by adding or subtracting a power of two whose last bit is the last bit of the
-// float16, which makes the adder shift and round. No float32 denormal occurs, so flush-to-zero mode does not change the
-// result.
+// Both directions treat denormals by adding or subtracting a power of two whose last place is that of the float16,
+// which makes the adder shift and round. No float32 denormal occurs, so flush-to-zero mode does not change the result.
 struct HalfCodec {
   using Ints = Vec<int32_t>;
   COLLECTIVE_INLINE static Floats decode(Words low) {

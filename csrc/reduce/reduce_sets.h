@@ -17,7 +17,7 @@ struct KernelSet {
   // divisor: 1 for integers.
   void (*reduce)(DType dtype, ReduceOp op, void* dst, const void* const* srcs, int n, size_t count, double scale,
                  int64_t divisor);
-  // False for types that it does not do.
+  // False for types that it does not handle.
   bool (*sum_to_many)(DType dtype, void* const* dsts, int m, const void* const* srcs, int n, size_t count, double scale,
                       int64_t divisor);
   void (*convert)(DType dst_type, void* dst, DType src_type, const void* src, size_t count, double scale);

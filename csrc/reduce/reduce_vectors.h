@@ -32,8 +32,8 @@ struct Two {
 };
 
 // ---- element types ----
-// V is the vector that is computed in, kCount the elements in it, kBytes what they take in memory; get() loads, put()
-// rounds and stores. The two types of a conversion have one V.
+// V is the vector type of the computation, kCount the number of elements in it, kBytes their size in memory; get()
+// loads, put() rounds and stores. The two types of a conversion share one V.
 
 template <class T>
 struct Plain {
@@ -73,13 +73,13 @@ struct DoubleToOddFloat : FloatAsDouble {
   }
 };
 
-// A 16-bit format is a Codec: decode() takes the low half of every word, whatever the high half is; encode() gives it
-// back.
+// A 16-bit format is a Codec: decode() reads the low half of every word and ignores the high half; encode() returns the
+// low half, with the high half zero.
 struct BFloatCodec {
   COLLECTIVE_INLINE static Floats decode(Words low) { return (Floats)(low << 16); }
-  // Not for a NaN, which rounding could carry into the sign bit. It is cut off, and stays a NaN since one that comes
-  // out of a multiplication has its highest bit set. AVX512_BF16's vcvtne2ps2bf16 flushes denormals to zero, so it
-  // would give other bits than the other sets.
+  // A NaN is truncated, since rounding could carry into the sign bit. It stays a NaN, since one that comes out of a
+  // multiplication has its highest mantissa bit set. AVX512_BF16's vcvtne2ps2bf16 flushes denormals to zero, so its
+  // bits would differ from those of the other sets.
   COLLECTIVE_INLINE static Words encode(Floats v) {
     Words bits = (Words)v;
     Words half_a_unit = 0x7fff + ((bits >> 16) & 1);
@@ -96,7 +96,7 @@ struct InOrder {
   COLLECTIVE_INLINE static void put(char* p, V v) { narrow(p, Codec::encode(v)); }
 };
 
-// Even elements in one vector and odd ones in the other, for reductions: no shuffle takes them apart or joins them,
+// Even elements in one vector and odd ones in the other, for reductions: they are split and joined without shuffles,
 // which is worth a factor of two to three. (Which are called even does not matter, so neither does the byte order.)
 template <class Codec>
 struct EvenOdd {
@@ -131,8 +131,7 @@ struct Product {
     return x * y;
   }
 };
-// x < y ? x : y is one instruction, and gives y where either is NaN. So a NaN in y comes through; that in x is put
-// back.
+// x < y ? x : y is one instruction, and gives y where either is NaN. So a NaN in y survives; one in x is put back.
 COLLECTIVE_INLINE Vec<float> keep_nan(Vec<float> x, Vec<float> result) { return x != x ? x : result; }
 COLLECTIVE_INLINE Vec<double> keep_nan(Vec<double> x, Vec<double> result) { return x != x ? x : result; }
 template <class V>
@@ -173,14 +172,15 @@ COLLECTIVE_INLINE Two<V> combine(Two<V> x, Two<V> y) {
   return {combine<Op>(x.a, y.a), combine<Op>(x.b, y.b)};
 }
 
-// What becomes of an element that has been combined from all sources: x / divisor * scale.
+// What is applied to an element once it is combined from all sources: x / divisor * scale.
 struct Finish {
   double scale, divisor;
 };
 
-// Floating point is always multiplied, also by one: that costs nothing where memory is the limit, and saves every
-// kernel's twin. Only a divisor is divided by, which is correctly rounded where a product with 1/n is not: 7 threes times
-// 1/7 are 3.0000002. Integers are finished by scale_integers() and divide_integers().
+// Floating-point values are always multiplied, even by one: that costs nothing where memory is the limit, and saves a
+// second version of every kernel. They are divided only by a divisor other than one; division is correctly rounded,
+// where a product with 1/n is not: 7 threes times 1/7 is 3.0000002. Integers are finished by scale_integers() and
+// divide_integers().
 COLLECTIVE_INLINE Vec<float> finished(Vec<float> v, Finish how) {
   if (how.divisor != 1) v /= static_cast<float>(how.divisor);
   return v * static_cast<float>(how.scale);

@@ -32,13 +32,14 @@ Scaling scaling_of(const AllreduceSpec& spec, int size, Passes passes) {
   s.arithmetic.divisor = size;
   if (is_integer(spec.dtype)) return s;
   const auto power = static_cast<int>(std::bit_ceil(static_cast<unsigned>(size)));
-  // A sum of float16 may exceed 65504 where the average does not, and so may a float32 where it is packed. A power of
-  // two takes no bit from any but the smallest values (below 2^-14 times itself), as a division by p would from all.
+  // A sum of float16 may exceed 65504 where the average does not, and so may a float32 when it is packed. Dividing by a
+  // power of two first costs bits only in the smallest values (below 2^-14 times that power); dividing by p would cost
+  // bits in all.
   if (spec.wire == DType::kFloat16 && !(passes == Passes::kOnePass && spec.dtype == DType::kFloat16)) {
     s.before /= power;
     s.arithmetic.scale *= power;
   }
-  if (power == size) {  // the same bits as by dividing, and cheaper
+  if (power == size) {  // the same bits as dividing, and cheaper
     s.arithmetic.divisor = 1;
     s.arithmetic.scale /= size;
   }

@@ -1,4 +1,4 @@
-// What an all-reduce is to do: its types, operation and factors; and the tensors that it does it to.
+// What an all-reduce does: its types, operation and factors; and the tensors it works on.
 #pragma once
 
 #include <cstddef>

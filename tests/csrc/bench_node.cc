@@ -4,9 +4,9 @@
 //   mpirun -n 4 --oversubscribe build/csrc/bench_node
 //
 // float32, Sum. All ways take turns within a round. Times in microseconds, of the slowest rank: the median of the
-// rounds, the best of them, and the median of the processor time, which is what there is to go by on a machine that
-// others use (then set OMPI_MCA_mpi_yield_when_idle=1, too). Ratios: the time of MPI_Allreduce, one call in place, by
-// this one; of the rounds, of the best, and of processor times.
+// rounds, the best of them, and the median of the processor time, which is what to go by on a shared machine (then set
+// OMPI_MCA_mpi_yield_when_idle=1, too). Ratios: the time of MPI_Allreduce, one call in place, divided by this one's; of
+// the rounds, of the best, and of processor times.
 //
 //   memcpy            the same bytes, on all ranks at once
 //   MPI, MPI pieces   MPI_Allreduce in place, in one call and in pieces of 4 MiB
@@ -40,7 +40,7 @@ namespace {
 constexpr size_t kMost = size_t{256} << 20;
 constexpr size_t kPiece = size_t{4} << 20;
 
-// Steps without success before the core is offered to others: soon where they have none of their own.
+// Idle steps before the core is yielded to others: few where ranks share cores.
 int spins = 1000;
 
 void finish(Operation& operation) {
@@ -74,7 +74,8 @@ struct Way {
 
 void measure(std::vector<Way>& ways, size_t nbytes, int rounds, int rank) {
   const size_t repeats = std::clamp<size_t>((size_t{1} << 20) / nbytes, 1, 200);
-  // In another order each round, alike on all ranks: what ran before leaves its traces in the caches and the scheduler.
+  // In a different order each round, the same on all ranks: what ran before leaves its traces in the caches and the
+  // scheduler.
   std::vector<size_t> order(ways.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::mt19937 random;
@@ -169,7 +170,7 @@ int main(int argc, char** argv) {
         {"packed fp16", [&] { in_bucket(half_bucket, half, a.data()); }},
     };
     measure(ways, size, rounds, comm.rank());
-    // Nobody may leave, and unmap, while a peer still steps: it is over when all say so.
+    // No rank may leave, and unmap, while a peer still steps: it is done when all say so.
     MPI_Barrier(MPI_COMM_WORLD);
   }
   comm.release();

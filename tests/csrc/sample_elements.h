@@ -49,7 +49,7 @@ inline Bytes random_bytes(DType dtype, size_t count, bool wild) {
 }
 
 template <class T, class Wide>
-Bytes ties() {  // every T, every middle between two neighbours, and what lies next to either: in Wide
+Bytes ties() {  // every T, every midpoint of two neighbours, and the values next to either: in Wide
   std::vector<Wide> values;
   for (int bits = 0; bits < 0x10000; bits++) {
     const double x = decode(T{static_cast<uint16_t>(bits)}), y = decode(T{static_cast<uint16_t>(bits + 1)});

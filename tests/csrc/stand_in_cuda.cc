@@ -1,10 +1,11 @@
-// A stand-in for the CUDA driver, for machines without a GPU: libcuda.so.1 with the functions of csrc/device/cuda_driver.h.
+// A stand-in for the CUDA driver, for machines without a GPU: libcuda.so.1, with the functions of
+// csrc/device/cuda_driver.h.
 //
-// It forgives little. Device memory cannot be read or written at its address, only through copies; every
-// stream is a thread that takes its time, so that what does not wait for its events sees old data; copies take
-// page-locked host memory only; calls without a current context, or with an event or stream of another, fail. Kernels
-// are those of collective/kernels, compiled for the host, and run thread by thread. What it cannot show: speed, and
-// whatever the real driver does otherwise.
+// It forgives little. Device memory cannot be read or written at its address, only through copies; every stream is a
+// thread that takes its time, so that what does not wait for its events sees old data; copies take page-locked host
+// memory only; calls without a current context, or with an event or stream of another, fail. Kernels are those of
+// collective/kernels, compiled for the host, and run thread by thread. What it cannot show: speed, and whatever the
+// real driver does differently.
 //
 //   STAND_IN_CUDA_DEVICES=2           how many there are
 //   STAND_IN_CUDA_OWN=1               each rank of a node has its own, as where CUDA_VISIBLE_DEVICES differs
@@ -84,7 +85,7 @@ struct Stream {
   int device;
 
   Stream(unsigned seed, int device) : random(seed), device(device) {
-    std::thread([this] { run(); }).detach();  // for ever, as the process's others
+    std::thread([this] { run(); }).detach();  // for ever, like the process's other streams
   }
   void put(std::function<void()> work) {
     const std::lock_guard lock(mutex);
@@ -106,7 +107,7 @@ struct Stream {
   }
 };
 
-// Where bytes are; of device memory another mapping than the one at its address, which is closed.
+// Where bytes are; for device memory, a second mapping beside the one at its address, which is closed.
 struct Bytes {
   std::byte* data;
   size_t nbytes;
@@ -121,7 +122,7 @@ struct Bytes {
   }
 };
 
-// Part of a block, which it keeps.
+// Part of a block, which it keeps alive.
 struct Reach {
   std::shared_ptr<Bytes> bytes;
   std::byte* data = nullptr;
@@ -518,9 +519,9 @@ int cuEventQuery(void* event) {
 }
 // ---- for tests: what kernels of a user would do ----
 
-// How many pieces of the host's memory cuMemHostRegister has locked.
+// How many ranges of host memory cuMemHostRegister has locked.
 int standInPageLocks() { return world().page_locks; }
-// Bytes that cuMemHostAlloc has given away.
+// Bytes of host memory that are page-locked, by cuMemHostAlloc or by cuMemHostRegister.
 size_t standInPinned() {
   size_t nbytes = 0;
   const std::lock_guard lock(world().mutex);
@@ -532,7 +533,7 @@ size_t standInPinned() {
 int standInLaunches() { return world().launches; }
 // This stream is being captured; null: none.
 void standInCapture(void* stream) { world().captured = stream; }
-// For the stand-in for NCCL: queues this, and where the bytes are that a device has at this address; null: nowhere.
+// For the stand-in for NCCL: queues this; and where the bytes are that a device has at this address, or null.
 void standInQueue(void* stream, void (*work)(void*), void* argument) {
   stream_of(stream).put([=] { work(argument); });
 }

@@ -1,8 +1,9 @@
-// A stand-in for NCCL beside the one for the CUDA driver: libnccl.so.2 with the functions of csrc/device/nccl_library.h, for
-// ranks of one node.
+// A stand-in for NCCL beside the one for the CUDA driver: libnccl.so.2, with the functions of
+// csrc/device/nccl_library.h, for the ranks of one node.
 //
-// Like NCCL's, its all-reduces run on a stream and keep it until all ranks have come; ranks that do not call in the same
-// order end by its message. Communicators must not block, and what they do in the background takes its time.
+// Like NCCL's, its all-reduces run on a stream and occupy it until all ranks have come; ranks that do not call in the
+// same order are aborted, with a message. Communicators must not block, and what they do in the background takes its
+// time.
 //
 //   STAND_IN_NCCL_FAIL=ncclAllReduce   this function fails; in the background do "connect", the making of a
 //                                      communicator, and "later", an all-reduce that NCCL has taken in
@@ -142,7 +143,7 @@ void run(void* argument) {
   if (!comm.wait([&](const Shared::Rank& rank) { return rank.wrote > call->number; })) return done();
   for (int rank = 0; rank < comm.size; ++rank)
     if (comm.shared->ranks[rank].count != call->count || comm.shared->ranks[rank].dtype != call->dtype) {
-      std::fputs("stand-in for NCCL: ranks call in different order\n", stderr);
+      std::fputs("stand-in for NCCL: ranks call in different orders\n", stderr);
       std::abort();
     }
   auto* const out = static_cast<std::byte*>(call->out);
@@ -213,7 +214,7 @@ int ncclCommGetAsyncError(void* handle, int* state) {
   return kSuccess;
 }
 
-// Ends when all ranks have called it, as NCCL's may. What is under way may still look at it, so it stays.
+// Ends when all ranks have called it, as NCCL's may. What is in flight may still look at it, so it stays.
 int ncclCommAbort(void* handle) {
   auto* const comm = static_cast<Comm*>(handle);
   comm->aborted = true;
@@ -258,7 +259,7 @@ int ncclAllReduce(const void* in, void* out, size_t count, int dtype, int op, vo
 
 // How many all-reduces have been called.
 int standInNcclCalls() { return all_calls; }
-// And how many of them have not come to their end.
+// And how many of them are not complete.
 int standInNcclUnderWay() { return under_way; }
 
 }  // extern "C"

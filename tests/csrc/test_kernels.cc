@@ -2,7 +2,7 @@
 //
 //   build/csrc/test_kernels         exits with 1 and a message at the first difference
 //
-// Every result has the bits of csrc/reduce, but that any NaN equals any NaN, and memory around it is left alone.
+// Every result has the bits of csrc/reduce, except that any NaN equals any NaN, and memory around it is left alone.
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "kernels_on_host.h"
-// Below what it needs.
+// After what it needs.
 #include "kernels.cu"
 #include "node/slices.h"
 #include "reduce/reduce.h"
@@ -158,7 +158,7 @@ struct Converted {
   bool in_place, identity;
 };
 
-// In as few launches as there can be.
+// In as few launches as possible.
 void test_convert(DType to, DType from, std::vector<Converted>& all, double scale) {
   const unsigned char identity[16] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
   const std::string name = std::string("convert_") + name_of(from) + "_" + name_of(to);

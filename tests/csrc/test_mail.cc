@@ -99,7 +99,7 @@ void test_lengths(const World& world) {
       [&] { return own() % 3 != 0; });
 }
 
-// Many times the ring is sent before the first is read.
+// Many times the ring's size is sent before the first message is read.
 void test_flood(const World& world) {
   const SharedMemory memory = world.memory(NodeMail::nbytes(world.size));
   Exchange exchange(world, memory);
@@ -130,8 +130,8 @@ void test_ping_pong(const World& world) {
   while (!exchange.mail.sent()) std::this_thread::yield();
 }
 
-// The last rank hangs up, once by word and once by its end, in the middle of what it is sent: nobody waits for it, and
-// the others get everything.
+// The last rank hangs up, once by saying so and once by ending, in the middle of what it is sent: nobody waits for it,
+// and the others get everything.
 void test_hang_up(const World& world) {
   const int last = world.size - 1;
   if (last == 0) return;

@@ -213,7 +213,7 @@ AllreduceSpec any_spec(Random& random) {
   return specs[random() % specs.size()];
 }
 
-// A bucket and the run under way in it: slots that are views, copied or missing.
+// A bucket and the run in flight in it: slots that are views, copied or missing.
 struct BucketRuns {
   Case test;
   SharedMemory memory;
@@ -433,7 +433,7 @@ void test_movements(const World& world) {
       }
 }
 
-// What each waits for, told while a peer does not come.
+// What each says it waits for, while a peer does not come.
 void test_describe(const World& world) {
   if (world.size == 1) return;
   SharedMemory memory = world.memory(Lane::nbytes());
@@ -441,7 +441,7 @@ void test_describe(const World& world) {
   const int last = world.size - 1;
   const auto expect = [&](Operation& operation, const std::string& text) {
     const auto start = std::chrono::steady_clock::now();
-    do {  // first for others, perhaps, that come later
+    do {  // at first perhaps for other ranks, which come later
       if (operation.step() == Step::kDone) fail(world, "done without a peer");
       if (std::chrono::steady_clock::now() - start > std::chrono::seconds(10))
         fail(world, "says: " + operation.describe() + "; not: " + text);
@@ -599,7 +599,7 @@ void test_no_memory(const World& world) {
   // The others do not come: an error that names one.
   if (world.rank == 0 && world.size > 1) try {
       try_share_memory(comm, 2, 4096, std::chrono::seconds(1), why);
-      fail(world, "shared memory with who is not there");
+      fail(world, "shared memory with a rank that is not there");
     } catch (const Error& error) {
       if (error.code != ErrorCode::kTimeout || std::string(error.what()).find("rank 1") == std::string::npos)
         fail(world, std::string("missing rank: ") + error.what());

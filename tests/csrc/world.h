@@ -99,7 +99,7 @@ inline int run_processes(unsigned seed, const std::vector<Test>& tests) {
 inline int run(int argc, char** argv, const std::vector<Test>& tests) {
   const bool threads = argc > 2 && std::strcmp(argv[1], "threads") == 0;
   const int seed_at = threads ? 3 : 1;
-  // Memory that was freed serves again, rather than the system's, page by page: a third of the time.
+  // Memory that was freed is used again, instead of the system's, page by page: a third of the time.
   mallopt(M_MMAP_THRESHOLD, 32 << 20);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
   const unsigned seed = argc > seed_at ? static_cast<unsigned>(std::atoi(argv[seed_at])) : 1;
