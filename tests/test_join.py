@@ -81,6 +81,23 @@ def test_an_optimizers_buckets_go_on(world: World) -> None:
     check(next(iter(model.parameters())).grad, np.full((3, 4), 2.0), 1e-5)
 
 
+@pytest.mark.parametrize("compression", [hvd.Compression.none, hvd.Compression.fp16])
+def test_buckets_that_are_long_enough_for_a_ring_go_on(world: World, compression: type[hvd.Compressor]) -> None:
+    """A rank that has joined cuts the bucket as the others do, which have memory for it."""
+    parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (5003, 1, 20011)]
+    sgd = torch.optim.SGD(parameters, lr=0.0)
+    optimizer = hvd.DistributedOptimizer(sgd, compression=compression, op=Sum, groups=1)
+    for step in range(world.rank + 2):
+        for n, p in enumerate(parameters):
+            p.grad = (torch.arange(p.numel()) % 7 + 10.0 * n) * (world.rank + 1)
+        optimizer.step()
+        total = sum(rank + 1 for rank in still_there(world, step))
+        for n, p in enumerate(parameters):
+            check(p.grad, (np.arange(p.numel()) % 7 + 10.0 * n) * total, 0, step)
+        optimizer.zero_grad()
+    hvd.join()
+
+
 def one_bucket_each() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """Three gradients, two of which start during backward."""
     model = torch.nn.Sequential(*(torch.nn.Linear(5, 5, bias=False) for _ in range(3)))
