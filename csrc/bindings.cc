@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "base/log.h"
+#include "base/thresholds.h"
 #include "device/device_kernels.h"
 #include "engine/bucket.h"
 #include "engine/engine.h"
@@ -314,5 +315,11 @@ PYBIND11_MODULE(_core, m) {
   m.def("built_for_mpi", &built_for_mpi);
   m.def("running_mpi", &running_mpi);
   m.def("running_mpi_path", &running_mpi_path);
+  // (What, bytes, the way below, the way above.)
+  m.def("thresholds", [] {
+    std::vector<std::tuple<std::string, size_t, std::string, std::string>> all;
+    for (const auto& t : thresholds::kAll) all.emplace_back(t.what, t.bytes, t.below, t.above);
+    return all;
+  });
   m.def("simd_name", [] { return std::string(simd_name()); });
 }

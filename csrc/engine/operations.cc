@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/thresholds.h"
 #include "messages/alltoall.h"
 #include "messages/broadcast.h"
 #include "messages/exchange.h"
@@ -34,13 +35,6 @@ std::vector<size_t> row_offsets(const std::vector<int64_t>& rows, size_t row_byt
 void copy(std::byte* target, const void* source, size_t nbytes) {
   if (nbytes > 0) std::memcpy(target, source, nbytes);
 }
-
-// In an alltoall all bytes but few are read once, so that a copy into shared memory on their way is a third of the work
-// with many ranks; MPI, where it may read its peers' memory, saves that. Measured, all of it with its agreement, lane
-// against messages: 2 ranks 1 MiB 57 us against 99, 16 MiB 1910 against 2400, 64 MiB 8390 against 9390; 4 ranks (on 2
-// cores) 1 MiB 230 against 340, 4 MiB 1240 against 1580, 16 MiB 5570 against 5190, 64 MiB 20.4 ms against 18.2. The
-// other operations are faster in the lane at all lengths.
-constexpr size_t kLongAlltoall = size_t{8} << 20;  // bytes that a rank sends, more than 2 ranks
 
 size_t most_rows(const Task& task) {
   return static_cast<size_t>(*std::max_element(task.rows->begin(), task.rows->end()));
@@ -178,7 +172,8 @@ bool runs_in_lane(const Place& place, const std::vector<Task>& bucket) {
   switch (d.kind) {
     case Kind::kAllreduce: return d.op != ReduceOp::kAdasum;  // that needs whole tensors, not slices of them
     case Kind::kAlltoall:
-      return place.comm.size() == 2 || most_rows(bucket[0]) * row_elements(d) * size_of(d.dtype) <= kLongAlltoall;
+      return place.comm.size() == 2 ||
+             most_rows(bucket[0]) * row_elements(d) * size_of(d.dtype) <= thresholds::kAlltoallByMessages;
     case Kind::kBarrier:
     case Kind::kBuckets:
     case Kind::kRefusal: return false;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/thresholds.h"
 #include "device/allreduce_device.h"
 #include "device/allreduce_device_ring.h"
 #include "device/staged.h"
@@ -51,10 +52,6 @@ size_t out_count(const Task& task, const Place& place) {
   return d.count() / static_cast<size_t>(d.shape[0]) * rows_here(d, place.comm.size(), place.comm.rank());
 }
 
-// Less goes by way of the host: two copies of it take less time than three kernels between which the ranks meet. (Not
-// measured on a device.)
-constexpr size_t kFromBytes = size_t{64} << 10;
-
 std::byte* offset(const void* data, size_t nbytes) {
   return data == nullptr ? nullptr : static_cast<std::byte*>(const_cast<void*>(data)) + nbytes;
 }
@@ -100,7 +97,7 @@ std::unique_ptr<Operation> make_staged(const Place& place, const std::function<i
   size_t nbytes = 0;
   for (const Task& task : bucket) nbytes += task.descriptor->count() * size_of(task.descriptor->wire);
   if ((devices.staging() != nullptr || devices.messages() != nullptr) && has_kernels(*bucket[0].descriptor) &&
-      nbytes >= kFromBytes)
+      nbytes >= thresholds::kDevices)
     return make_on_devices(place, next_tag(), bucket, devices);
   std::vector<PinnedMemory> memory;
   std::vector<Staged::Part> parts(part_count(bucket));

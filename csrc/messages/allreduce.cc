@@ -3,18 +3,14 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/thresholds.h"
 #include "messages/allreduce_direct.h"
 #include "messages/allreduce_doubling.h"
 #include "messages/ring.h"
 #include "reduce/identity.h"
 
 namespace collective {
-namespace {
-
-// Below this, recursive doubling, which has fewer steps; from here on the ring, which sends less.
-constexpr size_t kRingFromBytes = size_t{16} << 10;
-
-}  // namespace
+namespace {}  // namespace
 
 Allreduce::Allreduce(const Comm& comm, BufferPool& pool, int tag, const AllreduceSpec& spec, std::vector<Slot> slots,
                      void* storage)
@@ -49,7 +45,7 @@ Allreduce::Allreduce(const Comm& comm, BufferPool& pool, int tag, const Allreduc
 }
 
 bool Allreduce::is_short(size_t count) const {
-  return count * size_of(spec_.wire) < kRingFromBytes || spec_.op == ReduceOp::kAdasum;
+  return count * size_of(spec_.wire) < thresholds::kRing || spec_.op == ReduceOp::kAdasum;
 }
 
 void Allreduce::arrange(std::vector<Slot> slots) {
@@ -98,7 +94,7 @@ bool Allreduce::next_reduction() {
   const size_t behind = short_ * size_of(spec_.wire);
   for (; reductions_ < 2 && reduction_ == nullptr; ++reductions_) {
     if (reductions_ == 0 && short_ > 0) {
-      if (behind < kRingFromBytes || spec_.op == ReduceOp::kAdasum)
+      if (behind < thresholds::kRing || spec_.op == ReduceOp::kAdasum)
         reduction_ =
             std::make_unique<AllreduceDoubling>(*comm_, *pool_, tag_, reduce_in_, bucket_, short_, scaling_.arithmetic);
       else

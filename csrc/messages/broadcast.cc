@@ -1,5 +1,7 @@
 #include "messages/broadcast.h"
 
+#include "base/thresholds.h"
+
 namespace collective {
 
 Broadcast::Broadcast(const Comm& comm, int tag, int root, void* data, size_t nbytes)
@@ -15,7 +17,7 @@ Broadcast::Broadcast(const Comm& comm, int tag, int root, void* data, size_t nby
     children_.emplace_back();
     children_.back().rank = rank_at(other);
   };
-  if (nbytes >= kChainFrom) {
+  if (nbytes >= thresholds::kBroadcastChain) {
     if (place > 0) parent_ = rank_at(place - 1);
     if (place + 1 < p) add_child(place + 1);
   } else {

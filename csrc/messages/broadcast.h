@@ -34,7 +34,6 @@ class Broadcast final : public Operation {
   std::string describe() const override;
 
  private:
-  static constexpr size_t kChainFrom = size_t{64} << 10;  // bytes: from here the chain
   static constexpr size_t kSegmentBytes = size_t{128} << 10;
   static constexpr size_t kDepth = 4;
 
