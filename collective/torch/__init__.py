@@ -32,6 +32,7 @@ from ..runtime import (
 )
 from ..submission import Adasum, Average, Max, Min, Product, Sum
 from ..timeline import start_timeline, stop_timeline
+from . import _requirements as _requirements  # first, for it says what is wrong with the torch that is there
 from . import compression, functions, mpi_ops, optimizer, sync_batch_norm
 from .compression import Compression, Compressor
 from .ops import (
