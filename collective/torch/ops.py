@@ -16,6 +16,7 @@ from .. import runtime
 from ..errors import CollectiveError, InvalidArgumentError, UnsupportedTypeError
 from ..handles import Handle, Handles
 from ..process_sets import ProcessSet, global_process_set
+from ..reductions import Options
 from ..submission import Average, Sum, checked_op
 from . import autograd
 from .compression import Compression, Compressor, compressed, wire_of
@@ -79,6 +80,16 @@ def _op_of(average: bool | None, op: int | None) -> Any:
     return Average if average else Sum
 
 
+def _options(name: str | None, prescale_factor: float, postscale_factor: float, process_set: ProcessSet) -> Options:
+    """As keyword arguments of a reduction. Horovod's scripts give them by position, so each verb here lists them."""
+    return {
+        "name": name,
+        "prescale_factor": prescale_factor,
+        "postscale_factor": postscale_factor,
+        "process_set": process_set,
+    }
+
+
 # ---- allreduce ----
 
 
@@ -93,12 +104,7 @@ def allreduce_async(
 ) -> TensorHandle:
     """Start an `allreduce` into a new tensor."""
     return _ops.allreduce_async(
-        tensor,
-        _op_of(average, op),
-        name=name,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
-        process_set=process_set,
+        tensor, _op_of(average, op), **_options(name, prescale_factor, postscale_factor, process_set)
     )
 
 
@@ -113,12 +119,7 @@ def allreduce_async_(
 ) -> TensorHandle:
     """Start an `allreduce` in place on a contiguous tensor."""
     return _ops.allreduce_async_(
-        tensor,
-        _op_of(average, op),
-        name=name,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
-        process_set=process_set,
+        tensor, _op_of(average, op), **_options(name, prescale_factor, postscale_factor, process_set)
     )
 
 
@@ -153,12 +154,7 @@ def allreduce_(
 ) -> Tensor:
     """Like `allreduce`, in place on a contiguous tensor, which is returned."""
     return _ops.allreduce_(
-        tensor,
-        _op_of(average, op),
-        name=name,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
-        process_set=process_set,
+        tensor, _op_of(average, op), **_options(name, prescale_factor, postscale_factor, process_set)
     )
 
 
@@ -173,12 +169,7 @@ def grouped_allreduce_async(
 ) -> TensorHandles:
     """Start an `allreduce` of several tensors; `synchronize` returns their list."""
     return _ops.grouped_allreduce_async(
-        tensors,
-        _op_of(average, op),
-        name=name,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
-        process_set=process_set,
+        tensors, _op_of(average, op), **_options(name, prescale_factor, postscale_factor, process_set)
     )
 
 
@@ -193,12 +184,7 @@ def grouped_allreduce_async_(
 ) -> TensorHandles:
     """Like `grouped_allreduce_async`, in place."""
     return _ops.grouped_allreduce_async_(
-        tensors,
-        _op_of(average, op),
-        name=name,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
-        process_set=process_set,
+        tensors, _op_of(average, op), **_options(name, prescale_factor, postscale_factor, process_set)
     )
 
 
@@ -287,12 +273,7 @@ def reducescatter_async(
 ) -> TensorHandle:
     """Start a `reducescatter`."""
     return _ops.reducescatter_async(
-        tensor,
-        _op_of(None, op),
-        name=name,
-        process_set=process_set,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
+        tensor, _op_of(None, op), **_options(name, prescale_factor, postscale_factor, process_set)
     )
 
 
@@ -320,12 +301,7 @@ def grouped_reducescatter_async(
 ) -> TensorHandles:
     """Start a `reducescatter` of several tensors; `synchronize` returns their list."""
     return _ops.grouped_reducescatter_async(
-        tensors,
-        _op_of(None, op),
-        name=name,
-        process_set=process_set,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
+        tensors, _op_of(None, op), **_options(name, prescale_factor, postscale_factor, process_set)
     )
 
 
