@@ -19,7 +19,7 @@ from ..process_sets import ProcessSet, global_process_set
 from ..reductions import Options
 from ..submission import Average, Sum, checked_op
 from . import autograd
-from .compression import Compression, Compressor, compressed, wire_of
+from .compression import Compression, Compressor, compressed, compressed_group, wire_of
 
 __all__ = [
     "allgather",
@@ -137,10 +137,10 @@ def allreduce(
 
     Shape, dtype and arguments are the same on all ranks; `collective.allreduce` tells the rest, of rounding too.
     """
-    (result,) = grouped_allreduce(
-        [tensor], average, name, compression, op, prescale_factor, postscale_factor, process_set
+    options = autograd.ReduceOptions(
+        _op_of(average, op), prescale_factor, postscale_factor, wire_of(compression), process_set
     )
-    return result
+    return compressed(compression, tensor, lambda sent: autograd.allreduce(sent, options, name))
 
 
 def allreduce_(
@@ -202,7 +202,7 @@ def grouped_allreduce(
     options = autograd.ReduceOptions(
         _op_of(average, op), prescale_factor, postscale_factor, wire_of(compression), process_set
     )
-    return compressed(compression, tensors, lambda sent: autograd.allreduce(sent, options, name))
+    return compressed_group(compression, tensors, lambda sent: autograd.grouped_allreduce(sent, options, name))
 
 
 def grouped_allreduce_(
@@ -287,8 +287,10 @@ def reducescatter(
     postscale_factor: float = 1.0,
 ) -> Tensor:
     """Reduce a tensor over all ranks and leave each its rows; differentiable for Average and Sum."""
-    (result,) = grouped_reducescatter([tensor], name, compression, op, process_set, prescale_factor, postscale_factor)
-    return result
+    options = autograd.ReduceOptions(
+        _op_of(None, op), prescale_factor, postscale_factor, wire_of(compression), process_set
+    )
+    return compressed(compression, tensor, lambda sent: autograd.reducescatter(sent, options, name))
 
 
 def grouped_reducescatter_async(
@@ -318,7 +320,7 @@ def grouped_reducescatter(
     options = autograd.ReduceOptions(
         _op_of(None, op), prescale_factor, postscale_factor, wire_of(compression), process_set
     )
-    return compressed(compression, tensors, lambda sent: autograd.reducescatter(sent, options, name))
+    return compressed_group(compression, tensors, lambda sent: autograd.grouped_reducescatter(sent, options, name))
 
 
 def reduce_async(
@@ -355,8 +357,7 @@ def allgather_async(
 
 def allgather(tensor: Tensor, name: str | None = None, process_set: ProcessSet = global_process_set) -> Tensor:
     """Concatenate the tensors of all ranks along the first dimension, which may differ per rank; differentiable."""
-    (result,) = grouped_allgather([tensor], name, process_set)
-    return result
+    return autograd.allgather(tensor, process_set, name)
 
 
 def grouped_allgather_async(
@@ -370,7 +371,7 @@ def grouped_allgather(
     tensors: Sequence[Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> list[Tensor]:
     """Several `allgather` as one operation."""
-    return autograd.allgather(tensors, process_set, name)
+    return autograd.grouped_allgather(tensors, process_set, name)
 
 
 def broadcast_async(
