@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
@@ -54,7 +55,8 @@ How = tuple[Any, float, float, str | None]  # what is computed: operator, factor
 
 
 def _start(call: Call, source: View, target: View, how: How) -> Handle[Any]:
-    what = call.reduction(source, *how)
+    op, prescale_factor, postscale_factor, compression = how  # not *how, which takes longer
+    what = call.reduction(source, op, prescale_factor, postscale_factor, compression)
     ticket = call.submit(what, source, target)
     return call.handle(ticket, (source.array, target.array), lambda _: target.array)
 
@@ -160,7 +162,8 @@ def allreduce_async_(
 
 def _grouped(start: Callable[..., Handle[ArrayT]], xs: Sequence[ArrayT], op: Op, options: Options) -> Handles[ArrayT]:
     name = options.pop("name", None)
-    return grouped(lambda x, n: start(x, op, name=n, **options), xs, name)
+    each = functools.partial(start, op=op, **options)
+    return grouped(lambda x, n: each(x, name=n), xs, name)
 
 
 def grouped_allreduce_async(xs: Sequence[ArrayT], op: Op = Average, **options: Unpack[Options]) -> Handles[ArrayT]:
