@@ -28,6 +28,7 @@ from .errors import (
     UnsupportedTypeError,
 )
 from .handles import Handle, Handles
+from .lifecycle import add_process_set, init, remove_process_set, shutdown
 from .objects import allgather_object, broadcast_object
 from .ops import (
     Adasum,
@@ -73,18 +74,16 @@ from .ops import (
     send,
     send_async,
 )
-from .process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
+from .process_sets import ProcessSet, global_process_set
 from .running import run
 from .runtime import (
     cross_rank,
     cross_size,
-    init,
     is_homogeneous,
     is_initialized,
     local_rank,
     local_size,
     rank,
-    shutdown,
     size,
 )
 

@@ -74,7 +74,7 @@ class Config:
     timeout: float  # infinite for never
     stall_warning: float  # infinite for never
     # Large enough that per-message costs vanish, small enough that packing one bucket overlaps sending another and
-    # that the first gradients do not wait for the last. Added to a ResNet-50 step as in torch/reducer.py: 1 MiB 14 to
+    # that the first gradients do not wait for the last. Added to a ResNet-50 step as in torch/views.py: 1 MiB 14 to
     # 17 ms, 2, 4 and 8 MiB 10 to 14, 16 MiB 12 to 16.
     fusion_threshold: int
     shared_memory: bool

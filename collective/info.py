@@ -11,7 +11,7 @@ import platform
 import socket
 from importlib import metadata
 
-from . import __version__, _core, cuda_aware, mpi, ops, runtime, ucx
+from . import __version__, _core, cuda_aware, lifecycle, mpi, ops, runtime, ucx
 from .config import visible_devices
 from .objects import allgather_object
 
@@ -20,7 +20,7 @@ __all__ = ["cores", "main", "mpi_name", "version_of"]
 
 def main() -> None:
     """Print it, on rank 0; collective."""
-    runtime.init()
+    lifecycle.init()
     devices, why_none = _core.devices()
     names = [name for name, _ in devices]
     local = runtime.local_rank()
@@ -34,7 +34,7 @@ def main() -> None:
     way = _device_way(number)
     if runtime.rank() == 0:
         print("\n".join(_lines(ranks, places, visible, shares, names, why_none, way)), flush=True)
-    runtime.shutdown()  # where the others wait as long as rank 0 tries what the MPI can do
+    lifecycle.shutdown()  # where the others wait as long as rank 0 tries what the MPI can do
 
 
 def _lines(

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
+from .errors import MPIMismatchError
+
 __all__ = ["explain_missing_engine", "import_mpi"]
 
 
@@ -15,8 +17,7 @@ def import_mpi() -> ModuleType:
     """mpi4py.MPI. Raises MPIMismatchError where mpi4py does not find the MPI that it wants."""
     import mpi4py
 
-    from . import _core
-    from .errors import MPIMismatchError
+    from . import _core  # where it cannot be imported, explain_missing_engine() still can
 
     try:
         from mpi4py import MPI

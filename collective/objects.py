@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import cloudpickle
 import numpy as np
 
-from . import ops, runtime
+from . import movement, runtime
 from .errors import CollectiveError
 from .process_sets import ProcessSet, global_process_set
 
@@ -59,10 +59,10 @@ def broadcast_object(
     is_root = runtime.rank() == root_rank
     data, error = _pickled(obj) if is_root else (np.empty(0, dtype=np.uint8), None)
     own = np.array([-data.size if error else data.size], dtype=np.int64)
-    size = int(ops.broadcast(own, root_rank, name=f"{name}.size" if name else None, process_set=process_set)[0])
+    size = int(movement.broadcast(own, root_rank, name=f"{name}.size" if name else None, process_set=process_set)[0])
     if not is_root:
         data = np.empty(abs(size), dtype=np.uint8)
-    data = ops.broadcast(data, root_rank, name=f"{name}.data" if name else None, process_set=process_set)
+    data = movement.broadcast(data, root_rank, name=f"{name}.data" if name else None, process_set=process_set)
     _told(size, data, error)
     result: T = obj if is_root else pickle.loads(data.tobytes())
     return result
@@ -80,8 +80,8 @@ def allgather_object(obj: T, name: str | None = None, process_set: ProcessSet = 
     """
     data, error = _pickled(obj)
     own = np.array([-data.size if error else data.size], dtype=np.int64)
-    sizes = ops.allgather(own, name=f"{name}.size" if name else None, process_set=process_set)
-    gathered = ops.allgather(data, name=f"{name}.data" if name else None, process_set=process_set)
+    sizes = movement.allgather(own, name=f"{name}.size" if name else None, process_set=process_set)
+    gathered = movement.allgather(data, name=f"{name}.data" if name else None, process_set=process_set)
     parts = np.split(gathered, np.cumsum(abs(sizes))[:-1])
     for size, part in zip(sizes, parts, strict=True):
         _told(int(size), part, error)

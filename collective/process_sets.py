@@ -7,12 +7,21 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from . import runtime
-from .errors import InvalidArgumentError, MismatchError
+from .errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["ProcessSet", "add_process_set", "global_process_set", "remove_process_set"]
+__all__ = [
+    "ProcessSet",
+    "forget_all",
+    "free_communicators",
+    "global_process_set",
+    "register",
+    "register_global",
+    "registered",
+    "unregister",
+]
 
 
 class ProcessSet:
@@ -134,14 +143,33 @@ def _unpickled(ranks: list[int]) -> ProcessSet:
     return next(known, None) or ProcessSet(ranks)
 
 
+def registered() -> list[ProcessSet]:
+    """The sets that work now, the global one first. Like what follows, for lifecycle.py."""
+    return list(_registered.values())
+
+
+def register(
+    process_set: ProcessSet, number: int, ranks: list[int], group: int | None, comm: MPI.Intracomm | None
+) -> None:
+    """Let a set work under this number; group and communicator are None on ranks that are not in it."""
+    process_set.process_set_id = number
+    process_set._ranks = ranks
+    process_set._group = group
+    process_set._comm = comm
+    _registered[number] = process_set
+
+
 def register_global() -> None:
     """Called by init(): the global set holds all ranks."""
     _registered.clear()
-    global_process_set.process_set_id = 0
-    global_process_set._ranks = list(range(runtime.size()))
-    global_process_set._group = 0
-    global_process_set._comm = runtime.current().comm
-    _registered[0] = global_process_set
+    register(global_process_set, 0, list(range(runtime.size())), 0, runtime.current().comm)
+
+
+def unregister(process_set: ProcessSet) -> None:
+    """Let a registered set work no more."""
+    assert process_set.process_set_id is not None
+    del _registered[process_set.process_set_id]
+    process_set._release()
 
 
 def free_communicators() -> None:
@@ -156,66 +184,3 @@ def forget_all() -> None:
     for process_set in _registered.values():
         process_set._release()
     _registered.clear()
-
-
-def add_process_set(process_set: ProcessSet | Iterable[int]) -> ProcessSet:
-    """Register a process set; collective over all ranks, also those that are not in it.
-
-    Returns:
-        The set, now usable.
-
-    Raises:
-        MismatchError: on every rank, when ranks gave different sets.
-        InvalidArgumentError: a set of these ranks is registered, or the ranks are not valid.
-    """
-    from .objects import allgather_object
-
-    state = runtime.current()
-    try:
-        wanted = process_set if isinstance(process_set, ProcessSet) else ProcessSet(process_set)
-        ranks: list[int] | str = wanted.ranks
-    except InvalidArgumentError as error:
-        ranks = str(error)  # told to the others, who would wait otherwise
-    everyone = allgather_object(ranks)
-    if isinstance(ranks, str):
-        raise InvalidArgumentError(ranks)
-    for rank, theirs in enumerate(everyone):
-        if theirs != ranks:
-            raise MismatchError(
-                f"add_process_set: rank {runtime.rank()} gave the ranks {ranks}, rank {rank} gave {theirs}"
-            )
-    # A set of all ranks is allowed once beside the global one: scripts compute their sets, and do not ask.
-    if any(ranks == known.ranks for known in _registered.values() if known is not global_process_set):
-        raise InvalidArgumentError(f"a process set of the ranks {ranks} is registered already")
-    if runtime.rank() in ranks:
-        comm = state.comm.Create_group(state.comm.Get_group().Incl(ranks))
-        from mpi4py import MPI
-
-        wanted._comm = comm
-        wanted._group = state.engine.add_group(MPI._handleof(comm))
-    wanted._ranks = ranks
-    wanted.process_set_id = state.next_number("process set") + 1  # 0 is the global one
-    _registered[wanted.process_set_id] = wanted
-    return wanted
-
-
-def remove_process_set(process_set: ProcessSet) -> bool:
-    """Unregister a set; collective over all ranks. Operations in flight on it raise ShutdownError.
-
-    Returns:
-        False if it was not registered (nothing happens then), else True.
-    """
-    from .ops import barrier
-
-    if process_set is global_process_set:
-        raise InvalidArgumentError("the global process set cannot be removed")
-    state = runtime.current()
-    if process_set.process_set_id is None or process_set.process_set_id not in _registered:
-        return False
-    if process_set._group is not None:
-        state.engine.remove_group(process_set._group)
-        process_set._comm.Free()
-    del _registered[process_set.process_set_id]
-    process_set._release()
-    barrier()
-    return True

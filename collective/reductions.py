@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeVar
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from . import arrays
 from ._core import Kind
@@ -12,6 +13,9 @@ from .errors import InvalidArgumentError
 from .handles import Handle, Handles
 from .process_sets import ProcessSet, global_process_set
 from .submission import Average, Call, Compression, Op, grouped
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing's own comes with Python 3.11
 
 __all__ = [
     "allreduce",
@@ -33,30 +37,32 @@ __all__ = [
 ArrayT = TypeVar("ArrayT")
 
 
-def _start(
-    call: Call,
-    source: View,
-    target: View,
-    op: Any,
-    prescale_factor: float,
-    postscale_factor: float,
-    compression: str | None,
-) -> Handle[Any]:
+class Options(TypedDict, total=False):
+    """What every reduction takes by keyword, besides the array and the operator; `allreduce` tells what it means.
+
+    The operations on one array state it once more, each: help() and editors then show names and defaults, where they
+    would show no more than `**options`. Those on several arrays hand it on.
+    """
+
+    name: str | None
+    prescale_factor: float
+    postscale_factor: float
+    compression: Compression | None
+    process_set: ProcessSet
+
+
+How = tuple[Any, float, float, str | None]  # what is computed: operator, factors before and after, compression
+
+
+def _start(call: Call, source: View, target: View, how: How) -> Handle[Any]:
+    op, prescale_factor, postscale_factor, compression = how  # not *how, which takes longer
     what = call.reduction(source, op, prescale_factor, postscale_factor, compression)
     ticket = call.submit(what, source, target)
     return call.handle(ticket, (source.array, target.array), lambda _: target.array)
 
 
 def _allreduce(
-    x: Any,
-    in_place: bool,
-    op: Any,
-    name: str | None,
-    prescale_factor: float,
-    postscale_factor: float,
-    compression: str | None,
-    process_set: ProcessSet,
-    caller_waits: bool,
+    x: Any, in_place: bool, name: str | None, process_set: ProcessSet, caller_waits: bool, how: How
 ) -> Handle[Any]:
     with Call(Kind.allreduce, name, process_set, caller_waits) as call:
         if in_place:
@@ -64,7 +70,7 @@ def _allreduce(
         else:
             source = arrays.contiguous(call.view(x))
             target = arrays.empty_like(source)
-        return _start(call, source, target, op, prescale_factor, postscale_factor, compression)
+        return _start(call, source, target, how)
 
 
 def allreduce(
@@ -104,7 +110,7 @@ def allreduce(
         CollectiveTimeoutError, ShutdownError: a rank did not come.
     """
     result: ArrayT = _allreduce(
-        x, False, op, name, prescale_factor, postscale_factor, compression, process_set, True
+        x, False, name, process_set, True, (op, prescale_factor, postscale_factor, compression)
     ).wait()
     return result
 
@@ -121,7 +127,7 @@ def allreduce_(
 ) -> ArrayT:
     """Like `allreduce`, in place: `x` is contiguous, holds the result afterwards, and is returned."""
     result: ArrayT = _allreduce(
-        x, True, op, name, prescale_factor, postscale_factor, compression, process_set, True
+        x, True, name, process_set, True, (op, prescale_factor, postscale_factor, compression)
     ).wait()
     return result
 
@@ -137,7 +143,7 @@ def allreduce_async(
     process_set: ProcessSet = global_process_set,
 ) -> Handle[ArrayT]:
     """Like `allreduce`, without waiting; `x` must not change until the handle is finished."""
-    return _allreduce(x, False, op, name, prescale_factor, postscale_factor, compression, process_set, False)
+    return _allreduce(x, False, name, process_set, False, (op, prescale_factor, postscale_factor, compression))
 
 
 def allreduce_async_(
@@ -151,75 +157,46 @@ def allreduce_async_(
     process_set: ProcessSet = global_process_set,
 ) -> Handle[ArrayT]:
     """Like `allreduce_`, without waiting; `x` must not be used until the handle is finished."""
-    return _allreduce(x, True, op, name, prescale_factor, postscale_factor, compression, process_set, False)
+    return _allreduce(x, True, name, process_set, False, (op, prescale_factor, postscale_factor, compression))
 
 
-def grouped_allreduce_async(
-    xs: Sequence[ArrayT],
-    op: Op = Average,
-    *,
-    name: str | None = None,
-    prescale_factor: float = 1.0,
-    postscale_factor: float = 1.0,
-    compression: Compression | None = None,
-    process_set: ProcessSet = global_process_set,
-) -> Handles[ArrayT]:
+def _grouped(start: Callable[..., Handle[ArrayT]], xs: Sequence[ArrayT], op: Op, options: Options) -> Handles[ArrayT]:
+    name = options.pop("name", None)
+    each = functools.partial(start, op=op, **options)
+    return grouped(lambda x, n: each(x, name=n), xs, name)
+
+
+def grouped_allreduce_async(xs: Sequence[ArrayT], op: Op = Average, **options: Unpack[Options]) -> Handles[ArrayT]:
     """Like `allreduce_async` of several arrays; the handle's result is their list."""
-    return grouped(
-        lambda x, n: _allreduce(x, False, op, n, prescale_factor, postscale_factor, compression, process_set, False),
-        xs,
-        name,
-    )
+    return _grouped(allreduce_async, xs, op, options)
 
 
-def grouped_allreduce_async_(
-    xs: Sequence[ArrayT],
-    op: Op = Average,
-    *,
-    name: str | None = None,
-    prescale_factor: float = 1.0,
-    postscale_factor: float = 1.0,
-    compression: Compression | None = None,
-    process_set: ProcessSet = global_process_set,
-) -> Handles[ArrayT]:
+def grouped_allreduce_async_(xs: Sequence[ArrayT], op: Op = Average, **options: Unpack[Options]) -> Handles[ArrayT]:
     """Like `grouped_allreduce_async`, in place."""
-    return grouped(
-        lambda x, n: _allreduce(x, True, op, n, prescale_factor, postscale_factor, compression, process_set, False),
-        xs,
-        name,
-    )
+    return _grouped(allreduce_async_, xs, op, options)
 
 
-def grouped_allreduce(xs: Sequence[ArrayT], op: Op = Average, **options: Any) -> list[ArrayT]:
-    """Reduce several arrays as one operation; arguments as for `grouped_allreduce_async`."""
+def grouped_allreduce(xs: Sequence[ArrayT], op: Op = Average, **options: Unpack[Options]) -> list[ArrayT]:
+    """Reduce several arrays as one operation; arguments as for `allreduce`."""
     return grouped_allreduce_async(xs, op, **options).wait()
 
 
-def grouped_allreduce_(xs: Sequence[ArrayT], op: Op = Average, **options: Any) -> list[ArrayT]:
+def grouped_allreduce_(xs: Sequence[ArrayT], op: Op = Average, **options: Unpack[Options]) -> list[ArrayT]:
     """Like `grouped_allreduce`, in place."""
     return grouped_allreduce_async_(xs, op, **options).wait()
 
 
-def _reducescatter(
-    x: Any,
-    op: Any,
-    name: str | None,
-    prescale_factor: float,
-    postscale_factor: float,
-    compression: str | None,
-    process_set: ProcessSet,
-    caller_waits: bool,
-) -> Handle[Any]:
+def _reducescatter(x: Any, name: str | None, process_set: ProcessSet, caller_waits: bool, how: How) -> Handle[Any]:
     with Call(Kind.reducescatter, name, process_set, caller_waits) as call:
         source = arrays.contiguous(call.view(x))
         if not source.shape:
             raise InvalidArgumentError(f"{call.where}: a scalar has no first dimension to scatter")
-        if op == Op.Adasum:
+        if how[0] == Op.Adasum:
             raise InvalidArgumentError(f"{call.where}: Adasum needs whole tensors, so it is not defined here")
         ranks, me = process_set.size(), process_set.rank()
         rows = source.shape[0] // ranks + (me < source.shape[0] % ranks)
         target = arrays.empty_like(source, (rows, *source.shape[1:]))
-        return _start(call, source, target, op, prescale_factor, postscale_factor, compression)
+        return _start(call, source, target, how)
 
 
 def reducescatter(
@@ -242,7 +219,7 @@ def reducescatter(
         A new array with this rank's rows of the result. Raises like `allreduce`.
     """
     result: ArrayT = _reducescatter(
-        x, op, name, prescale_factor, postscale_factor, compression, process_set, True
+        x, name, process_set, True, (op, prescale_factor, postscale_factor, compression)
     ).wait()
     return result
 
@@ -258,29 +235,16 @@ def reducescatter_async(
     process_set: ProcessSet = global_process_set,
 ) -> Handle[ArrayT]:
     """Like `reducescatter`, without waiting; `x` must not change until the handle is finished."""
-    return _reducescatter(x, op, name, prescale_factor, postscale_factor, compression, process_set, False)
+    return _reducescatter(x, name, process_set, False, (op, prescale_factor, postscale_factor, compression))
 
 
-def grouped_reducescatter_async(
-    xs: Sequence[ArrayT],
-    op: Op = Average,
-    *,
-    name: str | None = None,
-    prescale_factor: float = 1.0,
-    postscale_factor: float = 1.0,
-    compression: Compression | None = None,
-    process_set: ProcessSet = global_process_set,
-) -> Handles[ArrayT]:
+def grouped_reducescatter_async(xs: Sequence[ArrayT], op: Op = Average, **options: Unpack[Options]) -> Handles[ArrayT]:
     """Like `reducescatter_async` of several arrays; the handle's result is their list."""
-    return grouped(
-        lambda x, n: _reducescatter(x, op, n, prescale_factor, postscale_factor, compression, process_set, False),
-        xs,
-        name,
-    )
+    return _grouped(reducescatter_async, xs, op, options)
 
 
-def grouped_reducescatter(xs: Sequence[ArrayT], op: Op = Average, **options: Any) -> list[ArrayT]:
-    """Several `reducescatter`; arguments as for `grouped_reducescatter_async`."""
+def grouped_reducescatter(xs: Sequence[ArrayT], op: Op = Average, **options: Unpack[Options]) -> list[ArrayT]:
+    """Several `reducescatter`; arguments as for `reducescatter`."""
     return grouped_reducescatter_async(xs, op, **options).wait()
 
 
@@ -296,28 +260,20 @@ def reduce_async(
     process_set: ProcessSet = global_process_set,
 ) -> Handle[ArrayT | None]:
     """Like `reduce`, without waiting; `x` must not change until the handle is finished."""
-    return _reduce(x, root_rank, op, name, prescale_factor, postscale_factor, compression, process_set, False)
+    return _reduce(x, root_rank, name, process_set, False, (op, prescale_factor, postscale_factor, compression))
 
 
 def _reduce(
-    x: Any,
-    root_rank: int,
-    op: Any,
-    name: str | None,
-    prescale_factor: float,
-    postscale_factor: float,
-    compression: str | None,
-    process_set: ProcessSet,
-    caller_waits: bool,
+    x: Any, root_rank: int, name: str | None, process_set: ProcessSet, caller_waits: bool, how: How
 ) -> Handle[Any]:
     with Call(Kind.reduce, name, process_set, caller_waits) as call:
-        if op == Op.Adasum:
+        if how[0] == Op.Adasum:
             raise InvalidArgumentError(f"{call.where}: Adasum is defined for allreduce only")
         root = call.root(root_rank)
         source = arrays.contiguous(call.view(x))
         is_root = process_set.rank() == root
         target = arrays.empty_like(source) if is_root else source
-        what = call.reduction(source, op, prescale_factor, postscale_factor, compression, root)
+        what = call.reduction(source, *how, root)
         ticket = call.submit(what, source, target if is_root else None)
         return call.handle(ticket, (source.array, target.array), lambda _: target.array if is_root else None)
 
@@ -342,6 +298,6 @@ def reduce(
         A new array like `x` on the root, None elsewhere. Raises like `allreduce`.
     """
     result: ArrayT | None = _reduce(
-        x, root_rank, op, name, prescale_factor, postscale_factor, compression, process_set, True
+        x, root_rank, name, process_set, True, (op, prescale_factor, postscale_factor, compression)
     ).wait()
     return result

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import cloudpickle
 
-from . import _core
+from . import _core, mpi
 from .config import environment_outside_the_job
 from .errors import CollectiveError, InvalidArgumentError
 
@@ -137,8 +137,6 @@ def _status(command: Sequence[str], env: Mapping[str, str]) -> int:
 
 def on_a_rank(name: str) -> None:
     """What the ranks do; `name` is the directory that the caller has made."""
-    from . import mpi
-
     directory = Path(name)
     mpi.start()
     from mpi4py import MPI

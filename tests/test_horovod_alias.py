@@ -26,7 +26,7 @@ from horovod.torch.optimizer import DistributedOptimizer
 from horovod.torch.sync_batch_norm import SyncBatchNorm
 from horovod.common.basics import HorovodBasics
 from horovod.common.exceptions import HorovodInternalError, HostsUpdatedInterrupt
-from horovod.common.process_sets import global_process_set
+from horovod.common.process_sets import add_process_set, global_process_set, remove_process_set
 from horovod.common.util import check_extension, env, gloo_built, gpu_available, mpi_built, split_list
 from horovod.runner import run
 import torch
@@ -58,7 +58,8 @@ else:
     raise AssertionError("elastic")
 hvd.init()
 basics = HorovodBasics(__file__, "mpi_lib")
-assert basics.rank() == hvd.rank() and basics.Max is hvd.Max
+assert basics.rank() == hvd.rank() and basics.Max is hvd.Max and basics.init is hvd.init
+assert (add_process_set, remove_process_set) == (hvd.add_process_set, hvd.remove_process_set)
 model = torch.nn.Linear(2, 1)
 hvd.broadcast_parameters(model.state_dict(), root_rank=0)
 optimizer = DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), compression=Compression.fp16)

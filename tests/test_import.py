@@ -10,6 +10,7 @@ import pytest
 
 import collective
 from collective import _core
+from collective.torch import _requirements
 from mpirun import environment, run_ranks
 
 
@@ -140,6 +141,20 @@ def test_an_mpi_that_mpi4py_cannot_load_is_named() -> None:
     assert "cannot load an MPI: libmpi.so.12 was not found" in told
     assert _core.running_mpi_path() in told
     assert "pip install --force-reinstall --no-deps --no-cache-dir --no-binary=mpi4py mpi4py" in told
+
+
+@pytest.mark.parametrize("version", ["1.13.1", "2.2.2+cu121"])
+def test_a_torch_that_is_too_old_is_named(version: str) -> None:
+    told = fails(f"import torch; torch.__version__ = {version!r}; import collective.torch")
+    assert told.startswith(f"ImportError: collective.torch needs torch 2.3 or later, and this is {version}, from /")
+
+
+def test_the_oldest_torch_is_the_one_that_is_declared() -> None:
+    declared = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    oldest = ".".join(map(str, _requirements.OLDEST))
+    assert f'torch = ["torch>={oldest}"]' in declared
+    for version in (f"{oldest}.0", f"{oldest}.0a0+6ddf5cf", "2.13.0+cpu", "2.19.0.dev20270101"):
+        python(f"import torch; torch.__version__ = {version!r}; import collective.torch")
 
 
 def test_a_source_tree_without_an_engine_says_so(tmp_path: Path) -> None:

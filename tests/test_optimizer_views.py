@@ -265,7 +265,7 @@ def test_buckets_come_in_the_order_of_gradients(world: World) -> None:
             optimizer.zero_grad()
             model.loss(world.rank, step, order).backward()
             optimizer.step()
-        plan = [[slot.name for slot in bucket.slots] for bucket in optimizer._reducer._plan]
+        plan = [[slot.name for slot in bucket.slots] for bucket in optimizer._reducer._rounds.plan.buckets]
         layers = list(dict.fromkeys(name.split(".")[0] for bucket in plan for name in bucket))
         assert layers == ["1", "0", "2", "3"]
         assert len(set(map(str, world.comm.allgather(plan)))) == 1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from .. import runtime
+from .. import lifecycle, runtime
 from . import gloo, machine
 from .buffers import DTYPES
 from .devices import devices
@@ -138,7 +138,7 @@ def _parse(rank: int, arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and report; collective, with the same arguments on every rank."""
-    runtime.init()
+    lifecycle.init()
     options = _parse(runtime.rank(), arguments)
     job = Job.start()
     header = machine.describe(job)

@@ -27,7 +27,7 @@ _PACKAGES = ("horovod", "horovod.common")
 _MODULES = {
     "horovod.common.basics": "collective.horovod.common.basics",
     "horovod.common.exceptions": "collective.horovod.common.exceptions",
-    "horovod.common.process_sets": "collective.process_sets",
+    "horovod.common.process_sets": "collective.horovod.common.process_sets",
     "horovod.common.util": "collective.horovod.common.util",
     "horovod.runner": "collective.running",
     "horovod.torch": "collective.torch",

@@ -16,28 +16,23 @@ from ..built import (
 )
 from ..errors import CollectiveError
 from ..handles import Handle, Handles
+from ..lifecycle import add_process_set, init, remove_process_set, shutdown
 from ..objects import allgather_object, broadcast_object
-from ..process_sets import (
-    ProcessSet,
-    add_process_set,
-    global_process_set,
-    remove_process_set,
-)
+from ..process_sets import ProcessSet, global_process_set
 from ..running import run
 from ..runtime import (
     cross_rank,
     cross_size,
-    init,
     is_homogeneous,
     is_initialized,
     local_rank,
     local_size,
     rank,
-    shutdown,
     size,
 )
 from ..submission import Adasum, Average, Max, Min, Product, Sum
 from ..timeline import start_timeline, stop_timeline
+from . import _requirements as _requirements  # first, for it says what is wrong with the torch that is there
 from . import compression, functions, mpi_ops, optimizer, sync_batch_norm
 from .compression import Compression, Compressor
 from .ops import (

@@ -20,7 +20,7 @@ Averages and numbers of ranks are those of the process set. Factors of a reducti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,17 @@ from .. import ops, runtime
 from ..process_sets import ProcessSet
 from ..submission import Average, Compression, Sum, checked_op
 
-__all__ = ["ReduceOptions", "allgather", "allreduce", "alltoall", "broadcast", "reducescatter"]
+__all__ = [
+    "ReduceOptions",
+    "allgather",
+    "allreduce",
+    "alltoall",
+    "broadcast",
+    "grouped_allgather",
+    "grouped_allreduce",
+    "grouped_reducescatter",
+    "reducescatter",
+]
 
 Tensor = torch.Tensor
 
@@ -55,106 +65,132 @@ class ReduceOptions:
         if self.op not in (Average, Sum):
             raise NotImplementedError(f"{what} with op {checked_op(self.op).name} has no gradient")
 
+    def factor_of_gathered(self, what: str) -> float:
+        """By what the gathered gradients of a reduce-scatter are multiplied."""
+        self.check_gradient(what)
+        factor = self.prescale_factor * self.postscale_factor
+        return factor * self.process_set.size() if self.op == Sum else factor
+
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     return function.apply(*arguments)  # type: ignore[no-untyped-call]
 
 
-def _is_recorded(tensors: Sequence[Any]) -> bool:
+def _is_recorded(*tensors: Any) -> bool:
     """Whether autograd needs to know."""
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
 
 
-class _Allreduce(torch.autograd.Function):
+class _Operation(torch.autograd.Function):
+    """An operation on one tensor, or on several as a tuple, whose gradient is such an operation on the gradients.
+
+    `gradient` holds on to no tensors: the graph keeps it until backward.
+    """
+
     @staticmethod
-    def forward(ctx: Any, options: ReduceOptions, name: str | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.options = options
-        return tuple(_allreduce(tensors, options, name))
+    def forward(ctx: Any, run: Callable[..., Any], gradient: Callable[..., Any], *tensors: Tensor) -> Any:
+        ctx.gradient = gradient
+        return run(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        ctx.options.check_gradient("allreduce")
-        return None, None, *allreduce(grads, ctx.options, None)  # differentiable in turn
+        result = ctx.gradient(*grads)  # differentiable in turn
+        return (None, None, *result) if isinstance(result, tuple) else (None, None, result)
 
 
-def _allreduce(tensors: Sequence[Tensor], options: ReduceOptions, name: str | None) -> list[Tensor]:
-    if len(tensors) == 1:
-        return [ops.allreduce(tensors[0], name=name, **options.arguments())]
-    return ops.grouped_allreduce(tensors, name=name, **options.arguments())
+def _differentiable(run: Callable[..., Any], gradient: Callable[..., Any], *tensors: Any) -> Any:
+    return _apply(_Operation, run, gradient, *tensors) if _is_recorded(*tensors) else run(*tensors)
 
 
-def allreduce(tensors: Sequence[Tensor], options: ReduceOptions, name: str | None) -> list[Tensor]:
+def allreduce(tensor: Tensor, options: ReduceOptions, name: str | None) -> Tensor:
+    """Differentiable all-reduce."""
+
+    def gradient(grad: Tensor) -> Tensor:
+        options.check_gradient("allreduce")
+        return allreduce(grad, options, None)
+
+    result: Tensor = _differentiable(lambda x: ops.allreduce(x, name=name, **options.arguments()), gradient, tensor)
+    return result
+
+
+def grouped_allreduce(tensors: Sequence[Tensor], options: ReduceOptions, name: str | None) -> list[Tensor]:
     """Differentiable all-reduce of several tensors."""
-    if not _is_recorded(tensors):
-        return _allreduce(tensors, options, name)
-    return list(_apply(_Allreduce, options, name, *tensors))
+
+    def run(*xs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(ops.grouped_allreduce(xs, name=name, **options.arguments()))
+
+    def gradient(*grads: Tensor) -> tuple[Tensor, ...]:
+        options.check_gradient("allreduce")
+        return tuple(grouped_allreduce(grads, options, None))
+
+    return list(_differentiable(run, gradient, *tensors))
 
 
-class _Reducescatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, options: ReduceOptions, name: str | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.options = options
-        return tuple(_reducescatter(tensors, options, name))
+def reducescatter(tensor: Tensor, options: ReduceOptions, name: str | None) -> Tensor:
+    """Differentiable reduce-scatter."""
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        options: ReduceOptions = ctx.options
-        options.check_gradient("reducescatter")
-        factor = options.prescale_factor * options.postscale_factor
-        if options.op == Sum:
-            factor *= options.process_set.size()
-        whole = allgather(grads, options.process_set, None)
-        return None, None, *(grad * factor for grad in whole)
+    def gradient(grad: Tensor) -> Tensor:
+        factor = options.factor_of_gathered("reducescatter")
+        return allgather(grad, options.process_set, None) * factor
+
+    result: Tensor = _differentiable(lambda x: ops.reducescatter(x, name=name, **options.arguments()), gradient, tensor)
+    return result
 
 
-def _reducescatter(tensors: Sequence[Tensor], options: ReduceOptions, name: str | None) -> list[Tensor]:
-    if len(tensors) == 1:
-        return [ops.reducescatter(tensors[0], name=name, **options.arguments())]
-    return ops.grouped_reducescatter(tensors, name=name, **options.arguments())
-
-
-def reducescatter(tensors: Sequence[Tensor], options: ReduceOptions, name: str | None) -> list[Tensor]:
+def grouped_reducescatter(tensors: Sequence[Tensor], options: ReduceOptions, name: str | None) -> list[Tensor]:
     """Differentiable reduce-scatter of several tensors."""
-    if not _is_recorded(tensors):
-        return _reducescatter(tensors, options, name)
-    return list(_apply(_Reducescatter, options, name, *tensors))
+
+    def run(*xs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(ops.grouped_reducescatter(xs, name=name, **options.arguments()))
+
+    def gradient(*grads: Tensor) -> tuple[Tensor, ...]:
+        factor = options.factor_of_gathered("reducescatter")
+        return tuple(whole * factor for whole in grouped_allgather(grads, options.process_set, None))
+
+    return list(_differentiable(run, gradient, *tensors))
 
 
-class _Allgather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, process_set: ProcessSet, name: str | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.process_set = process_set
-        ctx.shapes = [tensor.shape for tensor in tensors]
-        return tuple(_allgather(tensors, process_set, name))
+def _average(process_set: ProcessSet) -> ReduceOptions:
+    return ReduceOptions(Average, 1.0, 1.0, None, process_set)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        process_set: ProcessSet = ctx.process_set
-        means = allreduce(grads, ReduceOptions(Average, 1.0, 1.0, None, process_set), None)
-        rows = [shape[0] if shape else 1 for shape in ctx.shapes]
-        everyone = ops.allgather(np.array([rows]), process_set=process_set)
-        before = everyone[: process_set.rank()].sum(0).tolist()
-        return (
-            None,
-            None,
-            *(
-                mean.narrow(0, first, count).reshape(shape)
-                for mean, first, count, shape in zip(means, before, rows, ctx.shapes, strict=True)
-            ),
+
+def _rows(shape: Sequence[int]) -> int:
+    return shape[0] if shape else 1
+
+
+def _rows_before(rows: Any, process_set: ProcessSet) -> Any:
+    """How many rows the ranks before this one have; of each of several tensors, where `rows` is a list. Collective."""
+    return ops.allgather(np.array([rows]), process_set=process_set)[: process_set.rank()].sum(0).tolist()
+
+
+def allgather(tensor: Tensor, process_set: ProcessSet, name: str | None) -> Tensor:
+    """Differentiable all-gather."""
+    shape = getattr(tensor, "shape", ())
+
+    def gradient(grad: Tensor) -> Tensor:
+        mean = allreduce(grad, _average(process_set), None)
+        return mean.narrow(0, _rows_before(_rows(shape), process_set), _rows(shape)).reshape(shape)
+
+    result: Tensor = _differentiable(lambda x: ops.allgather(x, name=name, process_set=process_set), gradient, tensor)
+    return result
+
+
+def grouped_allgather(tensors: Sequence[Tensor], process_set: ProcessSet, name: str | None) -> list[Tensor]:
+    """Differentiable all-gather of several tensors."""
+    shapes = [getattr(tensor, "shape", ()) for tensor in tensors]
+
+    def run(*xs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(ops.grouped_allgather(xs, name=name, process_set=process_set))
+
+    def gradient(*grads: Tensor) -> tuple[Tensor, ...]:
+        means = grouped_allreduce(grads, _average(process_set), None)
+        before = _rows_before([_rows(shape) for shape in shapes], process_set)
+        return tuple(
+            mean.narrow(0, first, _rows(shape)).reshape(shape)
+            for mean, first, shape in zip(means, before, shapes, strict=True)
         )
 
-
-def _allgather(tensors: Sequence[Tensor], process_set: ProcessSet, name: str | None) -> list[Tensor]:
-    if len(tensors) == 1:
-        return [ops.allgather(tensors[0], name=name, process_set=process_set)]
-    return ops.grouped_allgather(tensors, name=name, process_set=process_set)
-
-
-def allgather(tensors: Sequence[Tensor], process_set: ProcessSet, name: str | None) -> list[Tensor]:
-    """Differentiable all-gather of several tensors."""
-    if not _is_recorded(tensors):
-        return _allgather(tensors, process_set, name)
-    return list(_apply(_Allgather, process_set, name, *tensors))
+    return list(_differentiable(run, gradient, *tensors))
 
 
 class _Broadcast(torch.autograd.Function):
@@ -166,7 +202,7 @@ class _Broadcast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (mean,) = allreduce(grads, ReduceOptions(Average, 1.0, 1.0, None, ctx.process_set), None)
+        mean = allreduce(grads[0], _average(ctx.process_set), None)
         # Not zeros_like: where gradients of gradients are wanted, every rank takes part in them.
         is_root = torch.tensor(runtime.rank() == ctx.root_rank, device=mean.device)
         return torch.where(is_root, mean, torch.zeros_like(mean)), None, None, None
@@ -174,7 +210,7 @@ class _Broadcast(torch.autograd.Function):
 
 def broadcast(tensor: Tensor, root_rank: int, process_set: ProcessSet, name: str | None) -> Tensor:
     """Differentiable broadcast."""
-    if not _is_recorded([tensor]):
+    if not _is_recorded(tensor):
         return ops.broadcast(tensor, root_rank, name=name, process_set=process_set)
     result: Tensor = _apply(_Broadcast, tensor, root_rank, process_set, name)
     return result
@@ -203,7 +239,7 @@ def alltoall(
     tensor: Tensor, splits: list[int] | None, process_set: ProcessSet, name: str | None
 ) -> tuple[Tensor, list[int]]:
     """Differentiable all-to-all: the received rows, and how many came from each rank."""
-    if not _is_recorded([tensor]):
+    if not _is_recorded(tensor):
         return ops.alltoall(tensor, splits, name=name, process_set=process_set)
     rows, counts = _apply(_Alltoall, tensor, splits, process_set, name)
     return rows, counts.tolist()

@@ -113,8 +113,9 @@ class BaseReducer(ABC):
             self._begin_round()
             self._fresh = False
         self.synchronized = True
-        texts, self._warnings = self._warnings, []
-        for text in texts[:1]:
+        texts = self._warnings[:1]
+        self._warnings.clear()
+        for text in texts:
             warnings.warn(text, stacklevel=2)
 
     def _is_outdated(self) -> bool:

@@ -17,7 +17,7 @@ Named = tuple[str, torch.nn.Parameter]
 Groups = int | list[list[torch.nn.Parameter]] | None
 
 # Bytes at most, of the bucket that is ready first and of the one that is ready last: communication starts early, and
-# little is left when backward ends, which nothing hides. Added to a ResNet-50 step as in reducer.py: 256 KiB, 1 MiB and
+# little is left when backward ends, which nothing hides. Added to a ResNet-50 step as in views.py: 256 KiB, 1 MiB and
 # 2 MiB 11 to 15 ms, 4 MiB 16 to 17.
 EDGE = 1 << 20
 

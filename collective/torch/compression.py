@@ -14,6 +14,7 @@ __all__ = [
     "FP16Compressor",
     "NoneCompressor",
     "compressed",
+    "compressed_group",
     "is_compressor",
     "is_custom",
     "wire_of",
@@ -110,19 +111,30 @@ def wire_of(compression: Any) -> Any:
     return None if is_custom(compression) else compression.wire
 
 
-def compressed(
+def _sent(compression: Any, tensor: torch.Tensor) -> tuple[Any, Any]:
+    """What a compressor of the user's own makes of a tensor; where it raises, the error, and no context."""
+    try:
+        small, context = compression.compress(tensor)
+    except Exception as error:
+        return error, None  # raised by the call, where the other ranks learn of it
+    return small, context
+
+
+def compressed(compression: Any, tensor: torch.Tensor, run: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+    """What `run` returns of the tensor, between the two methods of a compressor of the user's own."""
+    if not is_custom(compression):
+        return run(tensor)
+    small, context = _sent(compression, tensor)
+    result: torch.Tensor = compression.decompress(run(small), context)
+    return result
+
+
+def compressed_group(
     compression: Any, tensors: Sequence[torch.Tensor], run: Callable[[Sequence[Any]], list[torch.Tensor]]
 ) -> list[torch.Tensor]:
-    """What `run` returns of the tensors, between the two methods of a compressor of the user's own."""
+    """The same of several tensors."""
     if not is_custom(compression):
         return run(tensors)
-    sent: list[Any] = []
-    contexts = []
-    for tensor in tensors:
-        try:
-            small, ctx = compression.compress(tensor)
-        except Exception as error:
-            small, ctx = error, None  # raised by the call, where the other ranks learn of it
-        sent.append(small)
-        contexts.append(ctx)
-    return [compression.decompress(result, ctx) for result, ctx in zip(run(sent), contexts, strict=True)]
+    sent = [_sent(compression, tensor) for tensor in tensors]
+    results = run([small for small, _ in sent])
+    return [compression.decompress(result, context) for result, (_, context) in zip(results, sent, strict=True)]

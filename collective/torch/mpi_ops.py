@@ -2,6 +2,7 @@
 
 from .. import built, runtime
 from ..built import *  # noqa: F403
+from ..lifecycle import init, shutdown
 from ..process_sets import global_process_set
 from ..runtime import *  # noqa: F403
 from ..submission import Adasum, Average, Max, Min, Product, Sum
@@ -17,6 +18,8 @@ __all__ = [
     "Product",
     "Sum",
     "global_process_set",
+    "init",
+    "shutdown",
     "start_timeline",
     "stop_timeline",
     *built.__all__,

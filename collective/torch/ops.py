@@ -16,9 +16,10 @@ from .. import runtime
 from ..errors import CollectiveError, InvalidArgumentError, UnsupportedTypeError
 from ..handles import Handle, Handles
 from ..process_sets import ProcessSet, global_process_set
+from ..reductions import Options
 from ..submission import Average, Sum, checked_op
 from . import autograd
-from .compression import Compression, Compressor, compressed, wire_of
+from .compression import Compression, Compressor, compressed, compressed_group, wire_of
 
 __all__ = [
     "allgather",
@@ -79,6 +80,16 @@ def _op_of(average: bool | None, op: int | None) -> Any:
     return Average if average else Sum
 
 
+def _options(name: str | None, prescale_factor: float, postscale_factor: float, process_set: ProcessSet) -> Options:
+    """As keyword arguments of a reduction. Horovod's scripts give them by position, so each verb here lists them."""
+    return {
+        "name": name,
+        "prescale_factor": prescale_factor,
+        "postscale_factor": postscale_factor,
+        "process_set": process_set,
+    }
+
+
 # ---- allreduce ----
 
 
@@ -93,12 +104,7 @@ def allreduce_async(
 ) -> TensorHandle:
     """Start an `allreduce` into a new tensor."""
     return _ops.allreduce_async(
-        tensor,
-        _op_of(average, op),
-        name=name,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
-        process_set=process_set,
+        tensor, _op_of(average, op), **_options(name, prescale_factor, postscale_factor, process_set)
     )
 
 
@@ -113,12 +119,7 @@ def allreduce_async_(
 ) -> TensorHandle:
     """Start an `allreduce` in place on a contiguous tensor."""
     return _ops.allreduce_async_(
-        tensor,
-        _op_of(average, op),
-        name=name,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
-        process_set=process_set,
+        tensor, _op_of(average, op), **_options(name, prescale_factor, postscale_factor, process_set)
     )
 
 
@@ -136,10 +137,10 @@ def allreduce(
 
     Shape, dtype and arguments are the same on all ranks; `collective.allreduce` tells the rest, of rounding too.
     """
-    (result,) = grouped_allreduce(
-        [tensor], average, name, compression, op, prescale_factor, postscale_factor, process_set
+    options = autograd.ReduceOptions(
+        _op_of(average, op), prescale_factor, postscale_factor, wire_of(compression), process_set
     )
-    return result
+    return compressed(compression, tensor, lambda sent: autograd.allreduce(sent, options, name))
 
 
 def allreduce_(
@@ -153,12 +154,7 @@ def allreduce_(
 ) -> Tensor:
     """Like `allreduce`, in place on a contiguous tensor, which is returned."""
     return _ops.allreduce_(
-        tensor,
-        _op_of(average, op),
-        name=name,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
-        process_set=process_set,
+        tensor, _op_of(average, op), **_options(name, prescale_factor, postscale_factor, process_set)
     )
 
 
@@ -173,12 +169,7 @@ def grouped_allreduce_async(
 ) -> TensorHandles:
     """Start an `allreduce` of several tensors; `synchronize` returns their list."""
     return _ops.grouped_allreduce_async(
-        tensors,
-        _op_of(average, op),
-        name=name,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
-        process_set=process_set,
+        tensors, _op_of(average, op), **_options(name, prescale_factor, postscale_factor, process_set)
     )
 
 
@@ -193,12 +184,7 @@ def grouped_allreduce_async_(
 ) -> TensorHandles:
     """Like `grouped_allreduce_async`, in place."""
     return _ops.grouped_allreduce_async_(
-        tensors,
-        _op_of(average, op),
-        name=name,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
-        process_set=process_set,
+        tensors, _op_of(average, op), **_options(name, prescale_factor, postscale_factor, process_set)
     )
 
 
@@ -216,7 +202,7 @@ def grouped_allreduce(
     options = autograd.ReduceOptions(
         _op_of(average, op), prescale_factor, postscale_factor, wire_of(compression), process_set
     )
-    return compressed(compression, tensors, lambda sent: autograd.allreduce(sent, options, name))
+    return compressed_group(compression, tensors, lambda sent: autograd.grouped_allreduce(sent, options, name))
 
 
 def grouped_allreduce_(
@@ -287,12 +273,7 @@ def reducescatter_async(
 ) -> TensorHandle:
     """Start a `reducescatter`."""
     return _ops.reducescatter_async(
-        tensor,
-        _op_of(None, op),
-        name=name,
-        process_set=process_set,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
+        tensor, _op_of(None, op), **_options(name, prescale_factor, postscale_factor, process_set)
     )
 
 
@@ -306,8 +287,10 @@ def reducescatter(
     postscale_factor: float = 1.0,
 ) -> Tensor:
     """Reduce a tensor over all ranks and leave each its rows; differentiable for Average and Sum."""
-    (result,) = grouped_reducescatter([tensor], name, compression, op, process_set, prescale_factor, postscale_factor)
-    return result
+    options = autograd.ReduceOptions(
+        _op_of(None, op), prescale_factor, postscale_factor, wire_of(compression), process_set
+    )
+    return compressed(compression, tensor, lambda sent: autograd.reducescatter(sent, options, name))
 
 
 def grouped_reducescatter_async(
@@ -320,12 +303,7 @@ def grouped_reducescatter_async(
 ) -> TensorHandles:
     """Start a `reducescatter` of several tensors; `synchronize` returns their list."""
     return _ops.grouped_reducescatter_async(
-        tensors,
-        _op_of(None, op),
-        name=name,
-        process_set=process_set,
-        prescale_factor=prescale_factor,
-        postscale_factor=postscale_factor,
+        tensors, _op_of(None, op), **_options(name, prescale_factor, postscale_factor, process_set)
     )
 
 
@@ -342,7 +320,7 @@ def grouped_reducescatter(
     options = autograd.ReduceOptions(
         _op_of(None, op), prescale_factor, postscale_factor, wire_of(compression), process_set
     )
-    return compressed(compression, tensors, lambda sent: autograd.reducescatter(sent, options, name))
+    return compressed_group(compression, tensors, lambda sent: autograd.grouped_reducescatter(sent, options, name))
 
 
 def reduce_async(
@@ -379,8 +357,7 @@ def allgather_async(
 
 def allgather(tensor: Tensor, name: str | None = None, process_set: ProcessSet = global_process_set) -> Tensor:
     """Concatenate the tensors of all ranks along the first dimension, which may differ per rank; differentiable."""
-    (result,) = grouped_allgather([tensor], name, process_set)
-    return result
+    return autograd.allgather(tensor, process_set, name)
 
 
 def grouped_allgather_async(
@@ -394,7 +371,7 @@ def grouped_allgather(
     tensors: Sequence[Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> list[Tensor]:
     """Several `allgather` as one operation."""
-    return autograd.allgather(tensors, process_set, name)
+    return autograd.grouped_allgather(tensors, process_set, name)
 
 
 def broadcast_async(

@@ -17,7 +17,7 @@ from ..submission import Op, reduce_op, wire_dtype
 from .buckets import Bucket, Groups, Notes, Slot, c_strides, deal
 from .compression import Compressor, wire_of
 
-__all__ = ["Layout", "open_plan"]
+__all__ = ["Layout", "Plan", "open_plan"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,24 @@ class Layout:
     may_view: bool
 
 
-def open_plan(
-    label: str, version: str, slots: Sequence[Slot], arrived: Sequence[Slot], layout: Layout
-) -> tuple[list[Bucket], Notes]:
+@dataclass(frozen=True)
+class Plan:
+    """What the ranks have agreed on: the places of all parameters, the buckets, and what the last of them tells."""
+
+    slots: Sequence[Slot]
+    buckets: Sequence[Bucket]  # none: no rank has anything to train
+    notes: Notes
+
+    def is_noted(self, note: int) -> bool:
+        """Whether any rank has told this in the round, whose last bucket has ended."""
+        return self.buckets[-1].core.noted(note)
+
+    def is_sparse(self, slot: Slot) -> bool:
+        """Whether the gradient was sparse on any rank in the round."""
+        return self.is_noted(self.notes.sparse[slot.number])
+
+
+def open_plan(label: str, version: str, slots: Sequence[Slot], arrived: Sequence[Slot], layout: Layout) -> Plan:
     """Agree on the plan with the other ranks of the set; collective.
 
     Args:
@@ -46,8 +61,7 @@ def open_plan(
         layout: how the buckets are made; alike on all ranks, but for `may_view`.
 
     Returns:
-        The buckets, and where they hold what ranks tell each other. Raises MismatchError that names the first
-        difference between ranks.
+        The plan. Raises MismatchError that names the first difference between ranks.
     """
     group = layout.process_set.group
     if group is None:
@@ -57,7 +71,7 @@ def open_plan(
     order, threshold = _agreed_order(engine, group, f"{label}.order{version}", slots, arrived, threshold)
     dealt = deal(order, layout.groups, threshold)
     if not dealt:
-        return [], Notes(0, 0)  # no rank has anything to train
+        return Plan(slots, [], Notes(0, 0))
     number_of = {slot: number for number, members in enumerate(dealt) for slot in members}
     notes = Notes(len(dealt), len(slots))
     noted = [0] * (len(dealt) - 1) + [notes.count]
@@ -99,7 +113,7 @@ def open_plan(
             slot.bucket = bucket
             if viewable and slot.shape.numel() > 0:
                 slot.see(core, i)
-    return buckets, notes
+    return Plan(slots, buckets, notes)
 
 
 def _agreed_order(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ... import built, runtime, timeline
+from ... import built, lifecycle, runtime, timeline
 from ...submission import Op
 
 __all__ = ["HorovodBasics"]
@@ -14,6 +14,9 @@ class HorovodBasics:
     """The life cycle, the topology, what the build can do, and the operators; arguments, which name an extension, mean
     nothing here.
     """
+
+    init = staticmethod(lifecycle.init)
+    shutdown = staticmethod(lifecycle.shutdown)
 
     def __init__(self, *unused: object) -> None:
         pass
