@@ -17,6 +17,7 @@ class Kind(Enum):
     scatter = 8
     reduce = 9
     refusal = 10
+    pair = 11
 
 class DType(Enum):
     uint8 = 0

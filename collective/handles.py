@@ -37,6 +37,7 @@ class Handle(Generic[T]):
         self._keep = keep
         self._result = result
         if _orphans:
+            _abandoned.extend(keep for ticket, keep in _orphans if ticket.done and ticket.code in _MPI_MAY_STILL_WRITE)
             _orphans[:] = [orphan for orphan in _orphans if not orphan[0].done]
 
     @property
@@ -85,7 +86,7 @@ class Handles(Generic[T]):
         return all(member.poll() for member in self._members)
 
     def wait(self) -> list[T]:
-        """Wait for all of them; returns the list of their results, or raises the first error when all are over."""
+        """Wait for all of them; returns the list of their results, or raises the first error when all are done."""
         errors = []
         results = []
         for member in self._members:

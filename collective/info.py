@@ -73,6 +73,9 @@ def _lines(
     lines += ["", f"rank  host                  local rank  cores  {'':<{width}}device"]
     for rank, ((host, local, count, device), shown) in enumerate(zip(ranks, visibles, strict=True)):
         lines.append(f"{rank:<4}  {host:<20}  {local:<10}  {count:<5}  {shown:<{width}}{device}")
+    lines += ["", f"{'algorithms':<28}  {'size':>8}  {'below':<22}  above"]
+    for what, size, below, above in _core.thresholds():
+        lines.append(f"{what:<28}  {size >> 10:>4} KiB  {below:<22}  {above}")
     if len(ranks) == 1:
         lines += ["", "One rank. More: mpirun -np 2 python -m collective.info"]
     return lines

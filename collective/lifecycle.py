@@ -170,6 +170,8 @@ def add_process_set(process_set: ProcessSet | Iterable[int]) -> ProcessSet:
     """
     state = runtime.current()
     try:
+        if process_set is global_process_set:
+            raise InvalidArgumentError("the global process set is registered already")
         wanted = process_set if isinstance(process_set, ProcessSet) else ProcessSet(process_set)
         ranks: list[int] | str = wanted.ranks
     except InvalidArgumentError as error:

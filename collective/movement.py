@@ -278,8 +278,7 @@ def scatter_async(
 
 
 def _pair(x: Any, sends: bool, peer_rank: int, tag: int, process_set: ProcessSet, caller_waits: bool) -> Handle[Any]:
-    # One word for both halves: the two ranks compare what they say.
-    call = Call(Kind.broadcast, None, process_set, caller_waits)
+    call = Call(Kind.pair, None, process_set, caller_waits)
     verb = "send" if sends else "recv"
     where = f"rank {runtime.rank()}: {verb}"
     if not isinstance(tag, int) or not 0 <= tag < PAIR_TAGS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
@@ -12,7 +13,7 @@ import numpy as np
 from . import arrays, devices, runtime
 from ._core import Descriptor, DType, Kind, ReduceOp, Ticket
 from .arrays import View
-from .errors import InvalidArgumentError, UnsupportedTypeError
+from .errors import CollectiveError, InvalidArgumentError, UnsupportedTypeError
 from .handles import Handle, Handles
 from .process_sets import ProcessSet
 
@@ -87,6 +88,7 @@ class Call:
         self.name = name if isinstance(name, str) else self._checked_name(name)
         self.caller_waits = caller_waits
         self._submitted = False
+        self._full_name: str | None = None
         if not isinstance(process_set, ProcessSet):
             raise InvalidArgumentError(
                 f"{self.where}: process_set is a ProcessSet, such as global_process_set, not {process_set!r}"
@@ -103,7 +105,8 @@ class Call:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if error is None or self._submitted or self.name or not isinstance(error, Exception):
             return
-        self.refuse(error)
+        with contextlib.suppress(CollectiveError):  # the engine has stopped, as all ranks are told
+            self.refuse(error)
 
     def refuse(self, error: Exception) -> Handle[Any]:
         """Take part by an error in place of the operation: all ranks raise MismatchError, which tells it."""
@@ -126,8 +129,10 @@ class Call:
 
     @property
     def full_name(self) -> str:
-        """The name under which ranks meet."""
-        return self.name or self.state.name_for(self.kind.name, self.group)
+        """The name under which ranks meet; that of an unnamed call takes a number, once."""
+        if self._full_name is None:
+            self._full_name = self.name or self.state.name_for(self.kind.name, self.group)
+        return self._full_name
 
     def root(self, root_rank: Any) -> int:
         """The root's number within the process set; `root_rank` counts over all ranks, as in Horovod."""
@@ -174,11 +179,14 @@ class Call:
         self, v: View, op: Any, prescale: Any, postscale: Any, compression: str | None, root: int = 0
     ) -> Descriptor:
         """What the ranks compare of a reduction of `v`; raises where the arguments are wrong on this rank."""
+        if type(prescale) is not float or type(postscale) is not float:  # an array may be another number tomorrow
+            prescale = self._factor("prescale_factor", prescale)
+            postscale = self._factor("postscale_factor", postscale)
         # The same calls come again and again: looking one up costs a fifth of checking and describing it.
         key = (self.kind.value, v.shape, v.dtype.value, v.device, op, prescale, postscale, compression, root)
         try:
             known = _reductions.get(key)
-        except TypeError:  # an argument that cannot be hashed is a wrong one, or a number in an array
+        except TypeError:  # an argument that cannot be hashed is a wrong one
             return self._new_reduction(v, op, prescale, postscale, compression, root)
         if known is None:
             known = self._new_reduction(v, op, prescale, postscale, compression, root)
@@ -188,9 +196,9 @@ class Call:
         return known
 
     def _new_reduction(
-        self, v: View, op: Any, prescale: Any, postscale: Any, compression: str | None, root: int
+        self, v: View, op: Any, prescale: float, postscale: float, compression: str | None, root: int
     ) -> Descriptor:
-        factors = (self._factor("prescale_factor", prescale), self._factor("postscale_factor", postscale))
+        factors = (prescale, postscale)
         try:
             checked, wire = checked_op(op), wire_dtype(compression, v.dtype)
         except InvalidArgumentError as error:
@@ -230,8 +238,7 @@ class Call:
         at = source or target
         if at:
             devices.prepare(at.ordinal)
-        self._submitted = True  # or it has failed in the engine, where it took its number
-        return self.state.engine.submit(
+        ticket = self.state.engine.submit(
             self.group,
             self.full_name,
             what,
@@ -243,6 +250,8 @@ class Call:
             at.ordinal if at else -1,
             at.stream if at else 0,
         )
+        self._submitted = True
+        return ticket
 
     def handle(self, ticket: Ticket, keep: Any, result: Any) -> Handle[Any]:
         """The caller's end; `result` makes the return value of the finished ticket."""

@@ -131,7 +131,8 @@ PYBIND11_MODULE(_core, m) {
       .value("gather", Kind::kGather)
       .value("scatter", Kind::kScatter)
       .value("reduce", Kind::kReduce)
-      .value("refusal", Kind::kRefusal);
+      .value("refusal", Kind::kRefusal)
+      .value("pair", Kind::kPair);
   py::enum_<DType> dtype(m, "DType");
   for (int i = 0; i < kDTypeCount; ++i) dtype.value(name_of(static_cast<DType>(i)), static_cast<DType>(i));
   py::enum_<ReduceOp> op(m, "ReduceOp");

@@ -69,10 +69,35 @@ def test_ranks_of_a_node_in_shared_memory(name: str, size: int) -> None:
     assert f"{size} ranks: " in result.stdout
 
 
-@pytest.mark.parametrize("name", ["test_mail", "test_node"])
+@pytest.mark.parametrize("name", ["test_agreement", "test_mail", "test_node"])
 def test_threads_as_ranks_under_the_thread_sanitizer(name: str, thread_sanitizer: None) -> None:
     command = [build(f"{name}_tsan"), "threads", "3", "1"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=environment())
     assert result.returncode == 0, result.stdout + result.stderr
     assert "ThreadSanitizer" not in result.stderr, result.stderr
     assert "3 threads: " in result.stdout
+
+
+# What the libraries of an MPI do is its own: their accesses are not looked at, and they leave the sanitizers' memory alone.
+SANITIZED = {
+    "TSAN_OPTIONS": "ignore_noninstrumented_modules=1",
+    "ASAN_OPTIONS": "detect_leaks=0",
+    "OMPI_MCA_memory": "^patcher",
+    "OMPI_MCA_pml": "ob1",
+    "PMIX_MCA_gds": "hash",
+    "UCX_MEM_EVENTS": "no",
+    "UCX_MEM_MMAP_HOOK_MODE": "none",
+}
+
+
+def test_the_engine_under_the_thread_sanitizer(thread_sanitizer: None) -> None:
+    result = run_ranks(2, ["1"], program=build("test_engine_tsan"), timeout=300, env=SANITIZED)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "ThreadSanitizer" not in result.stderr, result.stderr
+    assert result.stdout.count("2 ranks: ") == 3
+
+
+def test_the_engine_under_the_address_and_undefined_behaviour_sanitizers() -> None:
+    result = run_ranks(2, ["1"], program=build("test_engine_asan"), timeout=300, env=SANITIZED)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("2 ranks: ") == 3

@@ -20,6 +20,7 @@ const char* name_of(Kind kind) {
     case Kind::kScatter: return "scatter";
     case Kind::kReduce: return "reduce";
     case Kind::kRefusal: return "refused call";
+    case Kind::kPair: return "send or recv";
   }
   return "?";
 }
@@ -36,7 +37,8 @@ bool rows_differ(Kind kind) {
     case Kind::kBuckets:
     case Kind::kReduceScatter:
     case Kind::kReduce:
-    case Kind::kRefusal: return false;
+    case Kind::kRefusal:
+    case Kind::kPair: return false;
   }
   return false;
 }
@@ -127,7 +129,7 @@ struct Field {
 
 // Its layout names an element type that is not one of ours.
 bool moves_bytes(const Descriptor& d) {
-  return !d.layout.empty() && (rows_differ(d.kind) || d.kind == Kind::kBroadcast);
+  return !d.layout.empty() && (rows_differ(d.kind) || d.kind == Kind::kBroadcast || d.kind == Kind::kPair);
 }
 
 const std::vector<Field>& fields() {

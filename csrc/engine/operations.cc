@@ -176,6 +176,7 @@ bool runs_in_lane(const Place& place, const std::vector<Task>& bucket) {
              most_rows(bucket[0]) * row_elements(d) * size_of(d.dtype) <= thresholds::kAlltoallByMessages;
     case Kind::kBarrier:
     case Kind::kBuckets:
+    case Kind::kPair:
     case Kind::kRefusal: return false;
     default: return true;
   }
@@ -194,6 +195,7 @@ std::unique_ptr<Operation> make_operation(const Place& place, const std::vector<
     case Kind::kScatter: return make_scatter(place, task);
     case Kind::kBarrier:  // the agreement was all there is to it
     case Kind::kBuckets:
+    case Kind::kPair:
     case Kind::kRefusal: return nullptr;
   }
   return nullptr;
