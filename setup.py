@@ -147,8 +147,9 @@ def prerequisites(depfile: Path) -> list[Path]:
 
 def write_compile_commands(commands: dict[Path, list[str]]) -> None:
     """Write build/compile_commands.json, where clangd and clang-tidy look for it."""
+    here = os.getcwd()
     entries = [
-        {"directory": os.getcwd(), "file": command[command.index("-c") + 1], "arguments": command, "output": str(object_)}
+        {"directory": here, "file": command[command.index("-c") + 1], "arguments": command, "output": str(object_)}
         for object_, command in commands.items()
     ]
     Path("build", "compile_commands.json").write_text(json.dumps(entries, indent=1))
