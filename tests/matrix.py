@@ -13,7 +13,7 @@ import torch
 import collective
 from collective import Average, Max, Min, Op, Product, Sum
 from data import fill
-from mpi_plugin import World
+from harness.plugin import World
 
 INTEGERS = ("uint8", "int8", "uint16", "int16", "int32", "int64")
 FLOATS = ("float16", "bfloat16", "float32", "float64")

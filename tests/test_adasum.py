@@ -7,8 +7,8 @@ import torch
 import collective
 import collective.torch as hvd
 from collective import Adasum
+from harness.plugin import World
 from matrix import check, make, numbers, same_on_all_ranks
-from mpi_plugin import World
 
 pytestmark = pytest.mark.ranks(1, 2, 3, 4, 7)
 

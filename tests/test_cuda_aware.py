@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from collective._cuda_aware_probe import MARK
-from mpirun import environment, run_ranks
+from harness.mpirun import environment, run_ranks
 from test_device import stand_in  # noqa: F401
 
 Env = dict[str, str]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from collective import _core
-from mpirun import environment, run_ranks
+from harness.mpirun import environment, run_ranks
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mpirun import run_ranks
+from harness.mpirun import run_ranks
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.*"))

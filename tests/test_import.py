@@ -10,7 +10,7 @@ import pytest
 
 import collective
 from collective import _core
-from mpirun import environment, run_ranks
+from harness.mpirun import environment, run_ranks
 
 
 def python(code: str) -> str:

@@ -10,8 +10,8 @@ import collective
 import collective.torch as hvd
 from collective import Average, Max, Min, Product, Sum
 from data import fill
+from harness.plugin import World
 from matrix import check, transport  # noqa: F401
-from mpi_plugin import World
 
 pytestmark = [pytest.mark.ranks(1, 2, 3, 4), pytest.mark.usefixtures("transport")]
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import collective
 from collective import Average, Max, Min, Sum
 from data import fill
+from harness.plugin import World
 from matrix import check, same_on_all_ranks, transport  # noqa: F401
-from mpi_plugin import World
 
 pytestmark = [pytest.mark.ranks(2, 3), pytest.mark.limit(180)]
 

@@ -7,8 +7,8 @@ import torch
 import collective
 import collective.torch as hvd
 from collective import Average, Max, Sum
+from harness.plugin import World
 from matrix import COMPLEX, FLOATS, check, combinations, kinds, lengths, make, reduced, rounding, transport, values  # noqa: F401
-from mpi_plugin import World
 
 pytestmark = [pytest.mark.ranks(1, 2, 3, 4), pytest.mark.usefixtures("transport")]
 

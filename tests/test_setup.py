@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from collective import _core
-from mpirun import environment
+from harness.mpirun import environment
 from test_csrc import mpicxx
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import torch
 
 import collective
 import collective.torch as hvd
-from mpi_plugin import World
+from harness.plugin import World
 
 pytestmark = pytest.mark.ranks(1, 2, 3)
 

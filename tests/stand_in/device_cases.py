@@ -17,8 +17,8 @@ import collective
 import collective.torch as hvd
 from collective import Average, Max, Min, Sum, _core, arrays, devices, process_sets, runtime
 from data import fill
+from harness.plugin import World
 from matrix import transport  # noqa: F401
-from mpi_plugin import World
 
 pytestmark = [pytest.mark.ranks(1, 2, 3, 4), pytest.mark.usefixtures("transport")]
 needs_others = pytest.mark.ranks(2, 3, 4)  # in the place of the above
