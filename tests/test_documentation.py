@@ -1,4 +1,4 @@
-"""The blocks of README.md and docs/: each runs here as it stands, or stands below with the reason why not."""
+"""The pages: each block runs here as it stands, or stands below with the reason why not; what they name is there."""
 
 import os
 import re
@@ -14,7 +14,10 @@ from collective import _core
 from harness.mpirun import environment, run_ranks
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 NETWORK = "installs from the network; tests/test_setup.py builds with this environment's MPI"
 NOT_RUN = {  # commands, without comments
@@ -113,3 +116,14 @@ def test_links_lead_somewhere() -> None:
     assert links
     for page, target in links:
         assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_files_that_are_named_exist() -> None:
+    named = [
+        (page, path)
+        for page in PAGES
+        for path in re.findall(r"`((?:csrc|tests|docs|tools)/[\w./]*)`", page.read_text())
+    ]
+    assert named
+    for page, path in named:
+        assert (ROOT / path).exists(), f"{page.name}: {path}"
