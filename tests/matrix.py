@@ -12,7 +12,7 @@ import torch
 
 import collective
 from collective import Average, Max, Min, Op, Product, Sum
-from data import fill
+from data import PERIOD, fill
 from harness.plugin import World
 
 INTEGERS = ("uint8", "int8", "uint16", "int16", "int32", "int64")
@@ -21,8 +21,6 @@ COMPLEX = ("complex64", "complex128")
 DTYPES = (*INTEGERS, *FLOATS, *COMPLEX, "bool")
 # Bits of precision: rounding to nearest is off by 2^-bits of the value at most.
 PRECISION = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53, "complex64": 24, "complex128": 53}
-
-PERIOD = 65_521  # of `values`
 
 Values = npt.NDArray[Any]
 Shape = int | tuple[int, ...]
@@ -65,7 +63,7 @@ def _wide(dtype: str) -> str:
 def values(op: Op | None, shape: Shape, dtype: str, rank: int, salt: int = 0) -> Values:
     """The numbers that a rank contributes, read-only; those for Product are of 1, 2, -1, -2.
 
-    Past 65521, a prime, they come again: as good a test, and made in a fraction of the time.
+    Past PERIOD they come again.
     """
     count = int(np.prod(shape))
     if count > PERIOD:
