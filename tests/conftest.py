@@ -2,7 +2,7 @@
 
     import pytest
     from data import fill
-    from mpirun import run_ranks
+    from harness.mpirun import run_ranks
 
     @pytest.mark.ranks(1, 2, 3, 4, 7)         # the world sizes the test runs at, one item each: test_sum[np3]
     @pytest.mark.limit(20)                    # seconds until it counts as a hang; 60 unless said
@@ -11,9 +11,9 @@
     def test_script():                        # unmarked: runs in the plain pytest process, without MPI
         run_ranks(2, "examples/x.py", timeout=60)
 
-Plain `pytest`, with any of its options, starts the ranks itself: see mpi_launcher.py. `mpirun -n 3 python -m
+Plain `pytest`, with any of its options, starts the ranks itself: see harness/launcher.py. `mpirun -n 3 python -m
 pytest` runs the items of world size 3 in the ranks it is given, and leaves out all others and the unmarked
-tests: see mpi_rank.py.
+tests: see harness/rank.py.
 """
 
-pytest_plugins = ["mpi_plugin"]
+pytest_plugins = ["harness.plugin"]

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,8 @@ import torch
 
 import collective
 from collective import Average, Max, Min, Op, Product, Sum
-from data import fill
-from mpi_plugin import World
+from data import PERIOD, fill
+from harness.plugin import World
 
 INTEGERS = ("uint8", "int8", "uint16", "int16", "int32", "int64")
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -21,8 +21,6 @@ COMPLEX = ("complex64", "complex128")
 DTYPES = (*INTEGERS, *FLOATS, *COMPLEX, "bool")
 # Bits of precision: rounding to nearest is off by 2^-bits of the value at most.
 PRECISION = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53, "complex64": 24, "complex128": 53}
-
-PERIOD = 65_521  # of `values`
 
 Values = npt.NDArray[Any]
 Shape = int | tuple[int, ...]
@@ -65,16 +63,21 @@ def _wide(dtype: str) -> str:
 def values(op: Op | None, shape: Shape, dtype: str, rank: int, salt: int = 0) -> Values:
     """The numbers that a rank contributes, read-only; those for Product are of 1, 2, -1, -2.
 
-    Past 65521, a prime, they come again: as good a test, and made in a fraction of the time.
+    Past PERIOD they come again.
     """
+    return _kept(_few_values, _many_values, shape, (op is Product, dtype, rank, salt))
+
+
+def _kept(few: Callable[..., Values], many: Callable[..., Values], shape: Shape, what: tuple[Any, ...]) -> Values:
+    """Numbers that follow from their index: few of them by shape, many as a piece of PERIOD, or as its repetition."""
     count = int(np.prod(shape))
-    if count > PERIOD:
-        return np.resize(values(op, PERIOD, dtype, rank, salt), shape)
-    kept = _few_values if count < 1000 else _many_values if count == PERIOD else _values
-    return kept(op is Product, shape, dtype, rank, salt)
+    if count < 1000:
+        return few(shape, *what)
+    period = many(PERIOD, *what)
+    return period[:count].reshape(shape) if count <= PERIOD else np.resize(period, shape)
 
 
-def _values(factors: bool, shape: Shape, dtype: str, rank: int, salt: int) -> Values:
+def _values(shape: Shape, factors: bool, dtype: str, rank: int, salt: int) -> Values:
     result = fill(shape, "uint64" if dtype.startswith("uint") else _wide(dtype), rank, salt)
     if factors and dtype != "bool":
         sign = 1 if dtype.startswith("uint") else np.where(result.real > 0, 1, -1)
@@ -118,9 +121,11 @@ def reduced(
     prescale: float = 1.0,
     postscale: float = 1.0,
 ) -> Values:
-    """What an allreduce of `values` over `size` ranks gives, before any rounding."""
-    if int(np.prod(shape)) > PERIOD:
-        return np.resize(reduced(op, PERIOD, dtype, size, salt, prescale, postscale), shape)
+    """What an allreduce of `values` over `size` ranks gives, before any rounding; read-only."""
+    return _kept(_few_reduced, _many_reduced, shape, (op, dtype, size, salt, prescale, postscale))
+
+
+def _reduced(shape: Shape, op: Op, dtype: str, size: int, salt: int, prescale: float, postscale: float) -> Values:
     each = np.stack([scaled(values(op, shape, dtype, rank, salt), prescale) for rank in range(size)])
     total: Values
     if op is Min or (op is Product and dtype == "bool"):
@@ -131,10 +136,18 @@ def reduced(
         total = each.prod(0)
     else:
         total = scaled(each.sum(0), 1 / size) if op is Average else each.sum(0)
-    if dtype not in INTEGERS:
-        return scaled(total, postscale)
-    total = scaled(total.astype(dtype).astype("int64"), postscale)  # the operator wraps, the factor saturates
-    return np.clip(total, np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if dtype in INTEGERS:
+        total = scaled(total.astype(dtype).astype("int64"), postscale)  # the operator wraps, the factor saturates
+        total = np.clip(total, np.iinfo(dtype).min, np.iinfo(dtype).max)
+    else:
+        total = scaled(total, postscale)
+    total = np.asarray(total)
+    total.flags.writeable = False
+    return total
+
+
+_few_reduced = functools.lru_cache(maxsize=8192)(_reduced)
+_many_reduced = functools.lru_cache(maxsize=64)(_reduced)
 
 
 def rounding(op: Op, dtype: str, size: int) -> float:

@@ -13,8 +13,8 @@ import torch
 
 import collective
 from collective import Average, Handle, Max, Sum
+from harness.plugin import World
 from matrix import check, combinations, make, reduced, rounding, same_on_all_ranks, transport, values  # noqa: F401
-from mpi_plugin import World
 
 pytestmark = [pytest.mark.ranks(1, 2, 3, 4, 7), pytest.mark.usefixtures("transport")]
 

@@ -12,6 +12,7 @@ import collective
 import collective.torch as hvd
 from collective import Average, Max, Min, Op, Product, Sum
 from data import fill
+from harness.plugin import World
 from matrix import (
     COMPLEX,
     FLOATS,
@@ -28,7 +29,6 @@ from matrix import (
     transport,  # noqa: F401
     values,
 )
-from mpi_plugin import World
 
 pytestmark = [pytest.mark.ranks(1, 2, 3, 4, 7), pytest.mark.usefixtures("transport")]
 

@@ -12,7 +12,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 import collective
 import collective.torch as hvd
 from collective import Average, InvalidArgumentError, Max, Min, Sum, UnsupportedTypeError
-from mpi_plugin import World
+from harness.plugin import World
 
 X = np.ones((2, 3), np.float32)
 T = torch.ones(2, 3)

@@ -6,7 +6,7 @@ import time
 import pytest
 
 import collective
-from mpi_plugin import World
+from harness.plugin import World
 
 pytestmark = pytest.mark.ranks(1, 2, 3, 4, 7)
 

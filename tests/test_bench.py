@@ -15,7 +15,7 @@ from collective.bench.cli import parse_bytes, parse_sizes
 from collective.bench.resnet50 import gradient_shapes
 from collective.bench.results import Result, read_json, write_json
 from collective.bench.sizes import format_bytes
-from mpirun import run_ranks
+from harness.mpirun import run_ranks
 from test_device import stand_in  # noqa: F401
 
 needs_rich = pytest.mark.skipif(importlib.util.find_spec("rich") is None, reason="needs rich")

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import collective
+from harness.plugin import World
 from matrix import DTYPES, check, kinds, lengths, make, same_on_all_ranks, transport, values  # noqa: F401
-from mpi_plugin import World
 
 pytestmark = [pytest.mark.ranks(1, 2, 3, 4, 7), pytest.mark.usefixtures("transport")]
 

@@ -7,7 +7,7 @@ import torch
 
 import collective.torch as hvd
 from collective import CollectiveError
-from mpi_plugin import World
+from harness.plugin import World
 from training import ALL, EACH_ITS_OWN, WAYS, Layers, Twins, assert_same_on_all_ranks, parameter, settings, sgd, values
 
 # Compression, the relative error of one rounding, the absolute one of what is smaller than normal numbers.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mpirun import environment, run_ranks
+from harness.mpirun import environment, run_ranks
 
 HERE = Path(__file__).parent / "csrc"
 BUILD = HERE.parents[1] / "build" / "csrc"

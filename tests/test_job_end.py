@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mpirun import descendants, end_job, run_ranks, start
+from harness.mpirun import descendants, end_job, run_ranks, start
 
 HEADER = """
 import os, signal, sys, threading, time

@@ -8,7 +8,7 @@ import pytest
 
 import collective
 from collective import Sum
-from mpi_plugin import World
+from harness.plugin import World
 
 pytestmark = [pytest.mark.ranks(2), pytest.mark.slow, pytest.mark.limit(180)]
 

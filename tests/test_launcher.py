@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from data import fill
-from mpirun import descendants, environment, run_ranks, under_mpi
+from harness.mpirun import descendants, environment, run_ranks, under_mpi
 
 HERE = Path(__file__).parent
-PLUGIN = "pytest_plugins = ['mpi_plugin']\n"
+PLUGIN = "pytest_plugins = ['harness.plugin']\n"
 HEADER = "import os, sys, time\nimport pytest\nfrom mpi4py import MPI\ncomm = MPI.COMM_WORLD\n"
 
 
@@ -236,7 +236,7 @@ def test_ranks_that_no_watchdog_of_their_own_can_end(project: MakeProject) -> No
         def test_good():
             comm.Barrier()
         """,
-        "import mpi_watchdog\nmpi_watchdog.STUCK_SECONDS = 1\nimport mpi_job\nmpi_job.OVERDUE_SECONDS = 3\n",
+        "from harness import watchdog\nwatchdog.STUCK_SECONDS = 1\nfrom harness import job\njob.OVERDUE_SECONDS = 3\n",
     ).pytest()
     assert status == 1
     assert outcomes(output)["test_good[np2]"] == "PASSED"
@@ -274,7 +274,7 @@ def test_ranks_that_do_not_start(project: MakeProject) -> None:
             pass
         """,
         """
-        import mpirun
+        from harness import mpirun
         start = mpirun.start  # what ranks see under the mpirun of another MPI than mpi4py's: worlds of one
         mpirun.start = lambda size, *args, **kwargs: start(1, *args, **kwargs)
         """,

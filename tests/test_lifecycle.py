@@ -18,8 +18,8 @@ import torch
 import collective
 import collective.torch as hvd
 from collective import Sum, runtime
-from mpi_plugin import World
-from mpirun import environment, mpirun_command, run_ranks
+from harness.mpirun import environment, mpirun_command, run_ranks
+from harness.plugin import World
 
 PLACE = ("rank", "size", "local_rank", "local_size", "cross_rank", "cross_size", "is_homogeneous")
 CALLS: dict[str, Callable[[], Any]] = {

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import collective
+from harness.plugin import World
 from matrix import DTYPES, Values, check, kinds, make, transport, values  # noqa: F401
-from mpi_plugin import World
 
 pytestmark = [pytest.mark.ranks(1, 2, 3, 4), pytest.mark.usefixtures("transport")]
 
@@ -63,11 +63,8 @@ def test_gather_and_scatter_to_and_from_each_root(world: World) -> None:
                 check(part, np.array_split(whole, world.size)[world.rank], 0, dtype, kind)
 
 
+@pytest.mark.ranks(2, 3, 4)
 def test_send_and_recv_round_the_ring_keep_their_order(world: World) -> None:
-    if world.size == 1:
-        with pytest.raises(collective.InvalidArgumentError, match="no other rank"):
-            collective.send(np.ones(1), 0)
-        return
     right, left = (world.rank + 1) % world.size, (world.rank - 1) % world.size
     counts = [0, 1, 1000, 400_000, 5]  # around the segment of 1 MiB
     sends = [
@@ -80,6 +77,13 @@ def test_send_and_recv_round_the_ring_keep_their_order(world: World) -> None:
         handle.wait()
 
 
+@pytest.mark.ranks(1)
+def test_one_rank_has_nobody_to_send_to(world: World) -> None:
+    with pytest.raises(collective.InvalidArgumentError, match="no other rank"):
+        collective.send(np.ones(1), world.rank)
+
+
+@pytest.mark.ranks(2, 3, 4)
 def test_a_pair_that_does_not_fit_fails_on_both_and_on_nobody_else(world: World) -> None:
     def exchange(received: int) -> None:
         if world.rank == 0:
@@ -87,7 +91,7 @@ def test_a_pair_that_does_not_fit_fails_on_both_and_on_nobody_else(world: World)
         else:
             check(collective.recv(np.zeros(received), 0), np.ones(3), 0)
 
-    if world.size > 1 and world.rank < 2:
+    if world.rank < 2:
         with pytest.raises(collective.MismatchError, match=r"shape differs: \(3,\) on rank 0; \(4,\) on rank 1"):
             exchange(4)
         exchange(3)
@@ -98,15 +102,19 @@ def test_bad_arguments(world: World) -> None:
     for splits in ([1] * (world.size + 1), [-1] + [1] * (world.size - 1), [2] * world.size):
         with pytest.raises(collective.InvalidArgumentError, match="splits"):
             collective.alltoall(np.ones(world.size), splits)
-    if world.size > 1:
-        with pytest.raises(collective.InvalidArgumentError, match="do not divide evenly"):
-            collective.alltoall(np.ones(world.size + 1))
-        with pytest.raises(collective.InvalidArgumentError, match="tag"):
-            collective.send(np.ones(1), (world.rank + 1) % world.size, tag=1024)
-        with pytest.raises(collective.MismatchError, match="root_rank differs"):
-            collective.gather(np.ones(1), min(world.rank, 1), name="roots")
-        with pytest.raises(collective.MismatchError, match="shape differs"):
-            collective.alltoall(np.ones((world.size, 2 + (world.rank == 0))), name="trailing")
     with pytest.raises(collective.InvalidArgumentError, match="root_rank"):
         collective.scatter(np.ones(1), world.size)
+    check(collective.allreduce(np.ones(2), collective.Sum), np.full(2, world.size), 0)
+
+
+@pytest.mark.ranks(2, 3, 4)
+def test_bad_arguments_among_several(world: World) -> None:
+    with pytest.raises(collective.InvalidArgumentError, match="do not divide evenly"):
+        collective.alltoall(np.ones(world.size + 1))
+    with pytest.raises(collective.InvalidArgumentError, match="tag"):
+        collective.send(np.ones(1), (world.rank + 1) % world.size, tag=1024)
+    with pytest.raises(collective.MismatchError, match="root_rank differs"):
+        collective.gather(np.ones(1), min(world.rank, 1), name="roots")
+    with pytest.raises(collective.MismatchError, match="shape differs"):
+        collective.alltoall(np.ones((world.size, 2 + (world.rank == 0))), name="trailing")
     check(collective.allreduce(np.ones(2), collective.Sum), np.full(2, world.size), 0)

@@ -7,7 +7,7 @@ import pytest
 
 import collective
 from collective import _core, mpi
-from mpirun import environment
+from harness.mpirun import environment
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import torch
 
 import collective
 import collective.torch as hvd
-from mpi_plugin import World
-from mpirun import run_ranks
+from harness.mpirun import run_ranks
+from harness.plugin import World
 from training import settings
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import collective.torch as hvd
-from mpi_plugin import World
+from harness.plugin import World
 from training import (
     SOME,
     WAYS,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from mpi_plugin import World
+from harness.plugin import World
 from training import ALL, EACH_ITS_OWN, SOME, WAYS, Layers, Loss, Twins, settings
 
 

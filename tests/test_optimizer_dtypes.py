@@ -10,7 +10,7 @@ import torch
 
 import collective
 import collective.torch as hvd
-from mpi_plugin import World
+from harness.plugin import World
 from training import ALL, EACH_ITS_OWN, WAYS, Twins, parameter, settings, sgd, values
 
 

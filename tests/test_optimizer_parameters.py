@@ -12,7 +12,7 @@ import collective
 import collective.torch as hvd
 from collective import _core, runtime
 from collective.handles import Handle
-from mpi_plugin import World
+from harness.plugin import World
 from training import ALL, EACH_ITS_OWN, WAYS, Layers, Twins, parameter, settings, values
 
 

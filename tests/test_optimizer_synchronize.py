@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import collective.torch as hvd
-from mpi_plugin import World
+from harness.plugin import World
 from training import ALL, EACH_ITS_OWN, SOME, WAYS, Layers, Twins, assert_same_on_all_ranks, settings, values
 
 CHANGES: list[Callable[[torch.Tensor, float], Any]] = [

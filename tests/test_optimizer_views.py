@@ -14,7 +14,7 @@ import torch
 
 import collective
 import collective.torch as hvd
-from mpi_plugin import World
+from harness.plugin import World
 from training import ALL, EACH_ITS_OWN, SOME, WAYS, Layers, Twins, assert_same_on_all_ranks, parameter, settings, values
 
 

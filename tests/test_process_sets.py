@@ -8,8 +8,8 @@ import collective
 import collective.torch as hvd
 from collective import ProcessSet, Sum
 from data import fill
+from harness.plugin import World
 from matrix import check
-from mpi_plugin import World
 
 pytestmark = pytest.mark.ranks(3, 4)
 

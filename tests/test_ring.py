@@ -7,8 +7,8 @@ import pytest
 
 import collective
 from collective import Average, Max, Op, Sum
+from harness.plugin import World
 from matrix import check, itemsize, make, reduced, rounding, same_on_all_ranks, transport, values  # noqa: F401
-from mpi_plugin import World
 
 pytestmark = [pytest.mark.ranks(1, 2, 3, 4, 7), pytest.mark.usefixtures("transport")]
 

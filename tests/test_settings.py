@@ -13,8 +13,8 @@ import pytest
 import collective
 from collective import Sum, launcher
 from collective.config import Config, LogLevel, environment_outside_the_job
-from mpi_plugin import World
-from mpirun import environment
+from harness.mpirun import environment
+from harness.plugin import World
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from collective import _core
-from mpirun import environment
+from harness.mpirun import environment
 from test_csrc import mpicxx
 
 ROOT = Path(__file__).parents[1]
@@ -41,21 +41,40 @@ def run_path(library: Path) -> list[str]:
     return [path for found in re.findall(r"RUNPATH.*\[(.*)\]", shown) for path in found.split(":")]
 
 
-def test_an_mpi_of_the_environment_is_found_by_a_relative_path(tmp_path: Path) -> None:
-    """In the source tree and where it is installed; an MPI elsewhere keeps its own path, if it has one."""
-    done = setup("--build-lib", tmp_path, MPICXX=mpicxx())
+def installed(place: Path) -> Path:
+    """The engine as an installation has it, below `place`."""
+    done = setup("--build-lib", place, MPICXX=mpicxx())
     assert done.returncode == 0, done.stderr
-    (installed,) = tmp_path.glob("collective/_core*.so")
-    suffix = next(s for s in importlib.machinery.EXTENSION_SUFFIXES if installed.name.endswith(s))
+    (library,) = place.glob("collective/_core*.so")
+    return library
+
+
+def mpi_prefix() -> Path:
+    return Path(mpicxx()).absolute().parents[1]
+
+
+def mpi_is_of_the_environment() -> bool:
+    return mpi_prefix().resolve() == Path(sys.prefix).resolve()
+
+
+def test_an_mpi_elsewhere_keeps_its_own_path(tmp_path: Path) -> None:
+    """If it has one."""
+    if mpi_is_of_the_environment():
+        pytest.skip("the MPI is one of this environment")
+    assert not [path for path in run_path(installed(tmp_path)) if path.startswith("$ORIGIN")]
+
+
+def test_an_mpi_of_the_environment_is_found_by_a_relative_path(tmp_path: Path) -> None:
+    """In the source tree and where it is installed."""
+    if not mpi_is_of_the_environment():
+        pytest.skip("the MPI is none of this environment")
+    engine = installed(tmp_path)
+    suffix = next(s for s in importlib.machinery.EXTENSION_SUFFIXES if engine.name.endswith(s))
     in_source = ROOT / "collective" / f"_core{suffix}"
-    prefix = Path(mpicxx()).absolute().parents[1]
     mpi = Path(_core.running_mpi_path())
-    if prefix.resolve() != Path(sys.prefix).resolve():
-        assert not [path for path in run_path(installed) if path.startswith("$ORIGIN")]
-        return
     for library, place in (
         (in_source, in_source.parent),
-        (installed, prefix / "lib" / "pythonX/site-packages/collective"),
+        (engine, mpi_prefix() / "lib" / "pythonX/site-packages/collective"),
     ):
         paths = run_path(library)
         assert paths

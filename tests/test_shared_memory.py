@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mpirun import run_ranks
+from harness.mpirun import run_ranks
 
 # 64 MiB through the lane of the world, another through that of a process set, and an optimizer's buckets.
 SCRIPT = """

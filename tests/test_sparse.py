@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import collective.torch as hvd
+from harness.plugin import World
 from matrix import check
-from mpi_plugin import World
 
 pytestmark = pytest.mark.ranks(1, 2, 3)
 

@@ -12,7 +12,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import collective
 import collective.torch as hvd
-from mpi_plugin import World
+from harness.plugin import World
 from training import Layers, assert_same_on_all_ranks, bits, parameter, values
 
 

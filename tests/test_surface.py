@@ -3,7 +3,7 @@
 import pytest
 
 import collective.torch as hvd
-from mpi_plugin import World
+from harness.plugin import World
 
 # horovod/torch/__init__.py, without elastic.
 HOROVOD = [

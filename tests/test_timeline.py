@@ -13,8 +13,8 @@ import pytest
 
 import collective
 from collective.timeline import start_timeline, stop_timeline
-from mpi_plugin import World
-from mpirun import end_job, run_ranks, start
+from harness.mpirun import end_job, run_ranks, start
+from harness.plugin import World
 
 
 def spans(path: Path) -> dict[str, list[str]]:

@@ -14,8 +14,8 @@ import torch
 import collective
 import collective.torch as hvd
 from collective import Sum
-from mpi_plugin import World
-from mpirun import run_ranks
+from harness.mpirun import run_ranks
+from harness.plugin import World
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 
 import collective
 import collective.torch as hvd
-from mpi_plugin import World
+from harness.plugin import World
 from training import values
 
 none, everybody = hvd.Compression.none, hvd.global_process_set

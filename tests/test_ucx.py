@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from collective import _core
-from mpirun import environment, run_ranks
+from harness.mpirun import environment, run_ranks
 
 OWN = Path(_core.running_mpi_path()).with_name("openmpi")
 

@@ -12,7 +12,7 @@ import torch
 import collective
 import collective.torch as hvd
 from data import fill
-from mpi_plugin import World
+from harness.plugin import World
 
 Loss = Callable[[Any, int], torch.Tensor | None]  # of (model, rank); None: this rank has nothing to learn
 MakeOptimizer = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]

@@ -1,9 +1,9 @@
 """The pytest plug-in behind the `ranks` marker: one item per world size, and who runs it.
 
 A pytest process is one of three things:
-- the launcher: plain `pytest`; runs unmarked tests itself, and has ranks run the others (mpi_launcher.py);
-- a rank of the launcher's, which gets its orders through a socket (mpi_rank.py, OrderedRank);
-- a rank under somebody's `mpirun python -m pytest` (mpi_rank.py, LockstepRank).
+- the launcher: plain `pytest`; runs unmarked tests itself, and has ranks run the others (launcher.py);
+- a rank of the launcher's, which gets its orders through a socket (rank.py, OrderedRank);
+- a rank under somebody's `mpirun python -m pytest` (rank.py, LockstepRank).
 
 mpi-pytest, from PyPI, was considered: it starts one mpirun per test, which costs 0.3 s for one rank and 3 s for
 seven (on 2 cores; more with torch). Here one mpirun serves all tests of a world size.
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from mpi_items import rank_counts
-from mpi_job import VARIABLE
-from mpi_launcher import Launcher
-from mpi_rank import LockstepRank, OrderedRank, Rank
-from mpirun import under_mpi
+from harness.items import rank_counts
+from harness.job import VARIABLE
+from harness.launcher import Launcher
+from harness.mpirun import under_mpi
+from harness.rank import LockstepRank, OrderedRank, Rank
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest decides about temporary directories and JUnit files

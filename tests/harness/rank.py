@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol  # for the reports of an item before they are shown
 
-from mpi_items import DEFAULT_LIMIT, limit, merge, pack, unpack, world_size
-from mpi_watchdog import OWN_THREAD, Watchdog
+from harness.items import DEFAULT_LIMIT, limit, merge, pack, unpack, world_size
+from harness.watchdog import OWN_THREAD, Watchdog
 
 TELL_SECONDS = 2.0  # for the other ranks, at their limit as well, to tell their state before one ends them all
 

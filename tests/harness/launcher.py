@@ -1,6 +1,6 @@
 """Plain `pytest`: runs the marked items on ranks that it starts, all items of a world size on the same ranks.
 
-Items are sorted by world size, unmarked ones first. The first item of a size starts one mpirun (mpi_job.py),
+Items are sorted by world size, unmarked ones first. The first item of a size starts one mpirun (job.py),
 whose ranks are pytest processes that collect the same files. The launcher then has them run item after item,
 the next only when all ranks are done with the last, so a failure is always the item's own. Reports travel
 through a socket and are shown as results come in; so `-x`, `--lf`, `-k`, `-m`, `--durations` and JUnit files
@@ -18,8 +18,8 @@ from pathlib import Path
 import mpi4py
 import pytest
 
-from mpi_items import broken, in_step, limit, merge, unpack, world_size
-from mpi_job import Job, StartError
+from harness.items import broken, in_step, limit, merge, unpack, world_size
+from harness.job import Job, StartError
 
 
 class Launcher:

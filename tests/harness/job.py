@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import mpirun
-from mpi_items import named
-from mpi_watchdog import STUCK_SECONDS
+from harness import mpirun
+from harness.items import named
+from harness.watchdog import STUCK_SECONDS
 
 VARIABLE = "PYTEST_RANKS_ORDERS"  # tells a rank where its orders come from
 START_SECONDS = 180.0  # 7 ranks on 2 cores import torch in turns
