@@ -37,6 +37,21 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.ranks(2, 3)
+def test_the_threshold_of_rank_0_cuts_the_buckets(world: World) -> None:
+    """Ranks whose environment differs, as on nodes that are set up by hand, train all the same."""
+    with settings(EACH_ITS_OWN if world.rank == 0 else ALL):
+        parameters = [torch.nn.Parameter(torch.zeros(100)) for _ in range(6)]
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD(parameters, lr=1.0), op=hvd.Sum)
+        for step in range(3):
+            for n, p in enumerate(parameters):
+                p.grad = torch.full((100,), float((world.rank + 1) * (n + step)))
+            optimizer.step()
+            optimizer.zero_grad()
+        ranks = world.size * (world.size + 1) // 2
+        assert [p.unique().tolist() for p in parameters] == [[-ranks * (3.0 * n + 3)] for n in range(6)]
+
+
+@pytest.mark.ranks(2, 3)
 def test_different_models(world: World) -> None:
     """Every rank learns what differs first, in the order of the buckets, and the job goes on."""
     for threshold in (EACH_ITS_OWN, SOME):

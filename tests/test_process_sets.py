@@ -155,6 +155,9 @@ def test_what_is_refused(world: World) -> None:
     for ranks in ([], [0, 0], [0, world.size], [-1]):
         with pytest.raises(collective.InvalidArgumentError, match="distinct ranks"):
             collective.add_process_set(ranks)
+    with pytest.raises(collective.InvalidArgumentError, match="global process set is registered already"):
+        collective.add_process_set(collective.global_process_set)
+    assert collective.global_process_set.process_set_id == 0
     everyone = collective.add_process_set(list(range(world.size)))  # beside the global set
     with pytest.raises(collective.InvalidArgumentError, match="registered already"):
         collective.add_process_set(reversed(range(world.size)))

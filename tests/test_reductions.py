@@ -116,6 +116,15 @@ def test_a_group_with_a_mismatch_fails_as_a_whole_and_leaves_nothing_behind(worl
     check(collective.grouped_allreduce([np.ones(2)], Sum, name="bad")[0], np.full(2, world.size), 0)
 
 
+def test_a_factor_in_an_array_is_read_at_each_call(world: World) -> None:
+    """As a loss scale, which changes in place."""
+    factor = torch.tensor(2.0)
+    for expected in (2.0, 1.0, 0.5):
+        result = collective.allreduce(torch.ones(4), Sum, prescale_factor=factor)
+        assert result.tolist() == [expected * world.size] * 4
+        factor.mul_(0.5)
+
+
 def test_bad_arguments(world: World) -> None:
     with pytest.raises(collective.InvalidArgumentError, match="scalar"):
         collective.reducescatter(1.0)

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 
 import collective
-from collective import Average, Max, Op, Sum
+from collective import Average, Max, Op, Sum, _core
 from harness.plugin import World
 from matrix import check, itemsize, make, reduced, rounding, same_on_all_ranks, transport, values  # noqa: F401
 
 pytestmark = [pytest.mark.ranks(1, 2, 3, 4, 7), pytest.mark.usefixtures("transport")]
 
-RING_FROM = 16 << 10  # bytes: shorter messages go by recursive doubling
+THRESHOLDS = {what: nbytes for what, nbytes, _, _ in _core.thresholds()}
+RING_FROM = THRESHOLDS["allreduce in messages"]
+CHAIN_FROM = THRESHOLDS["broadcast in messages"]
 SEGMENT = 128 << 10  # bytes
 DEPTH = 4  # segments in flight
-NODE_CHUNK = 256 << 10  # bytes: what a rank puts into shared memory at a time
-CHAIN_FROM = 64 << 10  # bytes: shorter broadcasts go down a binomial tree
+NODE_CHUNK = 256 << 10  # bytes at least, that a rank puts into shared memory at a time
 FUSION_THRESHOLD = 8 << 20  # bytes: from here a tensor goes alone
 
 

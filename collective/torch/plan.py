@@ -119,8 +119,8 @@ def open_plan(label: str, version: str, slots: Sequence[Slot], arrived: Sequence
 def _agreed_order(
     engine: _core.Engine, group: int, name: str, slots: Sequence[Slot], arrived: Sequence[Slot], threshold: int
 ) -> tuple[list[Slot], int]:
-    """All slots in the order in which their gradients came, in the mean over ranks (last, if they did not come); and the
-    sum of the ranks' thresholds, which all but one give as 0."""
+    """All slots in the order in which their gradients came, in the mean over ranks (last, if they did not come); and
+    the sum of the ranks' thresholds, which all but one give as 0."""
     sums = np.full(len(slots) + 1, len(slots), dtype=np.int64)
     sums[[slot.number for slot in arrived]] = range(len(arrived))
     sums[-1] = threshold

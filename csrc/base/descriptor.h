@@ -23,7 +23,7 @@ enum class Kind : uint8_t {
   kScatter = 8,
   kReduce = 9,
   kRefusal = 10,  // stands for a call that its rank has refused, so that it fails on the others too; `layout` says why
-  kPair = 11,  // a send or its receive, which the two ranks compare
+  kPair = 11,     // a send or its receive, which the two ranks compare
 };
 const char* name_of(Kind kind);
 // Whether the first dimension may differ between ranks.

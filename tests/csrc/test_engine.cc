@@ -170,8 +170,43 @@ void test_a_shutdown_that_gives_up(const World& world) {
   }
 }
 
+// An operation that is given up is not destroyed, nor what it works on: MPI may still write there.
+void test_what_is_given_up_is_kept(const World& world) {
+  struct Never final : Operation {
+    int* over;
+    explicit Never(int* over) : over(over) {}
+    ~Never() override { *over += 100; }
+    Step step() override { return Step::kIdle; }
+    std::string describe() const override { return "never"; }
+    void give_up() noexcept override { ++*over; }
+  };
+  int over = 0;
+  const auto keep = std::make_shared<int>(1);
+  std::vector<std::string> told;
+  Timeline timeline;
+  {
+    RunQueue queue(timeline,
+                   [&](Ticket& ticket, ErrorCode, const std::string& text) { told.push_back(ticket.name + text); });
+    for (const char* name : {"a", "b"}) {
+      Running running;
+      running.keep = keep;
+      running.operation = std::make_unique<Never>(&over);
+      running.tickets.push_back(std::make_shared<Ticket>());
+      running.tickets[0]->name = name;
+      queue.add(std::move(running));
+    }
+    queue.give_up(0, ErrorCode::kShutdown, ": left");
+    if (queue.size() != 1 || told != std::vector<std::string>{"a: left"}) fail(world, "a was not given up alone");
+  }
+  if (over != 2 || keep.use_count() != 3) fail(world, "what was given up has not been kept");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  return run(argc, argv, {{"threads", test_threads}, {"join", test_join}, {"given up", test_a_shutdown_that_gives_up}});
+  return run(argc, argv,
+             {{"threads", test_threads},
+              {"join", test_join},
+              {"given up", test_a_shutdown_that_gives_up},
+              {"kept", test_what_is_given_up_is_kept}});
 }

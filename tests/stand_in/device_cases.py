@@ -395,7 +395,13 @@ def test_a_compressed_bucket_when_a_rank_has_joined(world: World, way: str) -> N
 
 
 def opened_bucket(
-    engine: Any, name: str, counts: list[int], kind: str, number: int = 0, wire: str = "float32", op: _core.ReduceOp = _core.ReduceOp.Sum
+    engine: Any,
+    name: str,
+    counts: list[int],
+    kind: str,
+    number: int = 0,
+    wire: str = "float32",
+    op: _core.ReduceOp = _core.ReduceOp.Sum,
 ) -> _core.Bucket:
     """Of float32 on the device of this number, with two notes."""
     dtype, to, group = _core.DType.float32, getattr(_core.DType, wire), process_sets.global_process_set.group
