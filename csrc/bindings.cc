@@ -47,7 +47,7 @@ Descriptor describe(Kind kind, std::vector<int64_t> shape, DType dtype, DType wi
 // What is queued on the stream of an array's device; null for the host's arrays.
 std::shared_ptr<DeviceMark> mark_of(int device, uintptr_t stream) {
   if (device < 0) return nullptr;
-  // The driver may wait, for a queue that is full or a callback into Python.
+  // The driver's call may block, on a full queue or on a callback into Python.
   std::optional<py::gil_scoped_release> nogil;
   if (PyGILState_Check() != 0) nogil.emplace();
   return Device::get(device).mark(stream);

@@ -6,7 +6,7 @@
 namespace collective {
 namespace {
 
-// For the last word of an engine that stops.
+// How long an engine that stops waits until its last word is on its way.
 constexpr auto kLastWord = std::chrono::milliseconds(500);
 
 }  // namespace

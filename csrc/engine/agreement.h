@@ -2,7 +2,7 @@
 //
 // Rank 0 of the set coordinates. A rank tells it what it has submitted; when the last rank's word for a name is in,
 // the coordinator tells all ranks to execute it, together with everything else that has become ready and fits into
-// the same bucket. All ranks receive all decisions in one order. Nothing is sent while nothing is submitted.
+// one message. All ranks receive all decisions in the same order. Nothing is sent while nothing is submitted.
 //
 //   rank 1 ---- "w1: allreduce float32 (3, 4)" ---> rank 0 ---- "execute w0+w1+w2" ---> rank 1
 //   rank 2 ---- "w1, w0, w2" (ids, 4 bytes each) -> rank 0 ---- same ----------------> rank 2

@@ -64,7 +64,7 @@ std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, c
   run.tensors.reserve(counts.size());
   for (size_t i = 0; i < counts.size(); ++i) {
     run.tensors.push_back({tensors[i], nullptr, counts[i]});
-    // A tensor without elements has no address, and is there all the same.
+    // A tensor without elements has no address, but it is present.
     if (tensors[i] != nullptr || counts[i] == 0) write_one(dtype(), flags + i * element);
   }
   for (const size_t note : notes)

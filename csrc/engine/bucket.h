@@ -1,12 +1,13 @@
 // A bucket of tensors that is reduced again and again, as its owner sees it: the gradients of an optimizer that become
 // ready together.
 //
-// Its layout is agreed once, when its plan is opened. Then a run needs no agreement: pack, reduce. The result stays in
-// the bucket until it is fetched, so a run never writes into a tensor that its owner may still be using.
+// The ranks agree on its layout once, when its plan is opened. After that a run needs no agreement: it packs and
+// reduces. The result stays in the bucket until it is fetched, so a run never writes to a tensor that its owner may
+// still be using.
 //
-// Behind the tensors lie flags, reduced like them. One per tensor: a tensor that this rank does not have counts as
-// zeros, and its flag tells afterwards whether any rank had it. And some that the caller uses as it likes ("notes"):
-// what any rank has noted, all ranks know after the run, at no extra message.
+// Flags follow the tensors and are reduced like them. There is one for each tensor: a tensor that this rank does not have
+// counts as zeros, and its flag tells afterwards whether any rank had it. Others are for the caller to use ("notes"):
+// what any rank has noted, all ranks know after the run, without an extra message.
 #pragma once
 
 #include <memory>
@@ -18,7 +19,7 @@
 
 namespace collective {
 
-// What a rank wants of a bucket. All but `device` must be alike on all ranks.
+// What a rank asks of a bucket. All fields but `device` must be the same on all ranks.
 struct BucketLayout {
   DType dtype, wire;           // of the tensors, and of the bucket
   std::vector<size_t> counts;  // elements by tensor
@@ -81,13 +82,13 @@ struct BucketOpening {
   std::vector<BucketLayout> layouts;
   std::shared_ptr<Ticket> ticket;
 
-  // After that: one for each layout.
+  // Once it is finished: one bucket for each layout.
   std::vector<std::shared_ptr<Bucket>> buckets() const;
 };
 
 // Opens a plan of these buckets; collective over the group. spec: its types stand for those of the layouts in what is
-// compared between ranks; its op is Sum or Average, for flags must add up. described: a line for each tensor, to tell how
-// ranks differ. device: the kind of the device that tensors are on, "cpu" for none; mark: of the device that they all
+// compared between ranks; its op is Sum or Average, because flags must add up. described: a line for each tensor, to
+// tell how ranks differ. device: the kind of the device that tensors are on, "cpu" for none; mark: of the device that they all
 // are on, null where there is none.
 BucketOpening open_buckets(std::shared_ptr<Engine> engine, size_t group, const std::string& name,
                            std::vector<BucketLayout> layouts, const AllreduceSpec& spec, std::string described,

@@ -18,7 +18,7 @@ std::vector<Slot> slots_of(BucketRun& run) {
   return slots;
 }
 
-// An operation on the host; where tensors are on a device, behind the loading of them.
+// An operation on the host, which starts when tensors from a device have been loaded.
 std::unique_ptr<Operation> when_loaded(std::unique_ptr<Operation> operation, BucketRun run) {
   if (run.marks.empty()) return operation;
   std::vector<Staged::Part> parts(1);

@@ -102,7 +102,7 @@ void Coordinator::take_joined(int source) {
   ++joined_count_;
   const bool all = joined_count_ == size();
   if (!all) {
-    // Told before what it completes, so that everybody knows who takes part without having submitted.
+    // Told before what it completes, so that all ranks know which of them take part without having submitted.
     decisions_.put(Decision::Kind::kJoined);
     decisions_.put(source);
   }
@@ -162,7 +162,7 @@ void Coordinator::complete(const std::string& name, Pending& pending) {
       {name, std::move(pending.variants[0].encoded), std::move(pending.rows), pending.recurring, bucket, buckets});
 }
 
-// The first number that so many free ones begin with.
+// The first number of a gap that is large enough.
 uint32_t Coordinator::room_for(uint32_t count) const {
   uint32_t first = 0;
   for (const auto& [used, opened] : opened_) {
@@ -240,7 +240,7 @@ void Coordinator::write_execution(const std::vector<Ready*>& fused) {
   decisions_.put(fused[0]->bucket);
   decisions_.put(fused[0]->buckets);
   decisions_.put(static_cast<uint32_t>(fused.size()));
-  // Names get their ids where the decision is taken, in Agreement::take_decisions(), in the order written here.
+  // The other ranks give ids to names in the order of the decisions, in Agreement::take_decisions().
   for (const Ready* ready : fused) {
     const uint32_t* const id = names_.find(ready->name, ready->encoded);
     if (joined_count_ > 0) {
@@ -305,7 +305,7 @@ void Coordinator::warn_of_stalls(Clock::time_point now) {
   };
   if (std::none_of(pending_.begin(), pending_.end(), [&](const auto& entry) { return is_due(entry.second, now); }))
     return;
-  // With it those whose turn is next: what was submitted together is told together.
+  // Those that are due at the next look are told now: what was submitted together is told together.
   std::vector<std::string> stalled;
   for (auto& [name, pending] : pending_) {
     if (!is_due(pending, now + kCheckEvery)) continue;

@@ -136,7 +136,7 @@ class Devices::Messages final : public Operation {
 };
 
 bool Devices::is_wanted_by(const Descriptor& d) const {
-  // Channels on a node bring memory of their own, and want nothing but NCCL.
+  // Buckets on a node have device memory of their own, and need nothing here but NCCL.
   return state_ == State::kUnknown && d.device != "cpu" &&
          (has_kernels(d) || (d.kind == Kind::kBuckets && (memory_ == nullptr || wants_nccl_)));
 }

@@ -1,6 +1,6 @@
-// What the ranks of a group can do with their devices together: share memory of them on a node, send it in messages where
-// they do not share any. Found out when an operation first wants to know, for then every rank has named its device, and
-// agreed on by all.
+// What the ranks of a group can do with their devices together: on a node they share device memory; where they cannot,
+// MPI may send it. The ranks find out, and agree, when an operation first needs to know: by then every rank has named its
+// device.
 #pragma once
 
 #include <memory>
@@ -26,22 +26,22 @@ class Devices {
   static constexpr size_t kHostBytes = DeviceStaging::kCounterBytes + NcclCreation::kBytes;
   // wants_nccl: alike on all ranks.
   Devices(const Comm& comm, bool wants_nccl) : comm_(&comm), wants_nccl_(wants_nccl) {}
-  // The memory that the ranks share on their node, from byte `offset` on; before anything is wanted.
+  // The memory that the ranks share on their node, from byte `offset` on. Call it before the first operation.
   void use(const SharedMemory& memory, size_t offset) {
     memory_ = &memory;
     offset_ = offset;
   }
 
-  // Whether the operation can be done between devices, so that look() must come first, or be over.
+  // Whether the operation can be done between devices, so that look() must come first, or be done already.
   bool is_wanted_by(const Descriptor& descriptor) const;
   bool is_looking() const { return state_ == State::kLooking; }
-  // Finds out; collective. device: this rank's, null where it has none yet. The operation must be gone before this is.
+  // Finds out; collective. device: this rank's, null where it has none yet. The operation must not outlive this object.
   std::unique_ptr<Operation> look(int tag, Device* device);
   // Collective, when no operation is left.
   void release() {
     if (nccl_ != nullptr) nccl_->close();
   }
-  // An operation has been made: a rank that had no device then may have one for the next.
+  // An operation has been made: a rank that had no device for it may have one for the next.
   void forget_absence() {
     if (state_ == State::kNotYet) state_ = State::kUnknown;
   }
@@ -63,7 +63,7 @@ class Devices {
   enum class State { kUnknown, kLooking, kNotYet, kKnown };
   class Sharing;
   class Messages;
-  // Why the ranks' devices do nothing together.
+  // Why the ranks' devices do not work together.
   void know_host_way(const std::string& why_not);
   // What sums between them, or why NCCL does not.
   void know_nccl(std::shared_ptr<NcclComm> nccl, const std::string& why_not);
@@ -79,7 +79,7 @@ class Devices {
   std::shared_ptr<NcclComm> nccl_;
   std::vector<std::shared_ptr<DeviceRingPlace>> places_;
   size_t next_place_ = 0;
-  std::string way_ = "nobody has wanted to know yet";
+  std::string way_ = "not determined yet: no device array has been reduced";
 };
 
 }  // namespace collective

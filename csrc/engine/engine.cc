@@ -15,8 +15,9 @@ namespace collective {
 namespace {
 
 constexpr auto kIdlePoll = std::chrono::milliseconds(100);
-// Waiting for a peer: where every rank of the node can have a core, hold it this long; then offer it to others, since
-// most answers come within that; then sleep. A system call in each turn costs more than most answers take.
+// Waiting for a peer: where every rank of the node can have a core, the driver keeps it for kHold, within which most
+// answers come; then it offers the core to others; then it sleeps. A system call in each turn would cost more than most
+// answers take.
 constexpr auto kHold = std::chrono::microseconds(20);
 constexpr auto kSpin = std::chrono::microseconds(50);
 constexpr auto kShortestSleep = std::chrono::microseconds(20);
@@ -54,7 +55,7 @@ class Engine::Backoff {
   Clock::time_point idle_since_{};
 };
 
-// Exclusive use of the groups while others may be driving: they make way at their next step.
+// Exclusive use of the groups while other threads may be driving: these make way at their next step.
 class Engine::Claim {
  public:
   explicit Claim(Engine& engine) : engine_(engine), granted_(true) {
@@ -158,7 +159,7 @@ void Engine::remove_group(size_t number) {
   groups_[number].reset();
 }
 
-// For other ranks to leave: one whose engine has failed does not say that it does.
+// How long to wait for other ranks to leave: one whose engine has failed does not announce it.
 Clock::time_point Engine::end_of_patience() const {
   const auto patience = std::min<std::chrono::duration<double>>(limits_.timeout, std::chrono::hours(24));
   return Clock::now() + std::chrono::duration_cast<Clock::duration>(patience);
@@ -209,7 +210,7 @@ bool Engine::wait(const Ticket& ticket, double seconds) {
     std::unique_lock lock(mutex_);
     --drivers_waiting_;
     ++waiting_;
-    wake_.notify_all();  // the thread may have kept out of our way just as it came to rest
+    wake_.notify_all();  // the thread may have gone to sleep just now, to keep out of our way
     finished_.wait_until(lock, deadline, [&] { return ticket.finished(); });
     --waiting_;
   }
@@ -252,7 +253,7 @@ bool Engine::shutdown() {
       if (group) group->release();
     released = true;
   } else {
-    // Nothing is driven any more, so nothing may be waited for.
+    // Nothing will be driven any more, so whatever is in flight must end now.
     fail_everything(ErrorCode::kTimeout, "the runtime was shut down while this was in flight, and a rank was missing");
   }
   driving_.unlock();
@@ -264,7 +265,7 @@ bool Engine::shutdown() {
   return released;
 }
 
-// Once after 1, 2, 4, ... times the interval, by the first of those who wait.
+// After 1, 2, 4, ... times the interval; only the first of the waiting ranks warns.
 void Engine::warn_of_remaining(Clock::time_point since, Clock::time_point& warned) const {
   const auto now = Clock::now();
   if (now - warned < (warned - since) + limits_.stall_warning) return;
@@ -374,8 +375,8 @@ bool Engine::progress() {
   return moved;
 }
 
-// A process that has ended without its rank's word that it leaves. That word may be here and not have been read: so it
-// is the second look that counts.
+// Finds processes that have ended without the word that their rank leaves. That word may have arrived and not have been
+// read yet, so a process counts as dead only at the second look.
 void Engine::look_for_deaths() {
   std::vector<int> ended;
   for (const Watch::Peer& peer : watch_.ended()) {
@@ -442,7 +443,7 @@ void Engine::fail_everything(ErrorCode code, const std::string& text) {
   for (const Work& item : work) finish(*item.ticket, code, text);
   for (const auto& group : groups_)
     if (group) group->fail_all(code, text);
-  // What was between two places when the error came.
+  // Tickets that were in neither place when the error came.
   std::map<std::pair<size_t, std::string>, std::shared_ptr<Ticket>> lost;
   {
     const std::lock_guard lock(mutex_);

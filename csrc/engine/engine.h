@@ -1,8 +1,8 @@
-// The background engine: takes submissions from any thread, makes progress on them, and wakes who waits.
+// The background engine: takes submissions from any thread, makes progress on them, and wakes those that wait.
 //
 // One thread at a time drives: either the engine's own, or a caller that waits for its operation and finds the engine
 // idle. So a blocking call costs no hand-over between threads, and while a script computes, the engine's thread goes on.
-// Only the driver calls MPI, but for the making of groups, on communicators of their own.
+// Only the driver calls MPI, except where a group is made, which has communicators of its own.
 //
 // Idle means asleep: with nothing in flight the thread wakes ten times a second to answer inquiries of other ranks.
 // Waiting for the network it spins for some microseconds, then sleeps in growing steps, so that compute keeps its core.
@@ -54,12 +54,12 @@ class Engine {
   bool wait(const Ticket& ticket, double seconds);
 
   // Collective: returns when every rank has called it. False when the engine had failed, so that MPI resources were
-  // left as they are. Throws kTimeout, naming who is missing, when a rank does not come.
+  // left as they are. Throws kTimeout, which names the missing ranks, when a rank does not come.
   bool shutdown();
 
   Timeline& timeline() { return timeline_; }
 
-  // The state in words; from any thread, also while another one drives. Waits up to two seconds for that one.
+  // The state in words; callable from any thread, also while another one drives, for which it waits up to two seconds.
   std::string describe();
 
  private:
@@ -83,7 +83,7 @@ class Engine {
   bool progress();
   void take_submissions();
   void finish(Ticket& ticket, ErrorCode code, const std::string& text);
-  // is_told: the other ranks know.
+  // is_told: the other ranks know already.
   void stop_with(ErrorCode code, const std::string& text, bool is_told) noexcept;
   // Everything that is in flight here. The caller holds driving_.
   void fail_everything(ErrorCode code, const std::string& text);

@@ -16,8 +16,8 @@ namespace collective {
 namespace {
 
 // Tags of the data communicator. Agreed operations take turns in the first half: they start in the same order on all
-// ranks, and messages of one tag stay in order, so a tag may be used again before its last use is over on other ranks.
-// On this rank it must be over, for operations post receives ahead: execution is held back when the tags run out.
+// ranks, and messages of one tag stay in order, so a tag may be used again before its last use is done on other ranks.
+// On this rank it must be done, for operations post receives ahead: execution is held back when the tags run out.
 // Pairs have two tags each, a bucket has one of its own. 32767 is the largest tag that every MPI has.
 // (Tags of the control communicator are inquiry.cc's and these two.)
 constexpr int kMailTag = 1;  // and 2
@@ -30,12 +30,12 @@ constexpr uint32_t kMostBuckets = 32767 - kFirstBucketTag;
 // In a rank's part of the node's memory.
 constexpr size_t kDevicesAt = Lane::nbytes(), kMailAt = kDevicesAt + Devices::kHostBytes;
 
-// Of the host's memory, that agreed operations on devices take at a time; the last one may exceed it.
+// The page-locked host memory that agreed operations on devices take at a time; the last one may exceed it.
 constexpr size_t kMostPageLocked = size_t{256} << 20;
 
 constexpr std::chrono::duration<double> kLongestCreation = std::chrono::hours(1);
 constexpr auto kCheckEvery = std::chrono::milliseconds(100);
-// For a message to arrive that was sent before another one, which went another way.
+// How long a message may still take that was sent before another one on another path.
 constexpr auto kArrivalTime = std::chrono::milliseconds(500);
 
 }  // namespace
@@ -197,7 +197,7 @@ bool Group::progress() {
     try {
       current.emplace(*other);
     } catch (const Error&) {
-      current.reset();  // it has failed, which its own group tells
+      current.reset();  // it has failed, which its own group will report
     }
   }
   bool moved = submit_what_is_ready();
@@ -246,10 +246,10 @@ void Group::execute_agreed() {
   for (; !held_back_.empty(); held_back_.pop_front()) {
     const Decision& next = held_back_.front();
     if (running_.is_before(executions_ + kMostParts - std::min<uint64_t>(executions_ + kMostParts, kAgreedTags)))
-      return;  // its tags
-    // A model that is broadcast tensor by tensor would else be page-locked as a whole.
+      return;  // the tags that it needs are still in use
+    // Otherwise a model that is broadcast tensor by tensor would be page-locked as a whole.
     if (running_.page_locked() >= kMostPageLocked || devices_.is_looking()) return;
-    // What this rank runs for others after it has joined may still be under way when they have let the buckets go.
+    // What this rank runs for others after it has joined may still be in flight when they have let the buckets go.
     if (running_.uses_buckets(next.bucket, next.buckets)) return;
     if (look_at_devices(next)) return;
     execute(next);
@@ -413,7 +413,7 @@ void Group::peer_left(const Decision& decision) {
   if (join_.is_waiting()) refuse(*join_.take(), ErrorCode::kShutdown, "join: " + left_text(decision.rank));
   for (size_t i = 0; i < running_.size();) {
     Running& running = running_[i];
-    // What a peer has sent before it left may come after the word that it has.
+    // What a peer sent before it left may arrive after the word that it has left.
     if (running.peer == decision.rank) running.alone = Clock::now();
     const auto& of = running.of_bucket;
     if (of && (of->bucket >= decision.started.size() || decision.started[of->bucket] < of->run))

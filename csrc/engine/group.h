@@ -54,8 +54,8 @@ class Group {
            !not_ready_.empty() || !agreement_.sent();
   }
 
-  // Orderly end: what runs may finish, what is not agreed fails, on the other ranks too; nothing may be submitted
-  // after. Then progress() until over(): every rank has left.
+  // Orderly end: what runs may finish; what is not agreed fails, on the other ranks too; nothing may be submitted
+  // afterwards. Then call progress() until over(), when every rank has left.
   void leave();
   bool over() const { return all_left_ && running_.empty() && held_back_.empty() && agreement_.sent(); }
   // Collective, after over().
@@ -71,7 +71,7 @@ class Group {
 
   // Tells all ranks that this one's engine has stopped.
   void tell_stopped(ErrorCode code, const std::string& text) { agreement_.stop(code, text); }
-  // Waits a little until it is told: that it has, or, on the coordinator, that another has.
+  // Waits briefly until that word is on its way; on the coordinator also the word of another rank.
   void flush() { agreement_.flush(); }
   // Fails everything in flight; nothing may be submitted after.
   void fail_all(ErrorCode code, const std::string& text);

@@ -1,7 +1,8 @@
-// "Have you started this?": asked when a bucket, which runs without agreement, makes no progress. It costs nothing
-// until something stalls, and the engine of a rank answers even while its script is stuck elsewhere.
+// Questions between ranks. "Have you started this?" is asked when a bucket, which runs without agreement, makes no
+// progress: it costs nothing until something stalls, and the engine of a rank answers even while its script is stuck
+// elsewhere. "Are you there?" is asked of the coordinator.
 //
-// And "run this": told to a rank that has joined and so does not start its buckets by itself.
+// And a demand, "run this", is sent to a rank that has joined and so does not start its buckets by itself.
 #pragma once
 
 #include <functional>
@@ -32,8 +33,8 @@ class Inquiry {
     uint32_t run;
   };
   std::vector<Demand> take_demands();
-  // In words, who has not started run number `run` (from 1) of `bucket`, as far as the answers tell; apart from the
-  // others those that cannot, since they wait for another operation.
+  // In words, which ranks have not started run number `run` (from 1) of `bucket`, as far as the answers tell. Ranks that
+  // cannot start it, because they wait for another operation, are told apart.
   std::string verdict(uint32_t bucket, uint32_t run) const;
 
  private:

@@ -20,7 +20,7 @@ bool MpiMail::sent() {
 
 namespace {
 
-// Pairs with the other function: what was done before publish() is seen by who sees its value.
+// These two pair: whoever looks and sees a published value also sees everything that was done before publish().
 void publish(uint64_t* counter, uint64_t value) {
   std::atomic_ref<uint64_t>(*counter).store(value, std::memory_order_release);
 }
@@ -64,7 +64,7 @@ bool NodeMail::sent() {
   while (!outgoing_.empty()) {
     const std::string& first = outgoing_.front();
     if (total_ - freed_ == kRingBytes) {
-      freed_ = total_;  // whoever has hung up has read it all
+      freed_ = total_;  // a reader that has hung up counts as having read everything
       for (const uint64_t* read : read_) freed_ = std::min(freed_, look(read));
     }
     const size_t count = std::min(first.size() - at_, static_cast<size_t>(kRingBytes - (total_ - freed_)));

@@ -27,7 +27,7 @@ class Mail {
   virtual std::optional<Message> poll() = 0;
   // Goes on with what was sent; true when nothing is left to do.
   virtual bool sent() = 0;
-  // This rank reads no more: nobody is to wait until it has.
+  // This rank reads no more, and no rank waits until it has read.
   virtual void hang_up() = 0;
 };
 
@@ -39,7 +39,7 @@ class MpiMail final : public Mail {
   void send(std::string bytes) override;
   std::optional<Message> poll() override { return inbox_.poll(); }
   bool sent() override;
-  void hang_up() override {}  // MPI keeps what nobody receives
+  void hang_up() override {}  // MPI keeps what is not received
 
  private:
   struct Outgoing {
@@ -87,12 +87,12 @@ class NodeMail final : public Mail {
   };
 
   std::vector<Sender> senders_;
-  size_t next_ = 0;  // of the senders, whom to ask first
+  size_t next_ = 0;  // the sender to look at first
   std::byte* ring_;
   uint64_t* written_;
-  std::vector<const uint64_t*> read_;  // by those who hear this rank: how far they are
+  std::vector<const uint64_t*> read_;  // how far each reader of this rank's ring has read
   uint64_t total_ = 0;                 // == *written_
-  uint64_t freed_ = 0;                 // all of them have read this far, at the least
+  uint64_t freed_ = 0;                 // all of them have read at least this far
   std::deque<std::string> outgoing_;   // with their lengths
   size_t at_ = 0;                      // bytes of the first that are written
 };

@@ -193,7 +193,7 @@ std::unique_ptr<Operation> make_operation(const Place& place, const std::vector<
     case Kind::kReduce: return make_reduce(place, task);
     case Kind::kGather: return make_gather(place, task);
     case Kind::kScatter: return make_scatter(place, task);
-    case Kind::kBarrier:  // the agreement was all there is to it
+    case Kind::kBarrier:  // the agreement is all that it consists of
     case Kind::kBuckets:
     case Kind::kPair:
     case Kind::kRefusal: return nullptr;

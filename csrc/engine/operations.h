@@ -1,4 +1,4 @@
-// From an agreed description to the operation that does it.
+// Makes the operation that an agreed description asks for.
 #pragma once
 
 #include <memory>
@@ -10,7 +10,7 @@
 
 namespace collective {
 
-// One entry of an agreed bucket on this rank. On a rank that has joined `data` is empty and `ticket` is nobody's.
+// One entry of an agreed bucket on this rank. On a rank that has joined `data` is empty, and no caller waits for `ticket`.
 struct Task {
   Ticket* ticket;
   const Descriptor* descriptor;

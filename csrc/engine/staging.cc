@@ -14,9 +14,9 @@ namespace {
 
 using Marks = std::vector<std::shared_ptr<DeviceMark>>;
 
-// Long enough that the copies of a part run at full speed, short enough that the first is soon on its way.
+// Long enough for the copies of a part to run at full speed, short enough for the first to start soon.
 constexpr size_t kPartBytes = size_t{4} << 20;
-// Parts on their way at a time: one on each of the three ways, and some for what is uneven.
+// Parts in flight at a time: one in each of the three stages, and some more because stages are uneven.
 constexpr size_t kDepth = 8;
 
 // A task whose array is on the host, and which owns what it points to.

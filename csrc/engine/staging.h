@@ -1,5 +1,5 @@
-// Agreed operations on arrays of devices: by the devices where the ranks share memory of them and it pays, else by way
-// of the host, cut into the parts of a Staged.
+// Agreed operations on device arrays: done by the devices where the ranks share their memory and it pays, otherwise
+// staged through the host, cut into the parts of a Staged.
 #pragma once
 
 #include <functional>
@@ -11,11 +11,11 @@
 
 namespace collective {
 
-// Parts of an operation at most: so many tags it may need.
+// The most parts of an operation, and so the most tags that it may need.
 inline constexpr size_t kMostParts = 256;
 
-// Whether this is an operation on device memory; then it goes this way on all ranks, also where a rank has joined and
-// has no array, and perhaps no device.
+// Whether this is an operation on device memory. If so, all ranks treat it as one, also a rank that has joined and has no
+// array, and perhaps no device.
 inline bool is_staged(const Descriptor& d) { return d.device != "cpu"; }
 
 // As make_operation(). The number of parts, and so that of tags, follows from what is agreed. devices: what the ranks

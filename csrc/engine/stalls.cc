@@ -7,9 +7,9 @@
 namespace collective {
 namespace {
 
-// The coordinator reports a time-out; a rank that does not even hear from it gives up this much later.
+// The coordinator reports a time-out. A rank that does not hear from it gives up this much later.
 constexpr auto kCoordinatorGrace = std::chrono::seconds(5);
-// Between asking the others and telling what they answered.
+// How long the others have to answer before their answers are reported.
 constexpr auto kAnswerTime = std::chrono::milliseconds(500);
 
 }  // namespace

@@ -17,7 +17,7 @@ Watch::~Watch() {
 void Watch::add(Peer peer) {
   const auto known = [&](const Watched& watched) { return watched.peer.rank == peer.rank; };
   if (std::any_of(watched_.begin(), watched_.end(), known)) return;
-  // From Linux 5.3 on, where no filter of system calls forbids it; else time-outs tell.
+  // From Linux 5.3 on, unless a filter of system calls forbids it; then only time-outs tell.
   const auto fd = static_cast<int>(syscall(SYS_pidfd_open, peer.pid, 0));
   if (fd >= 0 || errno == ESRCH) watched_.push_back({peer, fd});
 }

@@ -1,5 +1,5 @@
-// Whether the processes of this node's other ranks live. A rank that is killed says nothing, and not every launcher
-// ends its job: without this the others would learn of it from a time-out.
+// Whether the processes of this node's other ranks are alive. A rank that is killed says nothing, and not every launcher
+// ends its job then: without this the others would learn of it from a time-out.
 #pragma once
 
 #include <sys/types.h>
@@ -19,7 +19,7 @@ class Watch {
     int rank;  // in the job
     pid_t pid;
   };
-  // pid: as this process sees it. A rank that is watched already is not watched twice.
+  // pid: as this process sees it. A rank that is already watched is not added again.
   void add(Peer peer);
   // Those whose processes have ended.
   std::vector<Peer> ended() const;
