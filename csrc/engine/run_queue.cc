@@ -18,7 +18,9 @@ void throw_for(const std::string& what) {
   }
 }
 
-RunQueue::~RunQueue() { give_all_up(ErrorCode::kShutdown, "the engine has ended"); }
+RunQueue::~RunQueue() {
+  while (!running_.empty()) keep_for_ever(running_.size() - 1);
+}
 
 bool RunQueue::step() {
   bool moved = false;
@@ -45,11 +47,15 @@ bool RunQueue::step() {
   return moved;
 }
 
-void RunQueue::give_up(size_t i, ErrorCode code, const std::string& text) {
-  auto* const gone = new Running(std::move(running_[i]));  // never deleted, see the header
+std::vector<std::shared_ptr<Ticket>> RunQueue::keep_for_ever(size_t i) {
+  auto* const gone = new Running(std::move(running_[i]));  // never deleted
   running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
   gone->operation->give_up();
-  for (const auto& ticket : std::exchange(gone->tickets, {})) finish_(*ticket, code, text);
+  return std::exchange(gone->tickets, {});
+}
+
+void RunQueue::give_up(size_t i, ErrorCode code, const std::string& text) {
+  for (const auto& ticket : keep_for_ever(i)) finish_(*ticket, code, text);
 }
 
 void RunQueue::give_all_up(ErrorCode code, const std::string& text) {

@@ -44,7 +44,7 @@ class RunQueue {
 
   RunQueue(const RunQueue&) = delete;
   RunQueue& operator=(const RunQueue&) = delete;
-  ~RunQueue();
+  ~RunQueue();  // gives all up, and finishes no ticket: whatever it would tell may be gone
 
   void add(Running running) { running_.push_back(std::move(running)); }
   // Steps each of them, and finishes the tickets of those that are done; true if anything moved.
@@ -69,6 +69,9 @@ class RunQueue {
   size_t page_locked() const;
 
  private:
+  // The tickets of one that is kept for the life of the process.
+  std::vector<std::shared_ptr<Ticket>> keep_for_ever(size_t i);
+
   std::vector<Running> running_;
   Timeline* timeline_;
   Finish finish_;
