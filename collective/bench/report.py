@@ -18,7 +18,7 @@ from .sizes import format_bytes
 
 __all__ = ["print_comparison", "print_report"]
 
-_WIDTH = 160  # mpirun lets ranks write to a terminal of its own, whose 80 columns mean nothing
+_WIDTH = 160  # mpirun has ranks write to a terminal of its own, whose 80 columns mean nothing
 
 _RATIO_CAPTION = "/x: the speed of ours in that of x; above 1 ours is faster"
 
@@ -51,7 +51,7 @@ def print_report(header: dict[str, Any], notes: Sequence[str], results: Sequence
 
 
 def print_comparison(path: Path, header: dict[str, Any], results: Sequence[Result]) -> None:
-    """Print every result beside the same of an earlier run's --json file."""
+    """Print every result beside the same one from an earlier run's --json file."""
     old_header, old = read_json(path)
     for what in ("processor", "cores", "mpi", "ranks", "ranks_per_node"):
         if old_header.get(what) != header[what]:
@@ -73,7 +73,7 @@ def print_comparison(path: Path, header: dict[str, Any], results: Sequence[Resul
 
 
 def _show(table: Table) -> None:
-    """Print it without the blanks that fill its lines up."""
+    """Print it without the blanks that pad its lines."""
     console = Console(width=_WIDTH, force_terminal=False, highlight=False)
     with console.capture() as printed:
         console.print(table)
