@@ -41,7 +41,9 @@ def install(
         rank, ranks = where
         sys.stdout.flush()
         if ranks > 1:
-            print(f"[collective] rank {rank}: uncaught {kind.__name__}, ends the job of {ranks} ranks", file=sys.stderr)
+            print(
+                f"[collective] rank {rank}: uncaught {kind.__name__}, ending the job of {ranks} ranks", file=sys.stderr
+            )
             _flush()
             last_words()
             _abort()

@@ -101,7 +101,7 @@ def end_if_someone_is_missing() -> None:
 
     me = MPI.COMM_WORLD.Get_rank()
     sys.stdout.flush()
-    print(f"[collective] rank {me}: ends the job, since a rank is missing", file=sys.stderr, flush=True)
+    print(f"[collective] rank {me}: ending the job, since a rank is missing", file=sys.stderr, flush=True)
     MPI.COMM_WORLD.Abort(1)
 
 

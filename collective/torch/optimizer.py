@@ -224,7 +224,7 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InvalidArgumentError(f"expected a torch.optim.Optimizer, got {type(optimizer).__qualname__}")
     if isinstance(optimizer, _Distributed):
-        raise InvalidArgumentError("the optimizer is a DistributedOptimizer already")
+        raise InvalidArgumentError("the optimizer is already a DistributedOptimizer")
     checked = checked_op(op)
     if checked not in (Average, Sum, Adasum):
         raise InvalidArgumentError(f"DistributedOptimizer reduces by Average, Sum or Adasum, not by {checked.name}")
@@ -234,7 +234,7 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
             raise InvalidArgumentError("num_groups= and groups= were both given; groups= alone says it all")
         groups = num_groups
     if not gradient_predivide_factor > 0:
-        raise InvalidArgumentError(f"gradient_predivide_factor is positive, not {gradient_predivide_factor}")
+        raise InvalidArgumentError(f"gradient_predivide_factor must be positive, not {gradient_predivide_factor}")
     if not is_compressor(compression):
         raise InvalidArgumentError(
             f"compression is Compression.none, .fp16, .bf16 or a Compressor of your own, not {compression!r}"
@@ -307,7 +307,9 @@ def _checked_names(
         _check_memory(name, p)
     duplicates = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
     if duplicates:
-        raise InvalidArgumentError(f"named_parameters: these names stand for several: {', '.join(duplicates)}")
+        raise InvalidArgumentError(
+            f"named_parameters: these names stand for several parameters: {', '.join(duplicates)}"
+        )
     unnamed = [number for number, p in enumerate(held) if p not in names]
     if unnamed:
         raise InvalidArgumentError(

@@ -95,7 +95,7 @@ def _flat(params: Any) -> list[Named]:
     take("", params)
     if skipped:
         warnings.warn(
-            f"broadcast_parameters left alone what is no tensor: {', '.join(skipped[:6])}"
+            f"broadcast_parameters left alone what is not a tensor: {', '.join(skipped[:6])}"
             + (f" and {len(skipped) - 6} more" if len(skipped) > 6 else "")
             + "; broadcast_object() sends such values",
             stacklevel=4,
