@@ -38,7 +38,7 @@ _someone_missing = False
 
 
 def start() -> None:
-    """Compare mpi4py's MPI with ours, and initialise it for several threads; it is then finalised at exit by us."""
+    """Compare mpi4py's MPI with ours; if nobody has yet, initialise it for several threads, and finalise it at exit."""
     if "mpi4py.MPI" not in sys.modules:
         import mpi4py
 
