@@ -55,7 +55,7 @@ def run(
     """Call a function on every rank of a new MPI job, and return the results in rank order.
 
     Args:
-        func: one that cloudpickle can serialise; it calls `init()` itself, as a script does.
+        func: a function that cloudpickle can serialise; it calls `init()` itself, as a script does.
         args, kwargs: its arguments, the same on all ranks.
         np: how many ranks; `num_proc` is Horovod's later name for it. One unless given.
         hosts: where they run, "a:2,b:2"; this host unless given.
