@@ -14,7 +14,7 @@ from .errors import ShutdownError
 
 __all__ = ["install"]
 
-_GRACE_S = 5.0  # for the rank that failed first to finish
+_GRACE_S = 5.0  # for the rank that ended first to terminate
 _BEHIND_S = 0.5  # for the launcher to see its status before ours
 
 
@@ -52,9 +52,9 @@ def install(
 
 
 def _end_behind(rank: int, error: ShutdownError, trace: TracebackType | None, shutdown: Callable[[], None]) -> None:
-    """End because another rank has: in one line, as it gives the reason; and after it, as its status is the job's.
+    """End because another rank has: in one line, as that one says why; and after it, as its status is the job's.
 
-    If that rank does not finish ending, this one ends the job.
+    If that rank does not terminate, this one aborts the job.
     """
     at = next((f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(trace)), "unknown place")
     sys.stdout.flush()
