@@ -1,6 +1,6 @@
-"""What each of the two ranks does that `cuda_aware.py` starts: sends device memory to the other and checks what comes.
+"""What each of the two ranks that `cuda_aware.py` starts does: send device memory to the other, check what arrives.
 
-It says on standard output how far it came, since it may end by a signal at any line.
+It reports on standard output how far it got, since a signal may end it at any line.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 __all__ = ["MARK", "main"]
 
 MARK = "collective-cuda-aware-probe"
-SIZES = (64, 4 << 20)  # bytes: sent at once; sent when the receiver has answered
+SIZES = (64, 4 << 20)  # bytes: sent at once; sent once the receiver has answered
 
 
 class _DriverError(Exception):
@@ -29,9 +29,9 @@ class _WrongBytesError(Exception):
 
 
 def main(seconds: int) -> None:
-    """Run as one of two ranks; not longer than that."""
+    """Run as one of two ranks, for at most this long."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an answer here
-    signal.alarm(seconds)  # ends it in C code as well, and where its launcher is gone
+    signal.alarm(seconds)  # ends it inside C code, too, and when its launcher is gone
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
@@ -72,7 +72,7 @@ class _Driver:
         self.call("cuDeviceGetCount", ctypes.byref(count))
         if count.value == 0:
             raise _DriverError("no CUDA device is visible")
-        # Of two devices each rank takes one, as the ranks of a job do.
+        # Given two devices, each rank takes one, as the ranks of a job do.
         self.call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(rank % count.value))
         self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self.call("cuCtxPushCurrent_v2", context)
@@ -103,12 +103,12 @@ class _Driver:
 
 
 def _pattern(rank: int, nbytes: int) -> npt.NDArray[np.uint8]:
-    """Differs by rank and by index; and by part of a message, for no power of two is a multiple of 251."""
+    """Bytes that differ by rank and index, and between parts of a message: no power of two is a multiple of 251."""
     return (np.arange(nbytes, dtype=np.uint32) % 251 + 3 * rank + 1).astype(np.uint8)
 
 
 def _exchange(driver: _Driver, world: Any, nbytes: int) -> None:
-    """Send and receive at once, by nonblocking calls as the engine does, and look at what came."""
+    """Send and receive at the same time, by nonblocking calls as the engine does, and check what arrived."""
     from mpi4py import MPI
 
     rank = world.Get_rank()
@@ -123,4 +123,4 @@ def _exchange(driver: _Driver, world: Any, nbytes: int) -> None:
     driver.free(sent)
     driver.free(received)
     if differ.size > 0:
-        raise _WrongBytesError(f"of {nbytes} bytes, {differ.size} came wrong, the first at {differ[0]}")
+        raise _WrongBytesError(f"of {nbytes} bytes, {differ.size} arrived wrong, the first at {differ[0]}")

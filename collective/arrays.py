@@ -1,8 +1,8 @@
-"""Array kinds: the one place that knows NumPy from torch and CuPy.
+"""Array kinds: the only place that tells NumPy, torch and CuPy apart.
 
-Elsewhere an array is a `View`: address, shape, element type, device. Frameworks are never imported here; an array of
-a framework means that its user has imported it. Other arrays come in by the protocols that they have: DLPack, CUDA's
-array interface.
+Elsewhere an array is a `View`: address, shape, element type, device. A framework is not imported to recognise its
+arrays: whoever has one has imported it. Other arrays are taken by the protocols that they support, DLPack or CUDA's
+array interface; of these, the ones on a device need CuPy, which is then imported.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ __all__ = [
 ]
 
 _BY_NAME: dict[str, DType] = dict(DType.__members__)
-_NUMPY_DTYPES: dict[np.dtype, DType] = {}  # filled as they come
+_NUMPY_DTYPES: dict[np.dtype, DType] = {}  # filled as they are met
 _TORCH_DTYPES: dict[Any, DType] = {}  # filled at the first tensor
 
 
 @dataclass(slots=True)
 class View:
-    """What the engine needs to know of an array."""
+    """What the engine needs to know about an array."""
 
     pointer: int
     shape: tuple[int, ...]
     dtype: DType
     device: str
     contiguous: bool
-    array: Any  # the array itself, one that shares its memory, or for a Python scalar the 0-d array made of it
-    ordinal: int = -1  # the device's number, as CUDA_VISIBLE_DEVICES leaves it
-    stream: int = 0  # the caller's, on which work on the array may be queued
+    array: Any  # the array itself, one that shares its memory, or for a Python scalar the 0-d array made from it
+    ordinal: int = -1  # the device's number among CUDA_VISIBLE_DEVICES
+    stream: int = 0  # the caller's stream, on which work on the array may be queued
     is_copy: bool = False
     raw: str = ""  # the name of an element type that the engine does not know: it moves as bytes, `dtype` is uint8
 
@@ -70,7 +70,7 @@ def _is_cupy(x: Any) -> bool:
 def view(x: Any, moves_only: bool = False) -> View:
     """Look at an array; raises UnsupportedTypeError for what no collective can take.
 
-    moves_only: elements are moved, not computed with, so that any type of a fixed size will do.
+    moves_only: elements are moved, not computed with, so any type of fixed size will do.
     """
     if isinstance(x, np.ndarray):
         return _view_numpy(x, moves_only)
@@ -88,7 +88,7 @@ def view(x: Any, moves_only: bool = False) -> View:
         on_host = x.__dlpack_device__()[0] == 1  # DLPack's kDLCPU
         return _view_numpy(np.from_dlpack(x)) if on_host else _view_cupy(_cupy(x).from_dlpack(x))
     if isinstance(x, Exception):
-        raise x  # of a caller that could not make the array
+        raise x  # from a caller that could not make the array
     raise UnsupportedTypeError(
         f"expected a numpy.ndarray, a torch.Tensor, a cupy.ndarray, another array with __cuda_array_interface__ or "
         f"__dlpack__, or a number, got {type(x).__qualname__}"
@@ -96,7 +96,7 @@ def view(x: Any, moves_only: bool = False) -> View:
 
 
 def _cupy(x: Any) -> Any:
-    """CuPy, for arrays of others on a device: results are CuPy's."""
+    """CuPy, for device arrays of other libraries: their results are CuPy's."""
     try:
         import cupy
     except ImportError as error:
@@ -154,7 +154,7 @@ def _view_torch(x: Any, moves_only: bool = False) -> View:
 
 
 def address_of_tensor(x: Any) -> int:
-    """Where the elements of a dense tensor begin; raises UnsupportedTypeError for one that has none of its own."""
+    """The address of a dense tensor's elements; raises UnsupportedTypeError if it has no memory of its own."""
     try:
         pointer: int = x.data_ptr()
     except RuntimeError:  # sparse, or within torch.func's transforms
@@ -166,8 +166,8 @@ def address_of_tensor(x: Any) -> int:
         layout = "nested" if is_nested else x.layout
         raise UnsupportedTypeError(f"a torch.Tensor of layout {layout}: only strided tensors are supported")
     if x.is_meta:
-        place_of_tensor(x)  # says so
-    # Wrapper subclasses have elements, and no memory: 0 would be taken for a tensor that is not there.
+        place_of_tensor(x)  # raises the error that says so
+    # Wrapper subclasses have elements but no memory: 0 would be taken for a missing tensor.
     if x.numel() > 0:
         raise UnsupportedTypeError(
             f"a {type(x).__qualname__} has no memory of its own that could be read: pass the tensors that it is made "
@@ -177,7 +177,7 @@ def address_of_tensor(x: Any) -> int:
 
 
 def changed(v: View) -> None:
-    """Tell the framework that the array's elements are being overwritten, as its own operations in place do."""
+    """Tell the framework that the array's elements are being overwritten, as its own in-place operations do."""
     if _is_tensor(v.array):
         _torch().autograd.graph.increment_version(v.array)
 
@@ -192,7 +192,7 @@ def place_of_tensor(x: Any) -> tuple[int, int]:
 
 
 def current_streams(ordinals: Iterable[int]) -> list[tuple[int, int]]:
-    """Of these devices, on which their frameworks queue the caller's work now."""
+    """The streams of these devices on which the frameworks currently queue the caller's work."""
     streams = []
     torch, cupy = _torch(), sys.modules.get("cupy")
     for ordinal in ordinals:
@@ -204,7 +204,7 @@ def current_streams(ordinals: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def device_bytes(pointer: int, nbytes: int, owner: object, device: Any) -> Any:
-    """A uint8 tensor of torch over memory of a device, which it keeps by its owner."""
+    """A uint8 torch tensor over device memory, which it keeps alive through its owner."""
     return _torch().as_tensor(_DeviceBytes(pointer, nbytes, owner), device=device)
 
 
@@ -219,7 +219,7 @@ def _supported() -> str:
 
 
 def contiguous(v: View) -> View:
-    """The view itself, or that of a C-contiguous copy."""
+    """The view itself, or one of a C-contiguous copy."""
     if v.contiguous:
         return v
     if _is_tensor(v.array):
@@ -255,10 +255,10 @@ def copy(v: View) -> View:
 
 
 def from_bytes(data: np.ndarray, shape: tuple[int, ...], like: View) -> Any:
-    """An array of the same kind, dtype and device as `like`, over a uint8 array's memory where that is the host's."""
+    """An array of the same kind, dtype and device as `like`, sharing the uint8 array's memory on the host."""
     if _is_tensor(like.array):
         torch = _torch()
-        if data.size == 0:  # has no memory to view
+        if data.size == 0:  # there is no memory to view
             return torch.empty(shape, dtype=like.array.dtype, device=like.array.device)
         return torch.from_numpy(data).view(like.array.dtype).reshape(shape).to(like.array.device)
     if _is_cupy(like.array):
@@ -271,6 +271,6 @@ def from_bytes(data: np.ndarray, shape: tuple[int, ...], like: View) -> Any:
 
 
 def itemsize(v: View) -> int:
-    """Bytes of an element."""
+    """Bytes per element."""
     size = v.array.itemsize
     return int(size() if callable(size) else size)

@@ -19,7 +19,7 @@ __all__ = [
 
 
 def mpi_threads_supported() -> bool:
-    """True: init() has made sure of MPI_THREAD_MULTIPLE. Raises NotInitializedError before it."""
+    """True: init() has ensured MPI_THREAD_MULTIPLE. Raises NotInitializedError before init()."""
     runtime.current()
     return True
 
@@ -60,7 +60,7 @@ def ccl_built() -> bool:
 
 
 def cuda_built() -> bool:
-    """True: every build takes arrays on CUDA devices, where there is a driver (`python -m collective.info`)."""
+    """True: every build takes arrays on CUDA devices, given a driver (`python -m collective.info`)."""
     return True
 
 

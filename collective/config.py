@@ -1,4 +1,4 @@
-"""Settings from the environment: read once, at `init()`, in this one place.
+"""Settings from the environment: read once, at `init()`, and only here.
 
 | variable | default | unit | effect | also read from |
 |---|---|---|---|---|
@@ -13,8 +13,8 @@ HOROVOD_FUSION_THRESHOLD |
 HOROVOD_THREAD_AFFINITY |
 | COLLECTIVE_CUDA_AWARE | found out | 0 or 1 | whether the MPI can send device memory; unset: two processes try it \
 where that matters, see `cuda_aware` | |
-| COLLECTIVE_NCCL | 0 | 0 or 1 | 1, on all ranks: NCCL makes the sums between the GPUs of a node, where ranks have one \
-each | |
+| COLLECTIVE_NCCL | 0 | 0 or 1 | 1, on all ranks: NCCL does the sums between the GPUs of a node, if each rank has its \
+own | |
 | COLLECTIVE_LOG_LEVEL | warning | trace, debug, info, warning, error or fatal | error: no warnings; fatal: nothing | \
 HOROVOD_LOG_LEVEL |
 | COLLECTIVE_TIMELINE | none | file | record a timeline from init() on, see `start_timeline` | HOROVOD_TIMELINE, \
@@ -57,7 +57,7 @@ _NOT_NEGATIVE = validate.Range(min=0)
 
 
 class LogLevel(enum.IntEnum):
-    """Horovod's words; csrc/base/log.h has the same numbers."""
+    """Horovod's names; csrc/base/log.h has the same numbers."""
 
     TRACE = 0
     DEBUG = 1
@@ -74,8 +74,8 @@ class Config:
     timeout: float  # infinite for never
     stall_warning: float  # infinite for never
     # Large enough that per-message costs vanish, small enough that packing one bucket overlaps sending another and
-    # that the first gradients do not wait for the last. Added to a ResNet-50 step as in torch/views.py: 1 MiB 14 to
-    # 17 ms, 2, 4 and 8 MiB 10 to 14, 16 MiB 12 to 16.
+    # that the first gradients do not wait for the last. Time added to a ResNet-50 step, as in torch/views.py: 1 MiB
+    # 14 to 17 ms; 2, 4 and 8 MiB 10 to 14; 16 MiB 12 to 16.
     fusion_threshold: int
     shared_memory: bool
     thread_affinity: tuple[int, ...]
@@ -86,7 +86,7 @@ class Config:
 
     @classmethod
     def from_environment(cls) -> Config:
-        """Read the environment; a malformed value or unknown COLLECTIVE_* raises InvalidArgumentError that names it."""
+        """Read the environment; a malformed value or unknown COLLECTIVE_* raises InvalidArgumentError, naming it."""
         env = Env()
         try:
             config = cls(
@@ -161,17 +161,18 @@ def _cores(cores: list[int]) -> None:
 
 @dataclass(frozen=True)
 class Launched:
-    """That a launcher has started several processes, this one among them; in the words of the environment."""
+    """A launcher that has started several processes, this one among them, as the environment tells."""
 
     launcher: str
     variable: str
     value: str
-    ranks: int  # at least
+    ranks: int  # at least this many
 
 
-# What launchers tell each process: (who, its number, how many there are), the innermost first: that of an MPI may
-# itself have been started by another one, one process a node. A number by itself proves nothing: people export
-# WORLD_SIZE, and a batch script has SLURM_NTASKS and SLURM_PROCID while it is no step of srun's, as SLURM_STEP_ID says.
+# What launchers tell each process: (launcher, its number, how many there are), the innermost first: an MPI's launcher
+# may itself have been started by another one, once per node. One number by itself proves nothing: people export
+# WORLD_SIZE, and a batch script has SLURM_NTASKS and SLURM_PROCID without being an srun step; only a step has
+# SLURM_STEP_ID.
 _LAUNCHERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("torchrun", ("RANK", "WORLD_SIZE"), ("WORLD_SIZE",)),
     ("mpirun", (), ("OMPI_COMM_WORLD_SIZE",)),  # Open MPI
@@ -188,7 +189,7 @@ _LAUNCHERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 
 
 def launched() -> Launched | None:
-    """What the nearest launcher says, where it has started more than one process."""
+    """What the innermost launcher says, if it has started more than one process."""
     for launcher, numbers, counts in _LAUNCHERS:
         if any(name not in os.environ for name in numbers):
             continue
@@ -198,13 +199,13 @@ def launched() -> Launched | None:
         number = os.environ[numbers[0]] if numbers else ""
         if number.isdigit() and int(number) > 0:
             return Launched(launcher, numbers[0], number, int(number) + 1)
-        # One process, says who knows; torchrun's variables are set by hand as well, in what others have started.
+        # This launcher knows of one process only. torchrun's variables prove less: they are also set by hand.
         if count is not None and launcher != "torchrun":
             return None
     return None
 
 
-# What makes a process the rank that it is; of a child that another launcher has started, some differ.
+# What makes a process the rank that it is; some of these differ in a child that another launcher has started.
 _PLACE = (
     *("PMIX_NAMESPACE", "PMIX_RANK", "PMI_JOBID", "PMI_RANK", "PMI_FD", "PMI_PORT", "MPI_LOCALRANKID"),
     *("OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID"),
@@ -213,20 +214,20 @@ _PLACE = (
 
 
 def _place() -> str:
-    """This process's place in a launcher's job, as one word; "" where no launcher has started it."""
+    """This process's place in a launcher's job, as one word; "" if no launcher has started it."""
     values = [(name, os.environ[name]) for name in _PLACE if name in os.environ]
     return hashlib.sha256(repr(values).encode()).hexdigest()[:16] if values else ""
 
 
 def mark_rank(pid: int, rank: int) -> None:
-    """Leave word in the environment, for children, that this process is a rank."""
+    """Record in the environment, for child processes, that this process is a rank."""
     os.environ[_MARK] = f"{pid}:{rank}:{_place()}"
 
 
 def marked_rank() -> tuple[int, int] | None:
-    """The process and the number of the rank whose place we have inherited, or are; None: we have a place of our own.
+    """The process id and number of the rank whose place this process has, itself or inherited; None: it has neither.
 
-    Without a launcher there is no place: a child is as single a process as its parent.
+    Without a launcher there is no place: a child stands alone, as its parent does.
     """
     found = re.fullmatch(r"(\d+):(\d+):(\w*)", os.environ.get(_MARK, ""))
     if found is None:
@@ -235,11 +236,11 @@ def marked_rank() -> tuple[int, int] | None:
 
 
 def visible_devices() -> str | None:
-    """CUDA_VISIBLE_DEVICES: the devices that the launcher or the user has left to this process; None: all."""
+    """CUDA_VISIBLE_DEVICES: the devices that the launcher or the user lets this process see; None: all."""
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
-# Set by launchers (Open MPI and PRRTE, PMIx, Hydra, Slurm) and batch systems, whose nodes mpirun would else go to.
+# Set by launchers (Open MPI and PRRTE, PMIx, Hydra, Slurm), and by batch systems, whose nodes mpirun would use.
 _OF_THE_JOB = re.compile(
     r"OMPI_(?!MCA_|ALLOW_RUN_AS_ROOT)"
     r"|OMPI_MCA_(orte|ess|plm|ras|rmaps|pmix|PREFIXES|num_procs|initial_wdir|cpu_type|mpi_oversubscribe|shmem_RUNTIME)"
@@ -249,15 +250,15 @@ _OF_THE_JOB = re.compile(
 
 
 def environment_outside_the_job() -> dict[str, str]:
-    """Our environment without what makes this process a rank of its job, for another mpirun.
+    """The environment for another mpirun: ours without what makes this process a rank of its job.
 
-    What chooses the MPI's transports stays: OMPI_MCA_*, UCX_*, FI_*, MPIR_CVAR_*.
+    Variables that choose the MPI's transports stay: OMPI_MCA_*, UCX_*, FI_*, MPIR_CVAR_*.
     """
     return {name: value for name, value in os.environ.items() if not _OF_THE_JOB.match(name)}
 
 
 def cache_directory() -> Path:
-    """Where compiled kernels are kept, as the XDG Base Directory Specification has it; it may not exist."""
+    """The directory of compiled kernels, by the XDG Base Directory Specification; it may not exist."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     base = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
     return Path(base) / "collective"

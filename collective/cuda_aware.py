@@ -1,9 +1,9 @@
-"""Whether this MPI sends the memory of devices.
+"""Whether this MPI can send device memory.
 
-What an MPI says of itself (`ompi_info`, MPIX_Query_cuda_support) is how it was compiled, not what works here; and where
-device memory is not understood, sending it ends in a crash or in wrong bytes. So two ranks try it, in processes of
-their own beside the job (`_cuda_aware_probe.py`). They are ranks of this node: what they show of the network between
-nodes is what the MPI does when it is told to leave shared memory alone, no more.
+What an MPI says about itself (`ompi_info`, MPIX_Query_cuda_support) is how it was compiled, not what works here; and
+where device memory is not supported, sending it ends in a crash or in wrong bytes. So two ranks try it, in processes of
+their own beside the job (`_cuda_aware_probe.py`). Both run on this node: all they show of the network between nodes is
+what the MPI does when told not to use shared memory.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .config import Config, environment_outside_the_job
 __all__ = ["Answer", "find_out"]
 
 LIMIT = 60  # seconds for one probe: some drivers take more than ten to start
-_END = 5.0  # seconds for a launcher to end its ranks and to remove its files
+_END = 5.0  # seconds for a launcher to end its ranks and remove its files
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Whether device memory can be handed to MPI, and how that is known, in a line for people.
+    """Whether device memory can be handed to MPI, and how that is known, in one readable line.
 
     It holds for threads in which a context of the device is current, as it was in the ranks that tried.
     """
@@ -43,7 +43,7 @@ class Answer:
 
 @functools.cache
 def find_out(several_nodes: bool = False) -> Answer:
-    """Ask COLLECTIVE_CUDA_AWARE, else try; a call of this process alone, which takes seconds the first time.
+    """Ask COLLECTIVE_CUDA_AWARE, else try it; not collective, and takes seconds the first time.
 
     Args:
         several_nodes: try a second time with the MPI's shared memory switched off, since the job needs the network.
@@ -63,13 +63,13 @@ def find_out(several_nodes: bool = False) -> Answer:
 
 
 def _not_known(why: str) -> Answer:
-    return Answer(False, f"not known, so not used: {why}; COLLECTIVE_CUDA_AWARE=1 (or 0) tells it")
+    return Answer(False, f"not known, so not used: {why}; COLLECTIVE_CUDA_AWARE=1 (or 0) settles it")
 
 
 def _launcher() -> str | None:
-    """The mpirun of the MPI that runs here: beside its library, else on PATH."""
+    """The mpirun of the MPI in use: beside its library, else on PATH."""
     library = Path(_core.running_mpi_path())
-    # Not below the root itself: /bin is beside everything.
+    # Not the root directory: /bin is beside everything.
     beside = [str(parent / "bin") for parent in list(library.parents)[:-1]] if library.is_absolute() else []
     # Debian installs several MPIs side by side, under these names.
     names = ("mpirun.openmpi", "mpirun") if _is_open_mpi() else ("mpiexec.hydra", "mpirun.mpich", "mpirun", "mpiexec")
@@ -85,14 +85,14 @@ def _probe(environment: dict[str, str]) -> Answer:
     mpirun = _launcher()
     if mpirun is None:
         return _not_known(f"no mpirun beside {_core.running_mpi_path()} or on PATH that could start a test")
-    # On this node, as many ranks as cores or not; of Hydra (MPICH, Intel MPI), which counts no cores, only the first.
+    # On this node, whether or not it has two cores; Hydra (MPICH, Intel MPI) counts none, and takes "-hosts" only.
     options = ["--host", "localhost:2", "--oversubscribe", "--bind-to", "none"]
     command = [mpirun, *(options if _is_open_mpi() else ["-hosts", "localhost"]), "-n", "2"]
-    # It finds the modules that this process finds, whichever way.
+    # It finds the modules that this process finds, however that is.
     program = f"import sys; sys.path[:] = {sys.path!r}; from collective import _cuda_aware_probe as probe; "
     command += [sys.executable, "-c", program + f"probe.main({LIMIT})"]
     try:
-        # Files, for a pipe would be open as long as the last rank lives.
+        # Files, since a pipe would stay open until the last rank has ended.
         with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
             process = subprocess.Popen(
                 command,
@@ -100,7 +100,7 @@ def _probe(environment: dict[str, str]) -> Answer:
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
-                start_new_session=True,  # a group to be ended as one, which the terminal's Ctrl-C does not reach
+                start_new_session=True,  # a group that is ended as one; Ctrl-C does not reach it
             )
             try:
                 status: int | None = process.wait(LIMIT + _END)
@@ -118,7 +118,7 @@ def _probe(environment: dict[str, str]) -> Answer:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Whatever is left of the launcher's group; ranks in groups of their own end by their alarm."""
+    """End whatever is left of the launcher's group; ranks in groups of their own end by their alarm."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, how)
@@ -127,7 +127,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _read(mpirun: str, status: int | None, stdout: str, stderr: str) -> Answer:
-    """What it means that the launcher ended with this status, or with none in time, and the ranks said this."""
+    """The answer, from the launcher's status (None: it did not end in time) and what the ranks and it have printed."""
     told = re.findall(rf"^{MARK} (\w+) (.*)$", stdout, re.MULTILINE)
     words = [word for word, _ in told]
     texts = dict(told)
@@ -146,7 +146,7 @@ def _read(mpirun: str, status: int | None, stdout: str, stderr: str) -> Answer:
         return _not_known(f"{mpirun} is the launcher of another MPI than {_core.running_mpi_path()}")
     if words.count("started") < 2:
         said = f"within {LIMIT} s" if status is None else f"(status {status}): {complaint}"
-        return _not_known(f"{mpirun} started no two ranks for a test {said}")
+        return _not_known(f"{mpirun} did not start two ranks for a test {said}")
     for crash in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE):
         if crash in by:
             return Answer(False, f"no: two ranks tried it on this node and ended by {crash.name}")
@@ -156,9 +156,9 @@ def _read(mpirun: str, status: int | None, stdout: str, stderr: str) -> Answer:
 
 
 def _without_shared_memory(environment: dict[str, str]) -> dict[str, str]:
-    """The environment with which ranks of one node send as if they were on two.
+    """The environment in which ranks of one node send as if they were on two.
 
-    Known to Open MPI's own transports, to MPICH, and to UCX unless the user has set UCX_TLS; others do as before.
+    Heeded by Open MPI's own transports, MPICH, and UCX unless the user has set UCX_TLS; others do as before.
     """
     shared = ("sm", "smcuda", "vader")
     chosen = environment.get("OMPI_MCA_btl", "^")

@@ -1,5 +1,5 @@
-"""What is found out about a device before its first array is handed to the engine: its kernels, and whether MPI sends
-its memory."""
+"""What is found out about a device before its first array is handed to the engine: its kernels, and whether MPI can
+send its memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _preparing = threading.Lock()
 
 
 def _nccl_files() -> list[str]:
-    """Where the wheels nvidia-nccl-cu12 and -cu13 have it, which torch for CUDA installs."""
+    """The libraries in the wheels nvidia-nccl-cu12 and -cu13, which torch for CUDA installs."""
     if importlib.util.find_spec("nvidia") is None:
         return []
     spec = importlib.util.find_spec("nvidia.nccl")
@@ -26,7 +26,7 @@ def _nccl_files() -> list[str]:
 
 
 def prepare(ordinal: int) -> None:
-    """Find it out, once after init(); ordinal: the device's number, as CUDA_VISIBLE_DEVICES leaves it; -1: the host."""
+    """Find it out, once after init(); ordinal: the device's number among CUDA_VISIBLE_DEVICES; -1: the host."""
     if ordinal < 0:
         return
     state = runtime.current()
@@ -41,7 +41,7 @@ def prepare(ordinal: int) -> None:
             _core.do_without_kernels(ordinal, str(error))
         if state.config.nccl:
             _core.load_nccl(_nccl_files())
-        # One rank of a node tries for all of its ranks.
+        # One rank tries for all ranks of its node.
         if not state.engine.shares_memory() and runtime.local_rank() == 0:
             answer = cuda_aware.find_out(several_nodes=runtime.cross_size() > 1)
             _core.set_messages(ordinal, "" if answer.aware else f"CUDA-aware: {answer.how}")

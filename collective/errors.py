@@ -1,6 +1,6 @@
 """What can go wrong, one class for each thing that a caller can act on.
 
-Every message says which rank speaks or differs, which operation, which tensor, and what is wrong with it.
+Every message says which rank reports or differs, which operation, which tensor, and what is wrong with it.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class DuplicateNameError(CollectiveError, ValueError):
 
 
 class CollectiveTimeoutError(CollectiveError, TimeoutError):
-    """A rank did not come within COLLECTIVE_TIMEOUT; the message names it."""
+    """A rank did not arrive within COLLECTIVE_TIMEOUT; the message names it."""
 
 
 class ShutdownError(CollectiveError):
-    """This rank or one that the operation needs has shut down."""
+    """This rank, or one that the operation needs, has shut down."""
 
 
 class ForkError(CollectiveError):
@@ -62,14 +62,14 @@ class GradientChangedError(CollectiveError):
 
 
 class InternalError(CollectiveError):
-    """MPI failed or an invariant broke; the runtime does not go on."""
+    """MPI failed or an invariant broke; the runtime cannot go on."""
 
 
 class MPIMismatchError(CollectiveError, ImportError):
-    """The engine was built for another MPI than the one that mpi4py loaded, or mpi4py could load none."""
+    """The engine was built for another MPI than mpi4py loaded, or mpi4py could not load any."""
 
 
-# By csrc/base/types.h ErrorCode.
+# By ErrorCode of csrc/base/types.h.
 _BY_CODE: dict[int, type[CollectiveError]] = {
     1: InvalidArgumentError,
     2: MismatchError,

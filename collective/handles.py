@@ -13,12 +13,12 @@ __all__ = ["Handle", "Handles"]
 T = TypeVar("T")
 S = TypeVar("S")
 
-# A wait returns to the interpreter this often, so that Ctrl-C is heard.
+# A wait returns to the interpreter this often, so that Ctrl-C takes effect.
 _SLICE_S = 0.1
 
-# Arrays of operations that ended with the engine: MPI may go on with a transfer that could not be cancelled.
+# Arrays of operations that failed with the engine: MPI may go on with a transfer that could not be cancelled.
 _abandoned: list[Any] = []
-_MPI_MAY_STILL_WRITE = (4, 6)  # time-out and internal error, of csrc/base/types.h ErrorCode
+_MPI_MAY_STILL_WRITE = (4, 6)  # time-out and internal error: ErrorCode of csrc/base/types.h
 
 # Arrays of operations whose handle was dropped before they finished: the engine still reads and writes them.
 _orphans: list[tuple[_core.Ticket, Any]] = []
@@ -65,7 +65,7 @@ class Handle(Generic[T]):
         return self._result(ticket)
 
     def map(self, function: Callable[[T], S]) -> Handle[S]:
-        """A handle of the same operation whose result is `function` of this one's."""
+        """A handle of the same operation, whose result is `function` applied to this one's."""
         result = self._result
         return Handle(self._engine, self._ticket, self._keep, lambda ticket: function(result(ticket)))
 

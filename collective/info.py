@@ -1,4 +1,4 @@
-"""What runs here: versions, MPI, ranks, memory, devices.
+"""What is running here: versions, MPI, ranks, memory, devices.
 
 python -m collective.info                 # this process
 mpirun -np 4 python -m collective.info    # and where each rank is
@@ -34,7 +34,7 @@ def main() -> None:
     way = _device_way(number)
     if runtime.rank() == 0:
         print("\n".join(_lines(ranks, places, visible, shares, names, why_none, way)), flush=True)
-    lifecycle.shutdown()  # where the others wait as long as rank 0 tries what the MPI can do
+    lifecycle.shutdown()  # where the others wait while rank 0 tries what the MPI can do
 
 
 def _lines(
@@ -115,17 +115,17 @@ def _devices(names: list[str], why_none: str) -> str:
 
 
 def mpi_name() -> str:
-    """The MPI that runs, and its version."""
+    """The MPI in use, and its version."""
     return mpi.name_and_version(_core.running_mpi())
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def version_of(name: str) -> str | None:
-    """The version of a package, None where it is not installed; CuPy goes by several names."""
+    """The version of a package, None if it is not installed; CuPy goes by several names."""
     for distribution in (name, f"{name}-cuda13x", f"{name}-cuda12x"):
         try:
             return metadata.version(distribution)

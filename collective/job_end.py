@@ -1,4 +1,4 @@
-"""How a rank ends that an exception ends: with it the job, and what was wrong first is what one reads last."""
+"""How an uncaught exception ends a rank, and the job with it, so that the first error is the last one printed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .errors import ShutdownError
 
 __all__ = ["install"]
 
-_GRACE_S = 5.0  # for a rank that has ended first to come to its end
+_GRACE_S = 5.0  # for the rank that ended first to terminate
 _BEHIND_S = 0.5  # for the launcher to see its status before ours
 
 
@@ -25,8 +25,8 @@ def install(
 
     Args:
         place: gives this rank and the number of ranks; None: the runtime is not initialised here.
-        shutdown: ends it.
-        last_words: writes down what is to be kept of a job that is ended by force.
+        shutdown: ends the runtime.
+        last_words: writes down what is to be kept of a job that is aborted.
     """
     previous = sys.excepthook
 
@@ -41,7 +41,9 @@ def install(
         rank, ranks = where
         sys.stdout.flush()
         if ranks > 1:
-            print(f"[collective] rank {rank}: uncaught {kind.__name__}, ends the job of {ranks} ranks", file=sys.stderr)
+            print(
+                f"[collective] rank {rank}: uncaught {kind.__name__}, ending the job of {ranks} ranks", file=sys.stderr
+            )
             _flush()
             last_words()
             _abort()
@@ -50,9 +52,9 @@ def install(
 
 
 def _end_behind(rank: int, error: ShutdownError, trace: TracebackType | None, shutdown: Callable[[], None]) -> None:
-    """End because another rank has: in one line, as the reason is there, and behind it, as its status is the job's.
+    """End because another rank has: in one line, as that one says why; and after it, as its status is the job's.
 
-    Where it does not come to its end, this rank ends the job.
+    If that rank does not terminate, this one aborts the job.
     """
     at = next((f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(trace)), "unknown place")
     sys.stdout.flush()
@@ -70,7 +72,7 @@ def _end_behind(rank: int, error: ShutdownError, trace: TracebackType | None, sh
 
 
 def _flush() -> None:
-    # A hook around ours may hold back what it prints (torch.distributed's does), and never come to show it.
+    # A hook around ours may hold back what it prints (torch.distributed's does), and never get to show it.
     if isinstance(sys.stderr, io.StringIO) and sys.__stderr__ is not None:
         sys.__stderr__.write(sys.stderr.getvalue())
         sys.__stderr__.flush()

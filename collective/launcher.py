@@ -1,4 +1,4 @@
-"""What the launcher has made of this process: one of as many ranks as it says, with cores to work on."""
+"""Whether the launcher has made this process one of as many ranks as it says, with cores to work on."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["advice_about_cores", "check"]
 
 
 def check(size: int) -> None:
-    """Refuse to be one of several trainings of a single rank, which end with status 0 as if all were well.
+    """Refuse to be one of several single-rank trainings, which would end with status 0 as if all were well.
 
     Args:
-        size: the ranks of MPI_COMM_WORLD.
+        size: the number of ranks in MPI_COMM_WORLD.
     """
     if size > 1 or (found := launched()) is None:
         return
     raise InvalidArgumentError(
         f"{found.variable}={found.value}, so this process is one of several, but it is alone in MPI_COMM_WORLD of "
         f"{_core.built_for_mpi()}: each would train by itself. {_remedy(found)} "
-        f"(Where that is meant: init(MPI.COMM_SELF).)"
+        f"(If that is intended: init(MPI.COMM_SELF).)"
     )
 
 

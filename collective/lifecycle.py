@@ -1,6 +1,6 @@
 """Start and end of the runtime, and the making of process sets.
 
-The top of the package: making a set is itself collective, so this stands on the operations, which know nothing of it.
+The top of the package: making a set is itself collective, so this builds on the operations, which know nothing of it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def init(
     """Start the runtime; collective over the ranks of `comm`. A second call changes nothing.
 
     Args:
-        comm: None for all ranks that were launched; a list of ranks of MPI_COMM_WORLD, given alike by exactly these
-            ranks, which are renumbered in the list's order; or an mpi4py communicator. It is duplicated.
+        comm: None for all ranks that were launched; a list of ranks of MPI_COMM_WORLD, passed identically by exactly
+            these ranks, which are renumbered in its order; or an mpi4py communicator, which is duplicated.
         process_sets: sets to register at once, as with `add_process_set`; or "dynamic", which Horovod needs for adding
             sets later and which changes nothing here.
 
@@ -42,8 +42,8 @@ def init(
         ForkError: in a forked child, a multiprocessing worker, or a child that a rank has started with its environment.
         MPIMismatchError: mpi4py loaded another MPI than the one this package was built for.
         InvalidArgumentError: a malformed setting, MPI without MPI_THREAD_MULTIPLE, a list that lacks this rank, a
-            process set that is none, a timeline that cannot be written, or a launcher that has started several
-            processes of which each is alone (torchrun, or the launcher of another MPI).
+            process set that is not one, a timeline that cannot be written, or a launcher that has started several
+            processes, each of them alone (torchrun, or the launcher of another MPI).
         CollectiveTimeoutError: a rank did not call it within COLLECTIVE_TIMEOUT. The job ends with this process.
 
     After any other error nothing is left behind, and init() may be called again.
@@ -62,7 +62,7 @@ def init(
     mpi.start()
     from mpi4py import MPI
 
-    if not (isinstance(comm, MPI.Comm) and comm == MPI.COMM_SELF):  # whoever gives that means to be alone
+    if not (isinstance(comm, MPI.Comm) and comm == MPI.COMM_SELF):  # whoever passes that means to be alone
         launcher.check(MPI.COMM_WORLD.Get_size())
     if isinstance(comm, MPI.Comm) and not comm:
         raise InvalidArgumentError("init(comm=MPI.COMM_NULL): a rank that is in no communicator takes no part")
@@ -84,7 +84,7 @@ def init(
 
 
 def _start(comm: MPI.Intracomm, config: Config) -> None:
-    """Make the runtime on this communicator, which it then owns."""
+    """Create the runtime on this communicator, which it then owns."""
     try:
         timeline.open_at_start(comm, config.timeline)
     except InvalidArgumentError:  # on all ranks
@@ -106,11 +106,11 @@ def _start(comm: MPI.Intracomm, config: Config) -> None:
 
 
 def shutdown() -> None:
-    """End the runtime; collective: returns when every rank has called it. Runs at exit, and in MPI_Finalize, by itself.
+    """End the runtime; collective: returns when every rank has called it. Runs by itself at exit and in MPI_Finalize.
 
-    Operations that other ranks still wait for from this rank raise ShutdownError there. Ranks that are still at work,
-    as with a last checkpoint, are waited for; warnings name them. After the time-out it returns without them, and
-    MPI_Finalize goes on waiting: whether they do something useful cannot be seen from here.
+    Operations in which other ranks still wait for this one raise ShutdownError there. Ranks that are still at work,
+    as on a last checkpoint, are waited for; warnings name them. After the time-out it returns without them, and
+    MPI_Finalize keeps waiting: whether they are doing something useful cannot be seen from here.
     """
     if not runtime.is_initialized():
         return
@@ -159,7 +159,7 @@ def _install_hooks() -> None:
 
 
 def add_process_set(process_set: ProcessSet | Iterable[int]) -> ProcessSet:
-    """Register a process set; collective over all ranks, also those that are not in it.
+    """Register a process set; collective over all ranks, including those not in it.
 
     Returns:
         The set, now usable.
@@ -175,7 +175,7 @@ def add_process_set(process_set: ProcessSet | Iterable[int]) -> ProcessSet:
         wanted = process_set if isinstance(process_set, ProcessSet) else ProcessSet(process_set)
         ranks: list[int] | str = wanted.ranks
     except InvalidArgumentError as error:
-        ranks = str(error)  # told to the others, who would wait otherwise
+        ranks = str(error)  # told to the others, which would wait otherwise
     everyone = allgather_object(ranks)
     if isinstance(ranks, str):
         raise InvalidArgumentError(ranks)
@@ -184,7 +184,7 @@ def add_process_set(process_set: ProcessSet | Iterable[int]) -> ProcessSet:
             raise MismatchError(
                 f"add_process_set: rank {runtime.rank()} gave the ranks {ranks}, rank {rank} gave {theirs}"
             )
-    # A set of all ranks is allowed once beside the global one: scripts compute their sets, and do not ask.
+    # A set of all ranks is allowed once beside the global one: scripts that compute their sets do not check for it.
     if any(ranks == known.ranks for known in sets.registered() if known is not global_process_set):
         raise InvalidArgumentError(f"a process set of the ranks {ranks} is registered already")
     comm = group = None

@@ -1,4 +1,4 @@
-"""What to say where an MPI cannot be loaded: by the engine, at import, or by mpi4py, in init()."""
+"""What to say when an MPI cannot be loaded: by the engine at import, or by mpi4py in init()."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["explain_missing_engine", "import_mpi"]
 
 
 def import_mpi() -> ModuleType:
-    """mpi4py.MPI. Raises MPIMismatchError where mpi4py does not find the MPI that it wants."""
+    """mpi4py.MPI. Raises MPIMismatchError if mpi4py does not find the MPI that it needs."""
     import mpi4py
 
-    from . import _core  # where it cannot be imported, explain_missing_engine() still can
+    from . import _core  # if it cannot be imported, explain_missing_engine() still can be
 
     try:
         from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:  # of its loader, and of its search for a library
+    except (ImportError, RuntimeError) as error:  # from its loader, and from its search for a library
         missing = _missing_libraries(str(error))
         mpirun = shutil.which("mpirun") or shutil.which("mpiexec")
         raise MPIMismatchError(
@@ -48,7 +48,7 @@ def explain_missing_engine(package: Path, error: ImportError) -> str:
     if not missing:
         return f"the compiled engine cannot be loaded: {error}. Install this package again (`make setup`)."
     return (
-        f"the compiled engine cannot be loaded, for {missing} was not found. Load the MPI that this package was "
+        f"the compiled engine cannot be loaded: {missing} was not found. Load the MPI that this package was "
         f"installed with (module load, or its library's directory in LD_LIBRARY_PATH), or install this package again "
         f"with the mpicxx of the MPI that is to be used first on PATH."
     )

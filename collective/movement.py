@@ -79,8 +79,8 @@ def broadcast(
 
     Args:
         x: array of any shape; shape and dtype are the same on all ranks. Only the root's contents matter.
-        root_rank: the rank that sends, counted over all ranks; the same on all.
-        name: meets the operations of the same name on the other ranks.
+        root_rank: the rank that sends, numbered among all ranks; the same on all.
+        name: matches the operations of the same name on the other ranks.
         process_set: the ranks that take part.
 
     Returns:
@@ -123,9 +123,9 @@ def allgather(x: ArrayT, *, name: str | None = None, process_set: ProcessSet = g
     """Concatenate the arrays of all ranks along the first dimension, in rank order.
 
     Args:
-        x: array; the first dimension may differ between ranks (also zero), the others and the dtype may not. A scalar
+        x: array; the first dimension may differ between ranks (and be zero), the others and the dtype may not. A scalar
             counts as an array of shape (1,).
-        name: meets the operations of the same name on the other ranks.
+        name: matches the operations of the same name on the other ranks.
         process_set: the ranks that take part.
 
     Returns:
@@ -145,14 +145,14 @@ def allgather_async(
 def grouped_allgather_async(
     xs: Sequence[ArrayT], *, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Handles[ArrayT]:
-    """Like `allgather_async` of several arrays; the handle's result is their list."""
+    """Like `allgather_async`, for several arrays; the handle's result is the list of theirs."""
     return grouped(lambda x, n: _allgather(x, n, process_set, False), xs, name)
 
 
 def grouped_allgather(
     xs: Sequence[ArrayT], *, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> list[ArrayT]:
-    """Several `allgather`; returns the list of their results."""
+    """Like `allgather`, for several arrays; returns the list of their results."""
     return grouped_allgather_async(xs, name=name, process_set=process_set).wait()
 
 
@@ -193,12 +193,12 @@ def alltoall(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> tuple[ArrayT, list[int]]:
-    """Send rows of an array to every rank, and get rows from every rank.
+    """Send rows of an array to every rank, and receive rows from every rank.
 
     Args:
         x: array; the first dimension may differ between ranks, the others and the dtype may not.
         splits: how many rows go to each rank, in order; they add up to the first dimension. None: equal parts.
-        name: meets the operations of the same name on the other ranks.
+        name: matches the operations of the same name on the other ranks.
         process_set: the ranks that take part.
 
     Returns:
@@ -257,10 +257,11 @@ def scatter(
     """Deal out the rows of the root's array.
 
     Args:
-        x: on the root, the array; elsewhere any array of the same dtype and shape but for the first dimension, such
-            as an empty one: only its shape and dtype are looked at. The first `rows % size` ranks get one row more.
-        root_rank: the rank that sends, counted over all ranks; the same on all.
-        name: meets the operations of the same name on the other ranks.
+        x: on the root, the array; elsewhere any array of the same dtype and the same shape except for the first
+            dimension, such as an empty one: only its shape and dtype are looked at. The first `rows % size` ranks get
+            one row more.
+        root_rank: the rank that sends, numbered among all ranks; the same on all.
+        name: matches the operations of the same name on the other ranks.
         process_set: the ranks that take part.
 
     Returns:
@@ -284,7 +285,7 @@ def _pair(x: Any, sends: bool, peer_rank: int, tag: int, process_set: ProcessSet
     if not isinstance(tag, int) or not 0 <= tag < PAIR_TAGS:
         raise InvalidArgumentError(f"{where}: tag {tag!r} is not a number from 0 to {PAIR_TAGS - 1}")
     if peer_rank not in process_set.ranks or peer_rank == runtime.rank():
-        raise InvalidArgumentError(f"{where}: {peer_rank!r} is no other rank of {process_set}")
+        raise InvalidArgumentError(f"{where}: {peer_rank!r} is not another rank of {process_set}")
     v = arrays.contiguous(call.view(x)) if sends else call.in_place(x)
     state = call.state
     ticket = state.engine.submit_pair(
@@ -307,12 +308,12 @@ def send(x: Any, dest_rank: int, *, tag: int = 0, process_set: ProcessSet = glob
 
     Args:
         x: the array.
-        dest_rank: the receiver, counted over all ranks.
+        dest_rank: the receiver, numbered among all ranks.
         tag: 0 to 1023; sends to one rank with one tag are received in order.
         process_set: a set that holds both ranks.
 
     Raises:
-        MismatchError: on both ranks, when shape or dtype differ.
+        MismatchError: on both ranks, when shapes or dtypes differ.
     """
     _pair(x, True, dest_rank, tag, process_set, True).wait()
 
@@ -344,13 +345,13 @@ def barrier(*, name: str | None = None, process_set: ProcessSet = global_process
 def join(*, process_set: ProcessSet = global_process_set) -> int:
     """Say that this rank has run out of data, and help the others until they have too.
 
-    Until every rank of the set has joined, this one takes part in whatever they do with neutral contributions: zeros
-    (the identity of Min, Max and Product) in reductions, also those of a DistributedOptimizer, and no rows in gathers
+    Until every rank of the set has joined, this one makes neutral contributions to whatever they do: zeros (the
+    identity of Min, Max and Product) in reductions, including those of a DistributedOptimizer, and no rows in gathers
     and exchanges. Averages still divide by the number of all ranks. An operation whose root has joined raises
     MismatchError on the others.
 
     Returns:
-        The rank that joined last, counted over all ranks.
+        The rank that joined last, numbered among all ranks.
     """
     state = runtime.current()
     group = process_set.group

@@ -1,4 +1,4 @@
-"""The MPI of this process: it is the one that this package was built for, it is initialised, and it ends in order."""
+"""The MPI of this process: that it is the one this package was built for, is initialised, and ends in order."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _someone_missing = False
 
 
 def start() -> None:
-    """Have mpi4py's MPI initialised for several threads, after a comparison with ours; finalised at exit by us."""
+    """Compare mpi4py's MPI with ours; if nobody has yet, initialise it for several threads, and finalise it at exit."""
     if "mpi4py.MPI" not in sys.modules:
         import mpi4py
 
-        # Two MPIs in one process are to be told before either is initialised. And mpi4py's own exit handler would
+        # Two MPIs in one process must be reported before either is initialised. Also, mpi4py's own exit handler would
         # finalise MPI in forked children as well, which crashes or hangs them.
         mpi4py.rc.initialize = mpi4py.rc.finalize = False
     MPI = import_mpi()  # noqa: N806 - mpi4py's name
@@ -68,7 +68,7 @@ def _finalize(pid: int) -> None:
 
 
 def before_finalize(function: Callable[[], None]) -> None:
-    """Have it called when MPI_Finalize begins, whoever calls that; the first call in a process counts.
+    """Have `function` called when MPI_Finalize begins, whoever calls that; the first call in a process counts.
 
     MPI deletes the attributes of MPI_COMM_SELF first of all, while everything else is still allowed.
     """
@@ -82,7 +82,7 @@ def before_finalize(function: Callable[[], None]) -> None:
 
 
 def meet(comm: MPI.Intracomm, config: Config) -> None:
-    """Wait for all ranks of the communicator, before what blocks without a word; raises CollectiveTimeoutError."""
+    """Wait for all ranks of the communicator, before calls that block silently; raises CollectiveTimeoutError."""
     global _someone_missing
     from mpi4py import MPI
 
@@ -94,14 +94,14 @@ def meet(comm: MPI.Intracomm, config: Config) -> None:
 
 
 def end_if_someone_is_missing() -> None:
-    """End the job where a rank did not come to init(): MPI_Finalize would wait for it for ever."""
+    """End the job if a rank did not come to init(): MPI_Finalize would wait for it forever."""
     if not _someone_missing:
         return
     from mpi4py import MPI
 
     me = MPI.COMM_WORLD.Get_rank()
     sys.stdout.flush()
-    print(f"[collective] rank {me}: ends the job, since a rank is missing", file=sys.stderr, flush=True)
+    print(f"[collective] rank {me}: ending the job, since a rank is missing", file=sys.stderr, flush=True)
     MPI.COMM_WORLD.Abort(1)
 
 
@@ -109,8 +109,8 @@ def communicator_of(ranks: Sequence[int], config: Config) -> MPI.Intracomm:
     """A new communicator of these ranks of MPI_COMM_WORLD, renumbered in this order; collective over them.
 
     Raises:
-        InvalidArgumentError: ranks that are none, or a list without this rank.
-        CollectiveTimeoutError: one of them did not come.
+        InvalidArgumentError: numbers that are not ranks, or a list without this rank.
+        CollectiveTimeoutError: one of them did not call it in time.
     """
     global _someone_missing
     from mpi4py import MPI
@@ -123,7 +123,7 @@ def communicator_of(ranks: Sequence[int], config: Config) -> MPI.Intracomm:
             f"init(comm={members}) on rank {me} of {world.Get_size()}: the list must hold distinct ranks of "
             f"MPI_COMM_WORLD and be given by its members only"
         )
-    # MPI_Comm_create_group waits for its members without a word or an end, so another thread calls it.
+    # MPI_Comm_create_group waits for its members silently and without limit, so another thread calls it.
     made: concurrent.futures.Future[MPI.Intracomm] = concurrent.futures.Future()
 
     def make() -> None:
@@ -140,7 +140,7 @@ def communicator_of(ranks: Sequence[int], config: Config) -> MPI.Intracomm:
             return made.result(None if math.isinf(until) else until - waited)
         except concurrent.futures.TimeoutError:
             waited, warn_after = until, 2 * until
-        if me in members[:2]:  # two of them, since one may be who is missing
+        if me in members[:2]:  # two of them, since one may be the missing one
             told = f"stalled: init on rank {me} waits for one of the ranks {members} since {waited:.1f} s"
             _core.log(LogLevel.WARNING, told)
     _someone_missing = True
@@ -154,10 +154,10 @@ def name_and_version(text: str) -> str:
 
 
 def other_version() -> str | None:
-    """What to say where the MPI that runs is of another version than the one that the engine was built for."""
+    """What to say if the MPI in use is of another version than the engine was built for; else None."""
     built, runs = _core.built_for_mpi(), name_and_version(_core.running_mpi())
     if built == runs or built.rpartition(" ")[0] != runs.rpartition(" ")[0]:
-        return None  # the same, or relatives with one ABI (Intel MPI and MPICH), whose numbers say nothing
+        return None  # the same, or relatives with one ABI (Intel MPI and MPICH), whose numbers do not compare
     return f"this package was built for {built} and runs with {runs} ({_core.running_mpi_path()}): {_INSTALL}"
 
 
@@ -180,5 +180,5 @@ def _check_same(loaded_by_mpi4py: str) -> None:
 
 
 def srun_option() -> str:
-    """How srun starts ranks of the MPI that runs here."""
+    """The option with which srun starts ranks of the MPI in use."""
     return "--mpi=pmix" if _core.running_mpi().startswith("Open MPI") else "--mpi=pmi2"

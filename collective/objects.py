@@ -1,4 +1,4 @@
-"""Python objects over the wire: pickled, sent as bytes."""
+"""Python objects over the wire: pickled, and sent as bytes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ T = TypeVar("T")
 
 
 def _pickled(obj: Any) -> tuple[np.ndarray, Exception | None]:
-    """The object's bytes; where it cannot be pickled, those of a text that says so, and the error."""
+    """The object's bytes and None; if it cannot be pickled, those of a text that says so, and the error."""
     try:
         try:
             # First by name: a class of the script is then the same class on every rank.
             data = pickle.dumps(obj, protocol=pickle.HIGHEST_PROTOCOL)
-        except Exception:  # lambdas, classes made within functions, and what else has no name
+        except Exception:  # lambdas, classes made within functions, and whatever else has no name
             data = cloudpickle.dumps(obj)
         return np.frombuffer(data, dtype=np.uint8), None
-    except Exception as error:  # of the object's own code: anything
+    except Exception as error:  # from the object's own code: anything
         text = f"rank {runtime.rank()} could not pickle its {type(obj).__qualname__}: {error}"
         return np.frombuffer(text.encode(), dtype=np.uint8), error
 
 
 def _told(size: int, data: np.ndarray, error: Exception | None) -> None:
-    """Raise where a size says that what was sent is an error's text."""
+    """Raise if the size says that what was sent is the text of an error."""
     if error is not None:
         raise error
     if size < 0:
@@ -45,16 +45,16 @@ def broadcast_object(
     """Send a picklable object from one rank to all.
 
     Args:
-        obj: any object that pickle or, where that cannot, cloudpickle can serialise; only the root's counts.
+        obj: any object that pickle or, failing that, cloudpickle can serialise; only the root's counts.
         root_rank: the rank that sends, the same on all ranks.
-        name: meets the call of the same name on the other ranks; without one, calls come in the same order everywhere.
-        process_set: the ranks that take part; `root_rank` counts over all ranks.
+        name: matches the call of the same name on the other ranks; calls without one come in the same order everywhere.
+        process_set: the ranks that take part; `root_rank` is numbered among all ranks.
 
     Returns:
         `obj` itself on the root, a copy of it elsewhere.
 
     Raises:
-        CollectiveError: the root could not pickle its object (there: its own error). The job goes on.
+        CollectiveError: the root could not pickle its object (on the root: the original error). The job goes on.
     """
     is_root = runtime.rank() == root_rank
     data, error = _pickled(obj) if is_root else (np.empty(0, dtype=np.uint8), None)

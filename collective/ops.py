@@ -1,7 +1,7 @@
 """The collective operations, over any array.
 
-Names: operations of all ranks meet by name. Without one, the n-th unnamed call of an operation on one rank meets the
-n-th on the others, so unnamed calls must come in the same order everywhere; named ones may come in any order.
+Names: operations are matched between ranks by name. The n-th unnamed call of an operation on one rank is matched with
+the n-th on the others, so unnamed calls must come in the same order everywhere; named ones may come in any order.
 """
 
 from . import movement, reductions

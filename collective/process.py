@@ -26,7 +26,7 @@ def is_forked() -> bool:
 
 
 def mark(rank: int) -> None:
-    """Tell the processes that this one will start whose children they are."""
+    """Let the processes that this one starts know whose children they are."""
     mark_rank(os.getpid(), rank)
 
 
@@ -42,7 +42,7 @@ def refuse_child() -> None:
         whose = "" if parent is None else f" of rank {parent[1]}"
         raise ForkError(
             f"the runtime is not initialised here: this process is a multiprocessing worker{whose} (such as a "
-            f"DataLoader's) and no rank. Hand it rank() and size() as arguments, do the collective operations in its "
+            f"DataLoader's), not a rank. Hand it rank() and size() as arguments, do the collective operations in its "
             f'parent, and put what calls init() under `if __name__ == "__main__":`.'
         )
 
@@ -51,11 +51,11 @@ def refuse_heir() -> None:
     """Raise ForkError in a child that a rank has started with its own environment.
 
     The launcher's variables would make it take its parent's place: all ranks' children would form a second job, and
-    one alone would wait for the others for ever.
+    one alone would wait for the others forever.
     """
     parent = marked_rank()
     if parent is None or parent[0] == os.getpid() or parent[0] not in _ancestors():
-        return  # no child; or the rank itself, after os.exec*(); or its parent has ended and left the place
+        return  # not a child; or the rank itself, after os.exec*(); or the parent has ended and left its place
     raise ForkError(
         f"init() in process {os.getpid()}, which rank {parent[1]} (process {parent[0]}) has started: it has inherited "
         f"its parent's place in the MPI job. Do the collective operations in the parent; put what starts the job "
@@ -70,7 +70,7 @@ def _ancestors() -> list[int]:
     while pid > 1:
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-        except OSError:  # it has ended meanwhile, or may not be looked at
+        except OSError:  # it has ended in the meantime, or may not be read
             break
         pid = int(stat.rpartition(")")[2].split()[1])
         found.append(pid)

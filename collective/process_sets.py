@@ -29,8 +29,7 @@ class ProcessSet:
 
     Args:
         ranks_or_comm: ranks of the runtime in any order (a set keeps them in increasing order), in a list, a range or
-            anything else that can be iterated over; or an mpi4py communicator whose group they are. All ranks make
-            equal sets.
+            any other iterable; or an mpi4py communicator whose group they form. All ranks create equal sets.
 
     A set works once it is registered, by `init(process_sets=[...])` or `add_process_set`, until shutdown(); it can be
     registered again after the next init().
@@ -96,7 +95,7 @@ class ProcessSet:
         return _unpickled, (self._given if isinstance(self._given, list) else self.ranks,)
 
     def _resolved(self) -> list[int]:
-        """The ranks behind what was given, in this runtime."""
+        """The given ranks, as this runtime numbers them."""
         size = runtime.size()
         if isinstance(self._given, list):
             ranks = sorted(self._given)
@@ -128,7 +127,7 @@ def _listed(given: Iterable[int] | MPI.Comm) -> list[int] | MPI.Comm:
             ranks.append(operator.index(rank))
         except TypeError:
             raise InvalidArgumentError(f"a process set takes whole numbers as ranks, not {rank!r}") from None
-        if isinstance(rank, bool):  # it has an index, which nobody means as a rank
+        if isinstance(rank, bool):  # it converts to an integer, but nobody means it as a rank
             raise InvalidArgumentError(f"a process set takes whole numbers as ranks, not {rank!r}")
     return ranks
 
@@ -144,14 +143,14 @@ def _unpickled(ranks: list[int]) -> ProcessSet:
 
 
 def registered() -> list[ProcessSet]:
-    """The sets that work now, the global one first. Like what follows, for lifecycle.py."""
+    """The sets that are registered, the global one first. Like the functions below, for lifecycle.py."""
     return list(_registered.values())
 
 
 def register(
     process_set: ProcessSet, number: int, ranks: list[int], group: int | None, comm: MPI.Intracomm | None
 ) -> None:
-    """Let a set work under this number; group and communicator are None on ranks that are not in it."""
+    """Make a set usable under this number; group and communicator are None on ranks that are not in it."""
     process_set.process_set_id = number
     process_set._ranks = ranks
     process_set._group = group
@@ -166,14 +165,14 @@ def register_global() -> None:
 
 
 def unregister(process_set: ProcessSet) -> None:
-    """Let a registered set work no more."""
+    """Make a registered set unusable."""
     assert process_set.process_set_id is not None
     del _registered[process_set.process_set_id]
     process_set._release()
 
 
 def free_communicators() -> None:
-    """Called by shutdown() when it was an orderly one: freeing is collective."""
+    """Called by shutdown() if that was orderly: freeing is collective."""
     for process_set in _registered.values():
         if process_set is not global_process_set and process_set._comm is not None:
             process_set._comm.Free()

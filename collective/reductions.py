@@ -38,10 +38,10 @@ ArrayT = TypeVar("ArrayT")
 
 
 class Options(TypedDict, total=False):
-    """What every reduction takes by keyword, besides the array and the operator; `allreduce` tells what it means.
+    """The keyword arguments that every reduction takes besides the array and the operator; `allreduce` explains them.
 
-    The operations on one array state it once more, each: help() and editors then show names and defaults, where they
-    would show no more than `**options`. Those on several arrays hand it on.
+    Each operation on one array lists them again, so that help() and editors show names and defaults rather than just
+    `**options`. Those on several arrays pass them on.
     """
 
     name: str | None
@@ -55,7 +55,7 @@ How = tuple[Any, float, float, str | None]  # what is computed: operator, factor
 
 
 def _start(call: Call, source: View, target: View, how: How) -> Handle[Any]:
-    op, prescale_factor, postscale_factor, compression = how  # not *how, which takes longer
+    op, prescale_factor, postscale_factor, compression = how  # not *how, which is slower
     what = call.reduction(source, op, prescale_factor, postscale_factor, compression)
     ticket = call.submit(what, source, target)
     return call.handle(ticket, (source.array, target.array), lambda _: target.array)
@@ -90,15 +90,15 @@ def allreduce(
         op: Average, Sum, Min, Max, Product or Adasum. bool Sum is a logical or; Min and Max propagate NaN; Adasum
             (arXiv 2006.02924) is for floating-point types. An average is the sum, divided by the number of ranks:
             equal values average to themselves wherever their sum is exact in the type. 7 times 3.0 is; 7 times 0.1 is
-            rounded, and may be off in the last bit. Sums of integers wrap modulo 2^bits, also on the way to an average,
-            which is truncated toward zero: of 3 uint8 of 200 it is 29.
-        name: meets the operations of the same name on the other ranks.
+            rounded, and may be off in the last bit. Sums of integers wrap modulo 2^bits, even on the way to an average,
+            which is truncated toward zero: that of three uint8 of 200 is 29.
+        name: matches the operations of the same name on the other ranks.
         prescale_factor: multiplies the input before the reduction.
         postscale_factor: multiplies the result.
         compression: "fp16" or "bf16": the type in which float32 and float64 travel. Other dtypes travel as they are.
-            Within a node, sums of 16-bit types are made in float32 and rounded once; between nodes they are rounded to
-            the 16 bits at every rank. An average in float16 does not overflow where its result does not, for values are
-            first scaled by a power of two where a partial sum could; the smallest ones lose bits by that.
+            Within a node, sums of 16-bit types are computed in float32 and rounded once; between nodes they are rounded
+            to the 16 bits at every rank. An average in float16 does not overflow unless its result does: where a
+            partial sum could, values are first scaled by a power of two, which costs the smallest ones bits.
         process_set: the ranks that take part.
 
     Returns:
@@ -107,7 +107,7 @@ def allreduce(
     Raises:
         MismatchError: on every rank, when ranks disagree on what must be the same.
         UnsupportedTypeError, InvalidArgumentError, DuplicateNameError: on this rank, before anything is sent.
-        CollectiveTimeoutError, ShutdownError: a rank did not come.
+        CollectiveTimeoutError, ShutdownError: a rank did not arrive.
     """
     result: ArrayT = _allreduce(
         x, False, name, process_set, True, (op, prescale_factor, postscale_factor, compression)
@@ -167,7 +167,7 @@ def _grouped(start: Callable[..., Handle[ArrayT]], xs: Sequence[ArrayT], op: Op,
 
 
 def grouped_allreduce_async(xs: Sequence[ArrayT], op: Op = Average, **options: Unpack[Options]) -> Handles[ArrayT]:
-    """Like `allreduce_async` of several arrays; the handle's result is their list."""
+    """Like `allreduce_async`, for several arrays; the handle's result is the list of theirs."""
     return _grouped(allreduce_async, xs, op, options)
 
 
@@ -212,7 +212,7 @@ def reducescatter(
     """Reduce an array over all ranks and leave each its rows.
 
     Args:
-        x: array of at least one dimension, of one shape on all ranks. Its rows are dealt out in order, the first
+        x: array of at least one dimension, of one shape on all ranks. Its rows are dealt out in order; the first
             `rows % size` ranks get one more than the others. The other arguments are as for `allreduce`.
 
     Returns:
@@ -239,12 +239,12 @@ def reducescatter_async(
 
 
 def grouped_reducescatter_async(xs: Sequence[ArrayT], op: Op = Average, **options: Unpack[Options]) -> Handles[ArrayT]:
-    """Like `reducescatter_async` of several arrays; the handle's result is their list."""
+    """Like `reducescatter_async`, for several arrays; the handle's result is the list of theirs."""
     return _grouped(reducescatter_async, xs, op, options)
 
 
 def grouped_reducescatter(xs: Sequence[ArrayT], op: Op = Average, **options: Unpack[Options]) -> list[ArrayT]:
-    """Several `reducescatter`; arguments as for `reducescatter`."""
+    """Like `reducescatter`, for several arrays; returns the list of their results."""
     return grouped_reducescatter_async(xs, op, **options).wait()
 
 
@@ -292,7 +292,7 @@ def reduce(
     """Like `allreduce`, but only one rank gets the result.
 
     Args:
-        root_rank: that rank, counted over all ranks. The other arguments are as for `allreduce`.
+        root_rank: that rank, numbered among all ranks. The other arguments are as for `allreduce`.
 
     Returns:
         A new array like `x` on the root, None elsewhere. Raises like `allreduce`.

@@ -1,4 +1,4 @@
-"""Run a function of this process on MPI ranks of their own, as `horovod.run` does."""
+"""Run a function of this process on the ranks of a new MPI job, as `horovod.run` does."""
 
 from __future__ import annotations
 
@@ -55,24 +55,24 @@ def run(
     """Call a function on every rank of a new MPI job, and return the results in rank order.
 
     Args:
-        func: what cloudpickle can send; it calls `init()` itself, as a script does.
+        func: a function that cloudpickle can serialise; it calls `init()` itself, as a script does.
         args, kwargs: its arguments, the same on all ranks.
-        np: how many ranks; `num_proc` is Horovod's later name of it. One unless given.
+        np: how many ranks; `num_proc` is Horovod's later name for it. One unless given.
         hosts: where they run, "a:2,b:2"; this host unless given.
         hostfile: the same as a file, in the form that mpirun reads.
         mpi_args: more arguments for mpirun, as in a shell: "--bind-to none".
         executable: the Python of the ranks; this one unless given.
         env: added to the environment of the ranks.
         verbose: whether to print the command.
-        horovod: Horovod's other arguments are refused where they ask for something else than mpirun and fixed ranks.
+        horovod: Horovod's other arguments are refused if they ask for anything but mpirun and fixed ranks.
 
-    The job is started by the mpirun beside the Python of the ranks, else by the one on PATH; what it prints is printed.
+    The job is started by the mpirun beside the Python of the ranks, else by the one on PATH; its output is shown.
     An exception in this process, such as Ctrl-C's, ends it. Rank 0 runs on this host, and the function and its results
     travel by MPI.
 
     Raises:
         InvalidArgumentError: a number of ranks below one, an argument of Horovod's that cannot be met, or no mpirun.
-        CollectiveError: a rank raised, and the message is its traceback; or the job failed, which it has told.
+        CollectiveError: a rank raised, and the message holds its traceback; or the job failed, and has said why.
     """
     size = np if num_proc is None else num_proc
     if size is None:
@@ -94,14 +94,14 @@ def run(
     with tempfile.TemporaryDirectory(prefix="collective-run-") as name:
         directory = Path(name)
         (directory / _CALL).write_bytes(cloudpickle.dumps((func, tuple(args), dict(kwargs or {}))))
-        # Not by -m, which would run this module a second time, and warns of it.
+        # Not by -m, which would run this module a second time, and warn about it.
         program = "import sys; from collective import running; running.on_a_rank(sys.argv[1])"
         options = [*_places(hosts, hostfile), *shlex.split(mpi_args or "")]
         command = [mpirun, "-np", str(size), *options, python, "-c", program, name]
         if verbose:
             print(shlex.join(command), file=sys.stderr)
         inherited = environment_outside_the_job()
-        # A module that the function comes from need not be installed.
+        # The module that the function comes from need not be installed.
         path = os.pathsep.join(filter(None, [inherited.get("PYTHONPATH"), *sys.path]))
         status = _status(command, {**inherited, "PYTHONPATH": path, **(env or {})})
         failures = sorted(directory.glob(f"{_FAILURE}.*"), key=lambda file: file.stat().st_mtime_ns)
@@ -121,7 +121,7 @@ def _places(hosts: str | None, hostfile: str | os.PathLike[str] | None) -> list[
 
 
 def _status(command: Sequence[str], env: Mapping[str, str]) -> int:
-    """Run mpirun to its end, or end it: subprocess.run kills, which ranks do not notice."""
+    """Run mpirun to its end, or terminate it: subprocess.run kills it, which ranks do not notice."""
     process = subprocess.Popen(command, env=env)
     try:
         return process.wait()
@@ -147,7 +147,7 @@ def on_a_rank(name: str) -> None:
         func, args, kwargs = cloudpickle.loads(call)
         result = cloudpickle.dumps(func(*args, **kwargs))
     except Exception:
-        if directory.exists():  # on the host of the caller; elsewhere it is printed alone
+        if directory.exists():  # on the caller's host; elsewhere it is only printed
             (directory / f"{_FAILURE}.{comm.rank}").write_text(traceback.format_exc())
         traceback.print_exc()
         sys.stderr.flush()

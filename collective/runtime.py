@@ -1,4 +1,4 @@
-"""The runtime of this process, and where this rank stands; lifecycle.py makes it and ends it."""
+"""The runtime of this process, and where this rank stands; lifecycle.py creates and ends it."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ class Runtime:
         self._unnamed = {key: number for key, number in self._unnamed.items() if key[1] != group}
 
     def next_number(self, kind: str, process_set: int = 0) -> int:
-        """0, 1, 2, ... for each kind of thing and each process set by its id: equal on all its ranks.
+        """0, 1, 2, ... for each kind of thing and each process set (by its id): equal on all ranks of the set.
 
-        Counted from init() on: ranks that were in another job before, or in none, count alike.
+        Counted from init() on, so that ranks agree whatever they did before it.
         """
         number = self._numbers.get((kind, process_set), 0)
         self._numbers[kind, process_set] = number + 1
@@ -70,7 +70,7 @@ _runtime: Runtime | None = None
 
 
 def set_current(state: Runtime | None) -> None:
-    """Let this be the runtime of this process, None for none. For lifecycle.py."""
+    """Make this the runtime of this process; None for none. For lifecycle.py."""
     global _runtime
     _runtime = state
 
@@ -89,7 +89,7 @@ def current() -> Runtime:
 
 
 def _topology() -> _core.Topology:
-    """Where this rank stands: mere memory, which a forked child may read as well."""
+    """Where this rank stands: plain memory, which a forked child may read, too."""
     return (_runtime or current()).topology
 
 
@@ -129,5 +129,5 @@ def is_homogeneous() -> bool:
 
 
 def describe() -> str:
-    """The engine's state in words: what is in flight and what it waits for. For people who look at a hang."""
+    """The engine's state in words: what is in flight and what it waits for. For debugging a hang."""
     return current().engine.describe()

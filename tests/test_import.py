@@ -180,6 +180,6 @@ def test_an_engine_whose_mpi_is_not_there_says_so(tmp_path: Path) -> None:
     subprocess.run([*link, library, "-o", engine], check=True, timeout=60)
     library.unlink()
     told = fails("import collective", cwd=tmp_path)
-    assert "ImportError: the compiled engine cannot be loaded, for libmpi.so.77 was not found. Load the MPI" in told
+    assert "ImportError: the compiled engine cannot be loaded: libmpi.so.77 was not found. Load the MPI" in told
     engine.write_text("no library")
     assert "Install this package again" in fails("import collective", cwd=tmp_path)

@@ -79,7 +79,7 @@ def test_send_and_recv_round_the_ring_keep_their_order(world: World) -> None:
 
 @pytest.mark.ranks(1)
 def test_one_rank_has_nobody_to_send_to(world: World) -> None:
-    with pytest.raises(collective.InvalidArgumentError, match="no other rank"):
+    with pytest.raises(collective.InvalidArgumentError, match="not another rank"):
         collective.send(np.ones(1), world.rank)
 
 

@@ -186,7 +186,7 @@ def test_wrong_arguments(world: World) -> None:
         return hvd.DistributedOptimizer(sgd([p, q]), *args, **options)
 
     wrong: list[tuple[Callable[[], Any], str]] = [
-        (lambda: wrap([("p", p), ("p", q)]), "names stand for several: p"),
+        (lambda: wrap([("p", p), ("p", q)]), "names stand for several parameters: p"),
         (lambda: wrap([("p", p)]), "number 1 of the optimizer have no name"),
         (lambda: wrap({"p": p, "q": q}), "pairs"),
         (lambda: wrap([p, q]), "pairs"),

@@ -53,7 +53,7 @@ def test_overlapping_sets_of_four(world: World) -> None:
         result = collective.reduce(np.ones(2), 3, Sum, process_set=pair)
         assert (result is None) == (world.rank == 1)
         collective.barrier(process_set=pair)
-        with pytest.raises(collective.InvalidArgumentError, match=r"root_rank 0 is no rank of process set \[1, 3\]"):
+        with pytest.raises(collective.InvalidArgumentError, match=r"root_rank 0 is not a rank of process set \[1, 3\]"):
             collective.broadcast(np.ones(1), 0, process_set=pair)
         with pytest.raises(collective.MismatchError, match="shape differs"):
             collective.allreduce(np.ones(world.rank), process_set=pair)

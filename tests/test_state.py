@@ -244,7 +244,7 @@ def test_what_cannot_be_broadcast(world: World) -> None:
             with pytest.raises(collective.CollectiveError, match=where + told):
                 hvd.broadcast_parameters({"a0": w} if is_right else params)
             assert (w == world.rank).all()
-    with pytest.warns(UserWarning, match=r"no tensor: 'a' \(int\)"):
+    with pytest.warns(UserWarning, match=r"not a tensor: 'a' \(int\)"):
         hvd.broadcast_parameters({"a": 1, "b": torch.ones(1)})
 
 

@@ -1,4 +1,4 @@
-"""Memory that the contenders reduce: the same bytes for each of them, so that none has the better addresses."""
+"""Memory that the contenders reduce: the same bytes for each of them, so that none has better addresses."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .timing import Run
 __all__ = ["DTYPES", "Buffer", "Slab", "cache_bytes", "check"]
 
 DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
-"""What --dtype takes, and the bytes of an element."""
+"""What --dtype takes, and the bytes per element."""
 
 _PAGE = 4096
 _DEFAULT_CACHE = 32 << 20
 
 
 def cache_bytes() -> int:
-    """The size of the last-level cache that core 0 uses, in bytes; 32 MiB where the system does not tell."""
+    """The size of the last-level cache that core 0 uses, in bytes; 32 MiB if the system does not tell."""
     sizes = [_DEFAULT_CACHE]
     levels = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/level"), key=lambda p: p.read_text())
     if levels:
@@ -38,9 +38,9 @@ class Buffer:
     dtype: str
     nbytes: int
     array: Any
-    """Tensor where torch is installed, else NumPy array; of `dtype`, one-dimensional."""
+    """Tensor if torch is installed, else NumPy array; of `dtype`, one-dimensional."""
     numeric: np.ndarray[Any, Any] | None
-    """NumPy array of `dtype`; None for bfloat16, which NumPy has not."""
+    """NumPy array of `dtype`; None for bfloat16, which NumPy lacks."""
     data: np.ndarray[Any, Any]
     """NumPy array of bytes."""
     spare: np.ndarray[Any, Any]
@@ -58,7 +58,7 @@ class Slab:
         self._spare = _pages(nbytes)
 
     def cut(self, dtype: str, nbytes: int) -> list[Buffer]:
-        """All buffers of this size that fit, in order of address; one at least must."""
+        """All buffers of this size that fit, in order of address; at least one must."""
         stride = -(-nbytes // _PAGE) * _PAGE
         count = max(1, len(self._memory) // stride)
         return [self.at(dtype, nbytes, i * stride) for i in range(count)]
@@ -79,7 +79,7 @@ class Slab:
 
 
 def _pages(nbytes: int) -> np.ndarray[Any, Any]:
-    """Zeroed memory that begins on a page; filled, since untouched pages would all be one."""
+    """Zeroed memory that begins on a page; written to, since untouched pages would all be the same one."""
     memory = np.empty(nbytes + _PAGE, np.uint8)
     memory.fill(0)
     skip = -memory.ctypes.data % _PAGE
@@ -87,22 +87,22 @@ def _pages(nbytes: int) -> np.ndarray[Any, Any]:
 
 
 # Values whose sum over ranks differs from each of them and is exact in every dtype up to 6 ranks: 1 on rank 0, 2 on
-# rank 1 and so on, and three times as much at every 61st element, so that a chunk at the wrong place is seen.
+# rank 1 and so on, and three times as much at every 61st element, so that a chunk in the wrong place shows.
 _STRIDE = 61
 
 
 def check(arrays: Sequence[Any], run: Run, rank: int, size: int, what: str) -> None:
     """Raise ArithmeticError unless two calls of `run` sum the arrays twice over all ranks; collective, zeroes them.
 
-    Two calls, as the timed ones too follow each other with nothing in between: a second call that returned without
-    having reduced would be the fastest of all.
+    Two calls, because the timed ones also follow each other with nothing in between: a second call that returned
+    without having reduced would be the fastest of all.
     """
     for array in arrays:
         array[:] = rank + 1
         array[::_STRIDE] = 3 * (rank + 1)
     run(2)
     total = size * size * (size + 1) / 2
-    tolerance = 0.0 if 3 * total <= 256 else 2.0**-7 * size  # of bfloat16, which may be rounded once per rank and call
+    tolerance = 0.0 if 3 * total <= 256 else 2.0**-7 * size  # bfloat16's, which may be rounded once per rank and call
     for array in arrays:
         array[::_STRIDE] -= 2 * total
         worst = float(abs(array - total).max())

@@ -26,7 +26,7 @@ from .training import overlap, step
 __all__ = ["main", "parse_bytes", "parse_sizes"]
 
 WORKLOADS = ("idle", "latency", "bandwidth", "resnet50", "step", "overlap", "devices")
-"""In the order in which they run: idle while gloo's threads do not exist yet."""
+"""In the order in which they run: idle comes before gloo's threads exist."""
 
 _DEVICE_SIZES = "64K,1M,16M,64M,256M"
 
@@ -43,7 +43,7 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_sizes(text: str) -> list[int]:
-    """Sizes and ranges between commas; a range FIRST:LAST[:FACTOR] grows by the factor, which is 2 unless given."""
+    """Sizes and ranges between commas; a range FIRST:LAST[:FACTOR] grows by the factor, 2 unless given."""
     sizes = []
     for part in text.split(","):
         ends = part.split(":")

@@ -32,7 +32,7 @@ _CALLS = 5
 
 
 def devices(job: Job, sizes: Sequence[int], rounds: int, peers: Sequence[str]) -> list[Result]:
-    """Measure both, in arrays of CuPy; a rank takes the device of its local rank. Nothing, and a note, without one."""
+    """Measure both, on CuPy arrays; a rank takes the device of its local rank. Without a device, only leave a note."""
     names, why_none = _core.devices()
     if not names:
         job.note(f"devices: {why_none}")
@@ -58,7 +58,7 @@ def devices(job: Job, sizes: Sequence[int], rounds: int, peers: Sequence[str]) -
 
 
 def _kernels(cupy: Any, number: int, rounds: int) -> list[Result]:
-    """Times by events, of calls back to back on one stream; bytes are those read and written."""
+    """Times, by events, of back-to-back calls on one stream; bytes are those read and written."""
     stream = cupy.cuda.get_current_stream().ptr
     counts = [math.prod(shape) for _, shape in gradient_shapes()]
     total = sum(counts)
@@ -104,7 +104,7 @@ def _pieces(sources: Sequence[int], targets: Sequence[int], counts: Sequence[int
 
 
 def _allreduce(job: Job, cupy: Any, nbytes: int, rounds: int, peers: Sequence[str]) -> list[Result]:
-    """Blocking calls: ours; by way of the host, what a user without it writes; gloo, on a tensor of torch's."""
+    """Blocking calls: ours; by way of the host, as a user would write without ours; gloo, on a torch tensor."""
     import cupyx
     from mpi4py import MPI
 

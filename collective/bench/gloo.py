@@ -12,7 +12,7 @@ _connected = False
 
 
 def connect(job: Job) -> bool:
-    """Initialise gloo unless it is already; collective. False, with a note, where this torch has none."""
+    """Initialise gloo unless that is done; collective. False, with a note, if this torch does not have it."""
     global _connected
     if _connected:
         return True

@@ -1,4 +1,4 @@
-"""The workload `resnet50`: the 161 gradients of ResNet-50, 102 MB, all there at once and then all reduced."""
+"""The workload `resnet50`: the 161 gradients of ResNet-50, 102 MB, all ready at once and then all reduced."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def gradients(job: Job, peers: Sequence[Contender], rounds: int) -> list[Result]
 
     Ours and gloo start 161 asynchronous operations and then wait for all; MPI makes 161 blocking calls, and memcpy
     161 copies; "ours buckets" is what the optimizer wrapper does before a step: gradients into its buckets and back;
-    "ours views" is the same where they are there already.
+    "ours views" is the same when they are in the buckets already.
     """
     job.progress("resnet50")
     shapes = gradient_shapes()[::-1]

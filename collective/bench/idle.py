@@ -1,4 +1,4 @@
-"""The workload `idle`: what the engine costs while there is nothing to do."""
+"""The workload `idle`: what the engine costs while it has nothing to do."""
 
 from __future__ import annotations
 

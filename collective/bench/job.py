@@ -32,13 +32,13 @@ class Job:
 
     @classmethod
     def start(cls) -> Job:
-        """Over the ranks of the runtime, which is initialised already; collective."""
+        """A job of the ranks of the runtime, which is initialised already; collective."""
         from mpi4py import MPI
 
         return cls(MPI.COMM_WORLD.Dup(), runtime.rank(), runtime.size(), runtime.local_size())
 
     def progress(self, text: str) -> None:
-        """Tell who watches what is measured now; on rank 0, apart from the report."""
+        """Say what is being measured, on rank 0, and apart from the report."""
         if self.rank == 0:
             print(f"collective.bench: {text}", file=sys.stderr, flush=True)
 

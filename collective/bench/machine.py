@@ -1,4 +1,4 @@
-"""On what the figures were taken."""
+"""The machine that the figures were taken on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Others", "describe"]
 
 
 def describe(job: Job) -> dict[str, Any]:
-    """Machine, MPI, ranks and versions, for the head of a report; of rank 0's node."""
+    """Machine, MPI, ranks and versions, for the head of a report; those of rank 0's node."""
     return {
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "processor": _processor(),
@@ -39,7 +39,7 @@ def describe(job: Job) -> dict[str, Any]:
 class Others:
     """How busy the rest of the machine was during a run, since that decides what the figures are worth.
 
-    On rank 0's node and where there is /proc/stat; the time that a hypervisor gave to other machines counts too.
+    On rank 0's node, if it has /proc/stat; time that a hypervisor gave to other machines counts, too.
     """
 
     def __init__(self, job: Job) -> None:
@@ -54,7 +54,7 @@ class Others:
         return max(0.0, (all_cpu - our_cpu) / wall) if all_cpu > 0 else None
 
     def _now(self) -> tuple[float, float, float]:
-        """Seconds: on the clock, busy of all cores together, and used by the ranks of this node."""
+        """Seconds: on the clock, busy on all cores together, and used by the ranks of this node."""
         all_cpu = 0.0
         if Path("/proc/stat").exists():
             user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9])

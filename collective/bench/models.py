@@ -16,7 +16,7 @@ __all__ = ["ResNet50", "WaitingModel"]
 
 
 class _Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around which the input is added; the 3x3 has the stride."""
+    """1x1, 3x3 and 1x1 convolutions, with the input added around them; the 3x3 has the stride."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class _Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """ResNet-50 for images with 3 channels, of 32 pixels a side or more; 1000 classes."""
+    """ResNet-50 for images with 3 channels, at least 32 pixels a side; 1000 classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,11 +80,11 @@ class _Wait(torch.autograd.Function):
 
 
 class WaitingModel(nn.Module):
-    """A network whose backward takes `seconds` and no CPU but to store gradients, as if a device computed them.
+    """A network whose backward takes `seconds`, and CPU only to store gradients, as if a device computed them.
 
     Args:
         layers: the shapes of each layer's parameters; backward waits as long in every layer.
-        seconds: of one backward pass.
+        seconds: the time of one backward pass.
         gradient: the value of every gradient.
     """
 

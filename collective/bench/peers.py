@@ -1,4 +1,4 @@
-"""The contenders that reduce one buffer, or many: this package, and what else a user might call."""
+"""The contenders that reduce one buffer, or many: this package, and whatever else a user might call."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Contender:
     """A way to sum buffers in place over all ranks."""
 
     sums = True
-    """False where it only moves as many bytes."""
+    """False if it only moves as many bytes."""
 
     def __init__(self, name: str, job: Job) -> None:
         self.name = name
@@ -37,7 +37,7 @@ class Contender:
     """It reduces memory of its own, always the same."""
 
     def takes(self, dtype: str, nbytes: int) -> bool:
-        """Whether it can, and is not the same as another contender."""
+        """Whether it can reduce these, and is not then the same as another contender."""
         raise NotImplementedError
 
     def array(self, buffer: Buffer) -> Any:
@@ -49,7 +49,7 @@ class Contender:
         raise NotImplementedError
 
     def bind_all(self, buffers: Sequence[Buffer]) -> Call:
-        """A call that reduces all of them, each by itself, the next while the last is under way where it can."""
+        """A call that reduces all of them, each by itself; the next starts while the last is in flight, if possible."""
         calls = [self.bind(buffer) for buffer in buffers]
 
         def run() -> None:
@@ -182,7 +182,7 @@ class _Memcpy(Contender):
 
 
 def contenders(job: Job, chosen: Sequence[str]) -> list[Contender]:
-    """Ours, and the chosen peers in the order of PEERS; collective. A peer that cannot be had leaves a note."""
+    """Ours, and the chosen peers in the order of PEERS; collective. A peer that is not available leaves a note."""
     made: list[Contender] = [_Ours(OURS, job, None)]
     for name in PEERS:
         if name not in chosen:

@@ -12,9 +12,9 @@ __all__ = ["plot_bandwidth"]
 
 
 def plot_bandwidth(path: Path, title: str, results: Sequence[Result]) -> None:
-    """Write algbw over bytes per rank, one line per contender, warm drawn through and cold dashed.
+    """Write algbw over bytes per rank, one line per contender, solid for warm and dashed for cold.
 
-    The file's ending says its format: .png, .svg or .pdf. Raises ValueError where nothing was measured over sizes.
+    The file's ending says its format: .png, .svg or .pdf. Raises ValueError if nothing was measured over sizes.
     """
     import matplotlib
 

@@ -19,13 +19,13 @@ class _NoUpdate(torch.optim.Optimizer):
         super().__init__(parameters, {})
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Nothing: a DistributedOptimizer has reduced the gradients before."""
+        """Do nothing: a DistributedOptimizer has reduced the gradients by now."""
 
 
 class Reduction:
     """Parameters with gradients, and an optimizer that reduces them by Sum and does nothing else.
 
-    It is step() that is called, since synchronize() reduces but once between two steps when no backward comes between.
+    It calls step(), since synchronize() reduces only once between two steps if no backward comes in between.
 
     Args:
         shapes: names and shapes of the parameters.

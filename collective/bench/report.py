@@ -18,9 +18,9 @@ from .sizes import format_bytes
 
 __all__ = ["print_comparison", "print_report"]
 
-_WIDTH = 160  # mpirun lets ranks write to a terminal of its own, whose 80 columns mean nothing
+_WIDTH = 160  # mpirun has ranks write to a terminal of its own, whose 80 columns mean nothing
 
-_RATIO_CAPTION = "/x: the speed of ours in that of x; above 1 ours is faster"
+_RATIO_CAPTION = "/x: the speed of ours over that of x; above 1 ours is faster"
 
 
 def print_report(header: dict[str, Any], notes: Sequence[str], results: Sequence[Result]) -> None:
@@ -51,7 +51,7 @@ def print_report(header: dict[str, Any], notes: Sequence[str], results: Sequence
 
 
 def print_comparison(path: Path, header: dict[str, Any], results: Sequence[Result]) -> None:
-    """Print every result beside the same of an earlier run's --json file."""
+    """Print every result beside the same one from an earlier run's --json file."""
     old_header, old = read_json(path)
     for what in ("processor", "cores", "mpi", "ranks", "ranks_per_node"):
         if old_header.get(what) != header[what]:
@@ -73,7 +73,7 @@ def print_comparison(path: Path, header: dict[str, Any], results: Sequence[Resul
 
 
 def _show(table: Table) -> None:
-    """Print it without the blanks that fill its lines up."""
+    """Print it without the blanks that pad its lines."""
     console = Console(width=_WIDTH, force_terminal=False, highlight=False)
     with console.capture() as printed:
         console.print(table)
@@ -172,7 +172,7 @@ def _gradients_table(results: Sequence[Result]) -> Table:
     table = _table(
         f"resnet50: gradients, {case}",
         ["contender", "ms", "minimum", "GB/s", *(f"{name}/it" for name in ours)],
-        "ours/it: the speed of ours in that of the contender; above 1 ours is faster",
+        "ours/it: the speed of ours over that of the contender; above 1 ours is faster",
     )
     for name, result in row.items():
         ratios = [f"{result.median / row[our].median:.2f}" for our in ours]
@@ -185,7 +185,7 @@ def _kernels_table(results: Sequence[Result]) -> Table:
     speeds = {result.case: result.nbytes / result.median for result in results}
     copy = next(speed for case, speed in speeds.items() if case.startswith(COPY))
     table = _table(
-        "kernels: on the device of rank 0, by its events",
+        "kernels: on the device of rank 0, timed by its events",
         ["kernel", "us", "minimum", "GB/s", "of a copy's"],
         "GB/s: bytes read and written over median time",
     )
@@ -213,7 +213,7 @@ def _step_table(results: Sequence[Result]) -> Table:
 def _overlap_table(results: Sequence[Result]) -> Table:
     contenders, rows = _grid(results)
     table = _table(
-        "overlap: of one training step, ms",
+        "overlap: one training step, ms",
         ["backward is", *contenders],
         "hidden: 1 - (step - local) / communication, median over rounds; "
         "CPU added: of all threads, to the local step; see collective/bench/training.py",

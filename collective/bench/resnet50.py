@@ -7,7 +7,7 @@ from itertools import pairwise
 __all__ = ["STAGES", "gradient_shapes"]
 
 STAGES = ((3, 64), (4, 128), (6, 256), (3, 512))
-"""Of each stage: its bottleneck blocks and their width."""
+"""For each stage, the number of bottleneck blocks and their width."""
 
 Shape = tuple[int, ...]
 

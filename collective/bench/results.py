@@ -1,4 +1,4 @@
-"""What a run found: one result for each thing that was measured, and the file they are kept in."""
+"""What a run found: one result for each thing measured, and the file that keeps them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Result:
     samples: list[float]
     unit: Literal["s", "%"] = "s"
     nbytes: int = 0
-    """Bytes per rank that a call reduces; 0 where it makes no sense."""
+    """Bytes per rank that a call reduces; 0 where that makes no sense."""
     dtype: str = "float32"
     cold: bool | None = None
-    """Whether buffers were out of the cache when a call began; None where the size leaves no choice."""
+    """Whether buffers were out of the cache when a call began; None if the size leaves no choice."""
 
     @property
     def median(self) -> float:
@@ -52,7 +52,7 @@ def write_json(path: Path, header: dict[str, Any], notes: Sequence[str], results
 
 
 def read_json(path: Path) -> tuple[dict[str, Any], dict[Key, float]]:
-    """The header, and the medians by key, of a file of `write_json`; raises ValueError for any other."""
+    """The header, and the medians by key, from a file that `write_json` wrote; raises ValueError for any other."""
     try:
         content = json.loads(path.read_text())
         medians = {(row["workload"], row["case"], row["contender"]): row["median"] for row in content["results"]}

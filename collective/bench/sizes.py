@@ -1,4 +1,4 @@
-"""The workloads `latency` and `bandwidth`: one blocking all-reduce, of every size."""
+"""The workloads `latency` and `bandwidth`: one blocking all-reduce, at every size."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def bandwidth(
 ) -> list[Result]:
     """The sizes above LATENCY_BYTES: warm, in one buffer again and again, and cold, in many by turns.
 
-    Sizes of which a single buffer is larger than the cache are always cold, and measured once.
+    Sizes at which a single buffer is larger than the cache are always cold, and measured once.
     """
     results = []
     rotated = _COLD_CACHES * cache_bytes() // job.local_size
@@ -88,7 +88,7 @@ def _measure(
 ) -> list[Result]:
     dtype, nbytes = buffers[0].dtype, buffers[0].nbytes
     taking = [peer for peer in peers if peer.takes(dtype, nbytes) and not (peer.one_place and len(buffers) > 1)]
-    turns = cycle(range(len(buffers)))  # of all contenders together, so that each finds what others used long ago
+    turns = cycle(range(len(buffers)))  # shared by all contenders, so that each gets what others used long ago
     runs = {}
     for peer in taking:
         runs[peer.name] = _rotate([peer.bind(buffer) for buffer in buffers], turns)
@@ -100,7 +100,7 @@ def _measure(
 
 
 def _rotate(calls: Sequence[Callable[[], object]], turns: Iterator[int]) -> Run:
-    """A run whose calls each take the next buffer."""
+    """A run in which each call takes the next buffer."""
 
     def run(count: int) -> None:
         for turn in islice(turns, count):

@@ -1,11 +1,11 @@
 """How a time is taken.
 
-A sample is the time of k back-to-back calls between two barriers, divided by k, and counts as the slowest rank's. k is
-such that a sample takes a few milliseconds, which a busy machine may leave undisturbed. As many that are not counted
-come before: what a contender finds in caches, and which ranks are awake, is of its own making, not that of who came
-before it. Contenders take turns: a round takes one sample of each, in another order every time, alike on all ranks. So
-noise of the machine hits all alike, the median over rounds is what a user sees, the minimum is what the machine can do,
-and two contenders' samples of one round may be subtracted.
+A sample is the time of k back-to-back calls between two barriers, divided by k; the slowest rank's counts. k is chosen
+so that a sample takes a few milliseconds, which a busy machine may leave undisturbed. As many uncounted calls come
+first: what a contender finds in caches, and which ranks are awake, is its own doing, not its predecessor's. Contenders
+take turns: a round takes one sample of each, in a different order every time, the same on all ranks. So noise on the
+machine affects all alike, the median over rounds is what a user sees, the minimum is what the machine can do, and two
+contenders' samples from one round may be subtracted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MOST_CALLS = 1024
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds per call, one value a round, the largest of all ranks: on the clock, and of CPU over all threads."""
+    """Seconds per call, one value per round, the largest of all ranks: on the clock, and of CPU over all threads."""
 
     wall: list[float]
     cpu: list[float]
@@ -41,8 +41,8 @@ def measure(job: Job, runs: Mapping[str, Run], rounds: int, sample_seconds: floa
 
     Args:
         runs: by contender.
-        rounds: samples of each, after two calls or more that are not counted.
-        sample_seconds: about the time of a sample, where a call takes less.
+        rounds: samples of each, after at least two calls that are not counted.
+        sample_seconds: roughly the time of a sample, if a call takes less.
     """
     calls = {name: _calibrate(job, run, sample_seconds) for name, run in runs.items()}
     names = list(runs)
@@ -72,10 +72,10 @@ def _sample(job: Job, run: Run, calls: int) -> tuple[float, float]:
 
 
 def _calibrate(job: Job, run: Run, sample_seconds: float) -> int:
-    """The number of calls that a sample needs, alike on all ranks."""
+    """The number of calls that a sample needs, the same on all ranks."""
     from mpi4py import MPI
 
-    calls = 1  # and one before, which connects, allocates, agrees on names
+    calls = 1  # and one before it, which connects, allocates, agrees on names
     while True:
         wall, _ = _sample(job, run, calls)
         seconds: float = max(job.comm.allreduce(wall, MPI.MAX), 1e-9)

@@ -5,15 +5,15 @@ reduction of gradients of the same shapes alone (`communication`), and the step 
 
     hidden = 1 - (step - local) / communication
 
-is 100 % where communication costs no time, 0 % where it only comes on top, and negative where it also slows the rest.
+is 100 % if communication costs no time, 0 % if all of it is added on top, and negative if it also slows the rest.
 
-- Behind computation (ResNet-50 on CPU threads). Where there are as many ranks as cores, the engine's threads have none
-  of their own: each microsecond in which they copy and add is taken from the computation. Overlap can then hide
-  waiting but no work, and a low figure says that the machine is full, not that the engine is late: compare
-  `CPU added` with `communication`.
-- Behind waiting: backward sleeps where it would compute, half as long again as the communication takes, as if a device
-  computed. Then nothing but a late start or a late end keeps communication from being hidden: this is the engine's own
-  overlap. The upper limit is set by the last bucket, whose gradients come when backward ends.
+- Behind computation (ResNet-50 on CPU threads). With as many ranks as cores, the engine's threads have no core of their
+  own: each microsecond in which they copy and add is taken from the computation. Overlap can then hide waiting but no
+  work, and a low figure says that the machine is full, not that the engine is late: compare `CPU added` with
+  `communication`.
+- Behind waiting: backward sleeps instead of computing, half as long again as the communication takes, as if a device
+  computed. Then only a late start or a late end keeps communication from being hidden: this is the engine's own
+  overlap. The last bucket, whose gradients come when backward ends, sets the upper limit.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ def _ready(job: Job, workload: str) -> bool:
     import torch
 
     torch.set_num_threads(1)
-    # glibc gives freed memory back to the system, and takes it again by page faults, up to 15,000 a step or none at
-    # all, as the blocks of all contenders happen to lie: 0 to 30 ms, for nobody's merit. It keeps twice the largest
-    # block of this kind that was ever freed; this is the largest it heeds.
+    # glibc gives freed memory back to the system, and gets it again by page faults, up to 15,000 a step or none at all,
+    # depending on where the blocks of all contenders happen to lie: 0 to 30 ms, by mere chance. It keeps twice the
+    # largest block of this kind that was ever freed; this is the largest it heeds.
     torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
     return True
 
@@ -177,7 +177,7 @@ class _Trainer:
         self._optimizer.step()
 
     def check(self, job: Job, reduced: bool, what: str) -> None:
-        """Raise ArithmeticError unless the last step's gradients are alike on all ranks just if they were reduced."""
+        """Raise ArithmeticError unless the last step's gradients are equal on all ranks if, and only if, reduced."""
         digest = 0
         for parameter in self._model.parameters():
             assert parameter.grad is not None

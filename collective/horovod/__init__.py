@@ -1,7 +1,7 @@
-"""Horovod's module names, for scripts that are not to be changed: `python -m collective.horovod train.py`.
+"""Horovod's module names, for scripts to be run unchanged: `python -m collective.horovod train.py`.
 
-`install()` puts a finder in front of Python's own: from then on `import horovod`, `horovod.torch` and what is below it
-give this package's modules. Nothing of that name is installed; where Horovod itself is, it is not used.
+`install()` puts a finder in front of Python's own: from then on `import horovod`, `horovod.torch` and the modules
+below it give this package's modules. Nothing of that name is installed; Horovod itself, if installed, is not used.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..running import run
 
 __all__ = ["install"]
 
-_VERSION = "0.28.1"  # the release of Horovod whose interface this is: scripts decide by it what they may use
+_VERSION = "0.28.1"  # the release of Horovod whose interface this is: scripts decide by it what they can use
 
-# Modules of their own, so that `from horovod import torch` looks for horovod.torch.
+# Real modules, so that `from horovod import torch` looks for horovod.torch.
 _PACKAGES = ("horovod", "horovod.common")
 
-# Horovod's module, and which of ours it is.
+# Horovod's modules, and which of ours they are.
 _MODULES = {
     "horovod.common.basics": "collective.horovod.common.basics",
     "horovod.common.exceptions": "collective.horovod.common.exceptions",
@@ -46,20 +46,20 @@ _WHY_NOT = {
     "horovod.ray": "Ray is not supported: start the ranks with mpirun or srun",
 }
 
-# Holds a package `horovod` that calls install(). Processes that multiprocessing starts anew (spawn, forkserver) import
-# the script again, and of what install() did in their parent they inherit only sys.path.
+# Holds a package `horovod` that calls install(). Fresh processes of multiprocessing (spawn, forkserver) import the
+# script again, and all they inherit of what install() did in their parent is sys.path.
 _FOR_CHILDREN = str(Path(__file__).with_name("for_children"))
 
 
 class _Loader(importlib.abc.Loader):
-    """Gives one of the packages, or a module that exists under another name."""
+    """Provides one of the packages, or a module that exists under another name."""
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
         if module.__name__ in _MODULES:
-            # The import system returns what stands there afterwards.
+            # The import system returns what is there afterwards.
             sys.modules[module.__name__] = importlib.import_module(_MODULES[module.__name__])
         elif module.__name__ == "horovod":
             vars(module).update(__version__=_VERSION, run=run)
@@ -75,14 +75,14 @@ class _Finder(importlib.abc.MetaPathFinder):
             return importlib.machinery.ModuleSpec(fullname, _Loader(), is_package=fullname in _PACKAGES)
         why = next((why for name, why in _WHY_NOT.items() if f"{fullname}.".startswith(f"{name}.")), None)
         message = f"No module named {fullname!r} in collective's Horovod interface: {why or 'it has no such module'}"
-        # In the place of a ModuleNotFoundError, `from horovod import keras` would tell something of its own.
+        # For a ModuleNotFoundError, `from horovod import keras` would substitute a message of its own.
         raise ImportError(message, name=fullname) if why else ModuleNotFoundError(message, name=fullname)
 
 
 def install() -> None:
     """Serve `import horovod` from this package, in this process and in those that multiprocessing starts from it.
 
-    Raises ImportError where something has imported Horovod itself before. A second call changes nothing.
+    Raises ImportError if something has already imported Horovod itself. A second call changes nothing.
     """
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return

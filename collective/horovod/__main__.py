@@ -1,4 +1,4 @@
-"""Run a script, or with `-m` a module, whose `import horovod` means this package."""
+"""Run a script, or with `-m` a module, in which `import horovod` means this package."""
 
 import runpy
 import sys
@@ -8,7 +8,7 @@ from . import install
 
 
 def main() -> None:
-    """As `python script.py` and `python -m module` do."""
+    """Run it as `python script.py` or `python -m module` would."""
     arguments = sys.argv[1:]
     is_module = arguments[:1] == ["-m"]
     if len(arguments) < 1 + is_module or arguments[0] in ("-h", "--help"):

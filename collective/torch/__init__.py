@@ -32,7 +32,7 @@ from ..runtime import (
 )
 from ..submission import Adasum, Average, Max, Min, Product, Sum
 from ..timeline import start_timeline, stop_timeline
-from . import _requirements as _requirements  # first, for it says what is wrong with the torch that is there
+from . import _requirements as _requirements  # first, since it says what is wrong with the torch found
 from . import compression, functions, mpi_ops, optimizer, sync_batch_norm
 from .compression import Compression, Compressor
 from .ops import (
@@ -170,7 +170,7 @@ __all__ = [
     "synchronize",
 ]
 
-if not TYPE_CHECKING:  # to a type checker every attribute would be there
+if not TYPE_CHECKING:  # a type checker would take every attribute to exist
 
     def __getattr__(name: str) -> Any:
         why = ": elastic training is not supported" if name == "elastic" else ""

@@ -1,4 +1,4 @@
-"""The delta optimizer: Adasum of what each rank's own step changed."""
+"""The delta optimizer: Adasum of the changes that each rank's own step made."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class AdasumStep:
             try:
                 if custom:
                     delta, context = self._compression.compress(delta)
-            except Exception as error:  # somebody's code: the other ranks are to hear of it
+            except Exception as error:  # the user's code: the other ranks must hear of it
                 errors.append(error)
                 handles.append((Call(Kind.allreduce, name, self._process_set, False).refuse(error), None))
                 continue
@@ -70,7 +70,7 @@ class AdasumStep:
             handle = ops.allreduce_async(delta, Adasum, name=name, compression=wire, process_set=self._process_set)
             handles.append((handle, context))
         for (p, start), (handle, context) in zip(self._starts, handles, strict=True):
-            try:  # all of them end, before an error is raised
+            try:  # all of them are waited for before an error is raised
                 delta = handle.wait()
                 p.copy_(start + (self._compression.decompress(delta, context) if custom else delta))
             except Exception as error:

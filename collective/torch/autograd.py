@@ -1,10 +1,10 @@
-"""Gradients of the collectives, scaled as Horovod scales them; nowhere else is this decided.
+"""Gradients of the collectives, scaled as Horovod scales them; this is decided nowhere else.
 
 Backward averages over the ranks where forward gathers or broadcasts, and multiplies by their number where forward
-leaves each rank its part of a Sum. (The adjoints, seen over all ranks, would be the sum, and the parts themselves.) So
-scripts that were tuned with Horovod train alike. What follows from it: where a loss is computed from gathered features,
-the ranks' gradients of a weight add up to its gradient in one process; a DistributedOptimizer, which averages them, is
-to be given op=Sum for that, or the loss a factor of size().
+leaves each rank its part of a Sum. (The adjoints over all ranks would be the sum, and the parts themselves.) So scripts
+that were tuned with Horovod train the same way. A consequence: where a loss is computed from gathered features, the
+ranks' gradients of a weight add up to its gradient in one process; a DistributedOptimizer, which averages them, needs
+op=Sum for that, or the loss a factor of size().
 
 | operation | gradient of the input |
 |---|---|
@@ -61,12 +61,12 @@ class ReduceOptions:
         return dict(vars(self))
 
     def check_gradient(self, what: str) -> None:
-        """Only linear reductions have one."""
+        """Raise unless the reduction is linear: only those have a gradient."""
         if self.op not in (Average, Sum):
             raise NotImplementedError(f"{what} with op {checked_op(self.op).name} has no gradient")
 
     def factor_of_gathered(self, what: str) -> float:
-        """By what the gathered gradients of a reduce-scatter are multiplied."""
+        """The factor on the gathered gradients of a reduce-scatter."""
         self.check_gradient(what)
         factor = self.prescale_factor * self.postscale_factor
         return factor * self.process_set.size() if self.op == Sum else factor
@@ -77,7 +77,7 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
 
 
 def _is_recorded(*tensors: Any) -> bool:
-    """Whether autograd needs to know."""
+    """Whether autograd must record an operation on these."""
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
 
 
@@ -159,7 +159,7 @@ def _rows(shape: Sequence[int]) -> int:
 
 
 def _rows_before(rows: Any, process_set: ProcessSet) -> Any:
-    """How many rows the ranks before this one have; of each of several tensors, where `rows` is a list. Collective."""
+    """How many rows the ranks before this one have, for each tensor if `rows` is a list; collective."""
     return ops.allgather(np.array([rows]), process_set=process_set)[: process_set.rank()].sum(0).tolist()
 
 
@@ -203,7 +203,7 @@ class _Broadcast(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         mean = allreduce(grads[0], _average(ctx.process_set), None)
-        # Not zeros_like: where gradients of gradients are wanted, every rank takes part in them.
+        # Not zeros_like alone: if gradients of gradients are wanted, every rank takes part in them.
         is_root = torch.tensor(runtime.rank() == ctx.root_rank, device=mean.device)
         return torch.where(is_root, mean, torch.zeros_like(mean)), None, None, None
 

@@ -1,4 +1,4 @@
-"""What both reducers share: hooks on parameters, who takes part, and when there is something to reduce."""
+"""What both reducers share: hooks on parameters, which ranks take part, and when there is something to reduce."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class BaseReducer(ABC):
     """Reduces the gradients of a set of parameters over all ranks, in rounds from one `synchronize()` to the next.
 
     Args:
-        label: returns what names the reducer in messages and in the agreement; the same on all ranks, distinct among
-            reducers. To be asked where all ranks ask in one order: in `synchronize()`, not in a hook.
+        label: returns the reducer's name in messages and in the agreement; the same on all ranks, distinct among
+            reducers. To be called where all ranks call in one order: in `synchronize()`, not in a hook.
         parameters: returns the parameters as they are now, with their names.
-        passes: backward passes that make up a gradient.
+        passes: how many backward passes make up a gradient.
         process_set: the ranks that take part.
         sparse_as_dense: turn sparse gradients into dense ones.
-        sparse_again: and make them sparse again when they are reduced.
+        sparse_again: and make them sparse again once they are reduced.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class BaseReducer(ABC):
     ) -> None:
         self.passes = passes
         self.enabled = True  # False: hooks do not count, see no_sync()
-        self.synchronized = False  # synchronize() was called after the last step: alike on all ranks
-        self._fresh = False  # a gradient has come to this rank since
+        self.synchronized = False  # synchronize() was called after the last step: the same on all ranks
+        self._fresh = False  # this rank has got a gradient since
         self._label = label
         self._parameters = parameters
         self._process_set = process_set
         self._sparse_as_dense = sparse_as_dense
         self._sparse_again = sparse_again
-        self._warnings: list[str] = []  # to be told when all is over on this rank: a warning may be an error
+        self._warnings: list[str] = []  # to be given when the round is complete on this rank: a warning may raise
         self._place = self._current_place()
         # The parameters, which outlive this reducer, hold no reference to it.
         self._hooks: dict[torch.Tensor, Any] = {}
@@ -67,22 +67,22 @@ class BaseReducer(ABC):
 
     @property
     def label(self) -> str:
-        """Names the reducer."""
+        """The reducer's name."""
         return self._label()
 
     @property
     def _is_local(self) -> bool:
-        """Whether gradients are what they are: no other rank takes part, or this one does not."""
+        """Whether gradients stay as they are: no other rank takes part, or this one does not."""
         return self._process_set.size() == 1 or not self._process_set.included()
 
     def _hook_up(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Set hooks on those that have none."""
+        """Register hooks on those that have none."""
         for p in parameters:
             if p not in self._hooks:
                 self._hooks[p] = p.register_post_accumulate_grad_hook(self._hook)  # type: ignore[no-untyped-call]
 
     def _current_place(self) -> tuple[Any, int | None]:
-        """The run of the runtime, and the registration of the process set, in which operations under way belong."""
+        """The runtime and the registration of the process set that operations in flight belong to."""
         return runtime.current(), self._process_set.process_set_id
 
     def _on_any_rank(self, flags: Any) -> np.ndarray:
@@ -123,7 +123,7 @@ class BaseReducer(ABC):
         return self._place != self._current_place()
 
     def _forget(self) -> None:
-        """Begin anew, when it is outdated."""
+        """Start afresh, when it is outdated."""
         if self._place != self._current_place():
             self.synchronized = False
         self._place = self._current_place()
@@ -143,7 +143,7 @@ class BaseReducer(ABC):
 
     @abstractmethod
     def _begin_round(self) -> None:
-        """Forget what belongs to a round."""
+        """Discard what belongs to the last round."""
 
 
 def _remove(hooks: dict[torch.Tensor, Any]) -> None:

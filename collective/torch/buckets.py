@@ -1,4 +1,4 @@
-"""Which parameters share a bucket, and what a bucket knows of them."""
+"""Which parameters share a bucket, and what a bucket knows about them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["Bucket", "Groups", "Named", "Notes", "Slot", "c_strides", "deal", "d
 Named = tuple[str, torch.nn.Parameter]
 Groups = int | list[list[torch.nn.Parameter]] | None
 
-# Bytes at most, of the bucket that is ready first and of the one that is ready last: communication starts early, and
-# little is left when backward ends, which nothing hides. Added to a ResNet-50 step as in views.py: 256 KiB, 1 MiB and
-# 2 MiB 11 to 15 ms, 4 MiB 16 to 17.
+# At most this many bytes in the bucket that is ready first and in the one that is ready last: communication starts
+# early, and little is left after backward, when nothing hides it. Time added to a ResNet-50 step, as in views.py:
+# 256 KiB, 1 MiB and 2 MiB 11 to 15 ms; 4 MiB 16 to 17.
 EDGE = 1 << 20
 
 
@@ -37,24 +37,24 @@ class Slot:
     strides: tuple[int, ...]  # of its elements in the bucket
     device: torch.device
     bucket: Bucket | None = None  # once the plan is open
-    view: torch.Tensor | None = None  # of its elements in the bucket, where the gradient may be that
+    view: torch.Tensor | None = None  # of its elements in the bucket, if the gradient may be that
     place: int = 0  # their address there
-    # The gradient that the view has replaced, until the next one comes: released all at once, their memory would go
-    # back to the system, and page faults would cost the next backward more than the copies that views save (ResNet-50:
-    # 13,000 to 17,000 faults a step, 25 ms, against 2,200).
+    # The gradient that the view has replaced, until the next one comes: if all were released at once, their memory
+    # would go back to the system, and page faults would cost the next backward more than the copies that views save
+    # (ResNet-50: 13,000 to 17,000 faults a step, 25 ms, against 2,200).
     retired: torch.Tensor | None = None
-    holders: tuple[int, int] = (0, 0)  # of the view and of its memory, while there is nobody but the slot
+    holders: tuple[int, int] = (0, 0)  # of the view and of its memory, while only the slot holds them
     passes: int = 0  # backward passes in this round
     ready: bool = False
     was_sparse: bool = False  # the gradient of this round, before it was made dense
 
     def see(self, core: _core.Bucket, number: int) -> None:
-        """Make `view`, of the bucket's tensor of this number."""
+        """Make `view` one of the bucket's tensor of this number."""
         if arrays.place_of_tensor(self.parameter)[0] < 0:
             place = torch.from_numpy(core.place(number))
         else:
             place = arrays.device_bytes(*core.device_place(number), self.device)
-        # Of a storage of its own, so that saving one gradient saves no others.
+        # With a storage of its own, so that saving one gradient saves no others.
         self.view = torch.empty(0, dtype=self.dtype, device=self.device).set_(
             place.untyped_storage(), 0, self.shape, self.strides
         )
@@ -66,7 +66,7 @@ class Slot:
         """How many Python references there are to the view, and how many to its memory in other ways: by other tensors
         and arrays, their storage, DLPack, what autograd has saved. Counted alike each time: only differences matter.
 
-        Where torch does not tell (it does so in private), 0.
+        0 where torch does not tell (it does so through private functions).
         """
         assert self.view is not None
         storage = self.view.untyped_storage()
@@ -77,8 +77,8 @@ class Slot:
     def let_go(self, core: _core.Bucket, number: int) -> bool:
         """Before the place is written to: leave the view to a script that has kept it, with memory of its own.
 
-        As a rule nobody has, and this costs half a microsecond. False: the memory is kept in another way, and cannot be
-        moved. The view counts as changed then, and is the slot's no more.
+        As a rule none has, and this costs half a microsecond. False: the memory is held in another way, and cannot be
+        moved. The view then counts as changed, and is no longer the slot's.
         """
         if self.view is None:
             return True
@@ -96,9 +96,9 @@ class Slot:
         return True
 
     def take_out(self) -> bool:
-        """The gradient is the view, and is to stay while the place is written to: give it memory of its own.
+        """The gradient is the view, and must survive while the place is written to: give it memory of its own.
 
-        It is the same tensor then, unless its memory is kept in another way: that is told by False.
+        It stays the same tensor, unless its memory is held in another way: then it is another, and this returns False.
         """
         self.parameter.grad = None  # not to be counted
         is_alone = self._count_holders()[1] <= self.holders[1]
@@ -118,7 +118,7 @@ class Slot:
         self.view.data = own.copy_(self.view.detach())
 
     def holds(self, grad: torch.Tensor | None) -> bool:
-        """Whether `grad` is the view, and that still lies in the bucket: `grad.data = x` moves a tensor elsewhere."""
+        """Whether `grad` is the view and still lies in the bucket: `grad.data = x` moves a tensor elsewhere."""
         return (
             grad is not None
             and grad is self.view
@@ -133,29 +133,29 @@ class Slot:
 class Bucket:
     slots: list[Slot]
     core: _core.Bucket
-    dtype: torch.dtype  # of what the engine is given and gives: on a device what is compressed is cast there
+    dtype: torch.dtype  # of what the engine takes and returns: on a device, compressed gradients are cast there
     waiting: int = 0  # slots that are not ready
     run: Handle[None] | None = None  # of this round
-    streams: set[torch.cuda.Stream] = field(default_factory=set)  # on which gradients on a device have come
+    streams: set[torch.cuda.Stream] = field(default_factory=set)  # on which gradients on a device were computed
     # What the run was given: gradient, its version and its address, by slot.
     given: list[tuple[torch.Tensor | None, int, int]] = field(default_factory=list)
 
 
 class Notes:
-    """The numbers of what ranks tell each other in the last bucket of a round."""
+    """The numbers of the notes that ranks send each other in the last bucket of a round."""
 
     def __init__(self, buckets: int, slots: int) -> None:
         self.stale = range(buckets)  # the bucket's gradients have changed since it started
         self.in_place = range(buckets, buckets + slots)  # the gradient was a view of its bucket, so it is gone
         self.sparse = range(buckets + slots, buckets + 2 * slots)  # the gradient is sparse
-        self.changed = buckets + 2 * slots  # the parameters are others
+        self.changed = buckets + 2 * slots  # the parameters have changed
         self.refused = self.changed + 1  # a gradient cannot travel
-        self.spoiled = self.refused + 1  # the parameters are others, and gradients in place are gone
+        self.spoiled = self.refused + 1  # the parameters have changed, and gradients in place are gone
         self.count = self.spoiled + 1
 
 
 def c_strides(p: torch.Tensor) -> tuple[int, ...]:
-    """Of C order."""
+    """The strides of C order."""
     strides = []
     elements = 1
     for extent in reversed(p.shape):
@@ -178,8 +178,8 @@ def deal(slots: Sequence[Slot], groups: Groups, limit: int) -> list[list[Slot]]:
 
     Args:
         slots: in the order in which their gradients come.
-        groups: how many parts to make of them, or which parameters share one; the rest is cut by size.
-        limit: bytes of a bucket at most, unless a single parameter takes more.
+        groups: how many buckets to make of them, or which parameters share one; the rest is cut by size.
+        limit: at most this many bytes in a bucket, unless a single parameter takes more.
     """
     if not slots:
         return []
@@ -204,7 +204,7 @@ def deal(slots: Sequence[Slot], groups: Groups, limit: int) -> list[list[Slot]]:
 
 
 def _by_kind(slots: Sequence[Slot]) -> list[list[Slot]]:
-    """By dtype and device, in the order of first appearance."""
+    """Split by dtype and device, in the order of first appearance."""
     parts: dict[tuple[torch.dtype, torch.device], list[Slot]] = {}
     for slot in slots:
         parts.setdefault((slot.dtype, slot.device), []).append(slot)
@@ -212,7 +212,7 @@ def _by_kind(slots: Sequence[Slot]) -> list[list[Slot]]:
 
 
 def _cut(slots: list[Slot], limit: int) -> list[list[Slot]]:
-    """In pieces of up to `limit` bytes, the first and the last smaller."""
+    """Cut into pieces of up to `limit` bytes, the first and the last smaller."""
     edge = min(limit, EDGE)
     first_of_last = len(slots) - 1
     used = _nbytes(slots[-1])

@@ -1,13 +1,14 @@
-"""Gradients that a compressor of the user's own makes smaller: each travels by itself, under its name.
+"""Gradients that a compressor of the user's own compresses: each travels by itself, under its name.
 
-What the compressor makes of a gradient is known only once it is there, so there is no plan of buckets to agree on. A
-hook compresses the gradient and starts a named all-reduce, which overlaps with backward; the engine fuses small ones.
+What the compressor makes of a gradient is known only once the gradient is there, so there is no plan of buckets to
+agree on. A hook compresses the gradient and starts a named all-reduce, which overlaps with backward; the engine fuses
+small ones.
 `synchronize()` first exchanges three bits per parameter: whether any rank has a gradient, whether any rank's has
 changed since it started, whether any is sparse. Ranks without a gradient send zeros, compressed; what has changed is
 reduced again on all ranks.
 
-The compressor is somebody's code and may raise, on one rank alone. In `compress` the others learn of it by a refusal in
-place of the gradient, in `decompress` by a bit at the end; all ranks raise, and stay in step.
+The compressor is the user's code and may raise on one rank alone. If `compress` does, the others learn of it by a
+refusal in place of the gradient; if `decompress` does, by a bit at the end. All ranks raise, and stay in step.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class CompressedReducer(BaseReducer):
         self._names: dict[torch.Tensor, str] = {}
         self._counts: dict[torch.Tensor, int] = {}  # backward passes in this round
         self._runs: dict[torch.Tensor, _Run] = {}
-        self._sparse: set[torch.Tensor] = set()  # whose gradient was, in this round
-        self._failure: Exception | None = None  # of the compressor, in this round
+        self._sparse: set[torch.Tensor] = set()  # whose gradients were sparse, in this round
+        self._failure: Exception | None = None  # the compressor's, in this round
         self._take()
 
     def _take(self) -> list[torch.nn.Parameter]:
@@ -90,7 +91,7 @@ class CompressedReducer(BaseReducer):
 
     def _on_gradient(self, parameter: torch.nn.Parameter) -> None:
         if not self.enabled or self._is_local or self._is_outdated():
-            return  # where it is outdated, synchronize() starts it
+            return  # if it is outdated, synchronize() starts it
         self._counts[parameter] = self._counts.get(parameter, 0) + 1
         if self._counts[parameter] == self.passes:
             self._start(parameter)
@@ -127,7 +128,7 @@ class CompressedReducer(BaseReducer):
         told = self._on_any_rank([is_here, is_stale, is_sparse])
         for p, here, again in zip(parameters, told[0], told[1], strict=True):
             if (here or again) and p not in self._runs:
-                self._start(p)  # what another rank has started must end, also where it is not wanted any more
+                self._start(p)  # what another rank has started must complete, even if no longer wanted
         errors: list[Exception] = []
         for p, here, again in zip(parameters, told[0], told[1], strict=True):
             if again and self._is_over(self._runs.pop(p), errors) and here:
@@ -139,14 +140,14 @@ class CompressedReducer(BaseReducer):
                     self._put(p, self._compression.decompress(run.handle.wait(), run.context), sparse)
                 except Exception as error:
                     self._failure = self._failure or error
-        # Errors of the operations are alike on all ranks, the compressor's are not.
+        # Errors of operations are the same on all ranks; the compressor's are not.
         if errors or self._on_any_rank(self._failure is not None):
             others = CollectiveError(f"{self.label}: the compressor of another rank has failed")
             raise self._failure or (errors or [others])[0]
 
     @staticmethod
     def _is_over(run: _Run, errors: list[Exception]) -> bool:
-        """Wait for it; whether it has a result."""
+        """Wait for it, and return whether it has a result."""
         try:
             run.handle.wait()
         except CollectiveError as error:

@@ -26,7 +26,7 @@ class Compressor:
 
     The built-in ones name a type in `wire`, and the engine casts inside its pack and unpack passes, without another
     copy. A subclass with a `compress` or `decompress` of its own is called in Python, once per tensor; what `compress`
-    returns has one shape and dtype on all ranks, for it is what is reduced.
+    returns is what is reduced, so it has the same shape and dtype on all ranks.
     """
 
     wire: ClassVar[Literal["fp16", "bf16"] | None] = None
@@ -38,7 +38,7 @@ class Compressor:
 
     @staticmethod
     def decompress(tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
-        """The tensor that the caller gets for one that has travelled."""
+        """The tensor that the caller gets, made from the one that has travelled."""
         return tensor if ctx is None else tensor.to(ctx)
 
 
@@ -95,24 +95,24 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, Any]:
 
 
 def is_compressor(compression: Any) -> bool:
-    """Whether it has the two methods; Horovod asks for no more either."""
+    """Whether it has the two methods; Horovod requires no more either."""
     return callable(getattr(compression, "compress", None)) and callable(getattr(compression, "decompress", None))
 
 
 def is_custom(compression: Any) -> bool:
-    """Whether its methods must be called, since the engine cannot do the same."""
+    """Whether its methods must be called, because the engine cannot do the same."""
     return is_compressor(compression) and not {compression.compress, compression.decompress} <= _BY_ENGINE
 
 
 def wire_of(compression: Any) -> Any:
-    """The type in which the engine is to send; what is no compressor is returned as it is, and the call refuses it."""
+    """The type in which the engine is to send; anything but a compressor is returned as is, and refused by the call."""
     if not is_compressor(compression):
         return compression
     return None if is_custom(compression) else compression.wire
 
 
 def _sent(compression: Any, tensor: torch.Tensor) -> tuple[Any, Any]:
-    """What a compressor of the user's own makes of a tensor; where it raises, the error, and no context."""
+    """What a compressor of the user's own makes of a tensor; if it raises, the error and no context."""
     try:
         small, context = compression.compress(tensor)
     except Exception as error:
@@ -121,7 +121,7 @@ def _sent(compression: Any, tensor: torch.Tensor) -> tuple[Any, Any]:
 
 
 def compressed(compression: Any, tensor: torch.Tensor, run: Callable[[Any], torch.Tensor]) -> torch.Tensor:
-    """What `run` returns of the tensor, between the two methods of a compressor of the user's own."""
+    """What `run` returns for the tensor, between the two methods of a compressor of the user's own."""
     if not is_custom(compression):
         return run(tensor)
     small, context = _sent(compression, tensor)
@@ -132,7 +132,7 @@ def compressed(compression: Any, tensor: torch.Tensor, run: Callable[[Any], torc
 def compressed_group(
     compression: Any, tensors: Sequence[torch.Tensor], run: Callable[[Sequence[Any]], list[torch.Tensor]]
 ) -> list[torch.Tensor]:
-    """The same of several tensors."""
+    """The same for several tensors."""
     if not is_custom(compression):
         return run(tensors)
     sent = [_sent(compression, tensor) for tensor in tensors]

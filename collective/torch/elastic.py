@@ -1,4 +1,4 @@
-"""In the place of horovod.torch.elastic: says that it is not here."""
+"""Stands in for horovod.torch.elastic, and says that it is not supported."""
 
 raise ImportError(
     "No module named 'horovod.torch.elastic' in collective's Horovod interface: elastic training is not supported. "

@@ -1,4 +1,4 @@
-"""State and objects between ranks, under the name that Horovod's module has."""
+"""State and objects between ranks, under the name of Horovod's module."""
 
 from ..objects import allgather_object, broadcast_object
 from .state import broadcast_optimizer_state, broadcast_parameters

@@ -1,4 +1,4 @@
-"""The operations, and all that they stand beside in Horovod's module of this name."""
+"""The operations, and everything else in Horovod's module of this name."""
 
 from .. import built, runtime
 from ..built import *  # noqa: F403

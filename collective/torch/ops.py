@@ -1,7 +1,7 @@
 """The collective operations on tensors, with Horovod's names and argument order.
 
 Names ending in `_` work in place; names with `async` return a handle for `synchronize`; the others return a new tensor
-and are differentiable. The gradients are the adjoints of the operations, as in Horovod (autograd.py).
+and are differentiable, with gradients scaled as in Horovod (autograd.py).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ TensorHandles = Handles[torch.Tensor]
 def _op_of(average: bool | None, op: int | None) -> Any:
     """Horovod's `average=` argument is older than `op=`; at most one of them may be given.
 
-    What is wrong with them is returned in place of an operator: the call raises it, where the other ranks learn of it.
+    An error in them is returned in place of an operator: the call raises it, so that the other ranks learn of it.
     """
     if average is None:
         return Average if op is None else op
@@ -81,7 +81,7 @@ def _op_of(average: bool | None, op: int | None) -> Any:
 
 
 def _options(name: str | None, prescale_factor: float, postscale_factor: float, process_set: ProcessSet) -> Options:
-    """As keyword arguments of a reduction. Horovod's scripts give them by position, so each verb here lists them."""
+    """As keyword arguments of a reduction. Horovod scripts pass them by position, so each function here lists them."""
     return {
         "name": name,
         "prescale_factor": prescale_factor,
@@ -135,7 +135,7 @@ def allreduce(
 ) -> Tensor:
     """Reduce a tensor over all ranks (by Average unless `op` says otherwise); differentiable for Average and Sum.
 
-    Shape, dtype and arguments are the same on all ranks; `collective.allreduce` tells the rest, of rounding too.
+    Shape, dtype and arguments are the same on all ranks; `collective.allreduce` documents the rest, including rounding.
     """
     options = autograd.ReduceOptions(
         _op_of(average, op), prescale_factor, postscale_factor, wire_of(compression), process_set
@@ -167,7 +167,7 @@ def grouped_allreduce_async(
     postscale_factor: float = 1.0,
     process_set: ProcessSet = global_process_set,
 ) -> TensorHandles:
-    """Start an `allreduce` of several tensors; `synchronize` returns their list."""
+    """Start an `allreduce` of several tensors; `synchronize` returns the list of results."""
     return _ops.grouped_allreduce_async(
         tensors, _op_of(average, op), **_options(name, prescale_factor, postscale_factor, process_set)
     )
@@ -231,7 +231,7 @@ def sparse_allreduce_async(
         op: Average or Sum.
 
     Returns:
-        A function without arguments that returns the reduced tensor, coalesced. `synchronize` takes it too.
+        A function that takes no arguments and returns the reduced tensor, coalesced. `synchronize` takes it, too.
     """
     handles = _ops.grouped_allgather_async(_coordinates(tensor, op), name=name, process_set=process_set)
 
@@ -244,7 +244,7 @@ def sparse_allreduce_async(
 
 
 def _coordinates(tensor: Tensor, op: int | None) -> list[Any]:
-    """A sparse tensor's indices, a row each, and values; or what is wrong in place of both."""
+    """A sparse tensor's indices, a row each, and values; or an error in place of both."""
     try:
         if op not in (None, Average, Sum):
             raise InvalidArgumentError(
@@ -301,7 +301,7 @@ def grouped_reducescatter_async(
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> TensorHandles:
-    """Start a `reducescatter` of several tensors; `synchronize` returns their list."""
+    """Start a `reducescatter` of several tensors; `synchronize` returns the list of results."""
     return _ops.grouped_reducescatter_async(
         tensors, _op_of(None, op), **_options(name, prescale_factor, postscale_factor, process_set)
     )
@@ -316,7 +316,7 @@ def grouped_reducescatter(
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> list[Tensor]:
-    """Several `reducescatter` as one operation."""
+    """Like `reducescatter`, for several tensors as one operation."""
     options = autograd.ReduceOptions(
         _op_of(None, op), prescale_factor, postscale_factor, wire_of(compression), process_set
     )
@@ -363,14 +363,14 @@ def allgather(tensor: Tensor, name: str | None = None, process_set: ProcessSet =
 def grouped_allgather_async(
     tensors: Sequence[Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> TensorHandles:
-    """Start an `allgather` of several tensors; `synchronize` returns their list."""
+    """Start an `allgather` of several tensors; `synchronize` returns the list of results."""
     return _ops.grouped_allgather_async(tensors, name=name, process_set=process_set)
 
 
 def grouped_allgather(
     tensors: Sequence[Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> list[Tensor]:
-    """Several `allgather` as one operation."""
+    """Like `allgather`, for several tensors as one operation."""
     return autograd.grouped_allgather(tensors, process_set, name)
 
 
@@ -391,7 +391,7 @@ def broadcast_async_(
 def broadcast(
     tensor: Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Tensor:
-    """Return the root's tensor on every rank; differentiable. `root_rank` counts over all ranks."""
+    """Return the root's tensor on every rank; differentiable. `root_rank` is numbered among all ranks."""
     return autograd.broadcast(tensor, root_rank, process_set, name)
 
 
@@ -408,7 +408,7 @@ def alltoall_async(
     name: str | None = None,
     process_set: ProcessSet = global_process_set,
 ) -> Handle[Any]:
-    """Start an `alltoall`, whose docstring tells of `splits`; `synchronize` returns what that returns."""
+    """Start an `alltoall`, which documents `splits`; `synchronize` returns what that returns."""
     handle = _ops.alltoall_async(tensor, splits, name=name, process_set=process_set)
     return handle.map(lambda result: _alltoall_result(result, splits))
 
@@ -501,9 +501,9 @@ def barrier(process_set: ProcessSet = global_process_set) -> None:
 
 
 def join(device: int = -1, process_set: ProcessSet = global_process_set) -> int:
-    """Say that this rank has run out of data; returns, once all have, the rank that joined last.
+    """Say that this rank has run out of data; returns, once all ranks have, the one that joined last.
 
-    `device` is Horovod's and not needed. `collective.join` tells what the others' operations get meanwhile.
+    `device` is Horovod's and not needed. `collective.join` says what the others' operations get in the meantime.
     """
     del device
     runtime.current()

@@ -29,8 +29,8 @@ OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
 
 class _Label:
-    """Tells optimizers apart in the agreement: by the order in which ranks made them, or used them first after init()
-    has started the runtime anew."""
+    """Tells optimizers apart in the agreement: by the order in which ranks made them, or first used them after init()
+    has started the runtime again."""
 
     def __init__(self, process_set: ProcessSet) -> None:
         self._process_set = process_set
@@ -63,8 +63,8 @@ class _Distributed:
     def synchronize(self) -> None:
         """Wait until the gradients of all ranks are reduced into `.grad`; collective.
 
-        For what must see reduced gradients before the step, such as clipping. The step that follows does not reduce
-        them again, with or without `skip_synchronize()`.
+        For code that must see reduced gradients before the step, such as clipping. The next step does not reduce them
+        again, with or without `skip_synchronize()`.
         """
         if self._adasum is not None:
             return  # gradients stay local
@@ -72,7 +72,7 @@ class _Distributed:
 
     @contextmanager
     def skip_synchronize(self) -> Iterator[None]:
-        """Within it, step() uses the gradients as they are."""
+        """Inside this context, step() uses the gradients as they are."""
         if self._adasum is not None:
             raise InvalidArgumentError("skip_synchronize() has no meaning with op=Adasum: gradients stay local")
         self._skip = True
@@ -83,7 +83,7 @@ class _Distributed:
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Within it, backward passes only accumulate; the first pass after it completes the gradients."""
+        """Inside this context, backward passes only accumulate; the first pass after it completes the gradients."""
         previous, self._reducer.enabled = self._reducer.enabled, False
         try:
             yield
@@ -91,7 +91,7 @@ class _Distributed:
             self._reducer.enabled = previous
 
     def set_backward_passes_per_step(self, passes: int) -> None:
-        """Change how many backward passes make up a gradient; between steps, alike on all ranks."""
+        """Change how many backward passes make up a gradient; between steps, and to the same number on all ranks."""
         self._reducer.passes = check_passes(passes)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -125,7 +125,7 @@ class _Distributed:
     def _synchronize_for_step(self) -> None:
         try:
             self.synchronize()
-        finally:  # also by an error, which may be this rank's alone
+        finally:  # even after an error, which may be this rank's alone
             self._reducer.synchronized = False
 
     def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -133,8 +133,8 @@ class _Distributed:
             loss = closure()
             self._synchronize_for_step()
             if isinstance(self, torch.optim.LBFGS) and self._process_set.included():
-                # Its line search decides by the loss, and must decide alike everywhere. A float stays one, of double
-                # precision, as all floats of Python.
+                # Its line search decides by the loss, and must decide the same everywhere. A float stays one, of
+                # double precision, as all Python floats.
                 is_tensor = isinstance(loss, torch.Tensor)
                 mean = ops.allreduce(loss if is_tensor else float(loss), process_set=self._process_set)
                 loss = mean if is_tensor else float(mean)
@@ -144,7 +144,7 @@ class _Distributed:
 
 
 def _synchronize_before_unscaling() -> None:
-    """Have GradScaler see reduced gradients: then all ranks find the same infinities, and all or none step.
+    """Have GradScaler see reduced gradients: then all ranks find the same infinities, and either all or none step.
 
     Its unscale_() changes gradients without a trace (their version stays), after buckets have started.
     """
@@ -182,49 +182,49 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
 
     Args:
         optimizer: any torch optimizer; the same class with the same parameters in the same order on all ranks.
-        named_parameters: usually `model.named_parameters()`: names for messages. Names are unique; with names given,
-            every parameter of the optimizer has one.
+        named_parameters: usually `model.named_parameters()`: names for messages. Names are unique; if given, every
+            parameter of the optimizer has one.
         compression: `Compression.none`, `.fp16` or `.bf16`: how float32 and float64 gradients travel; or a `Compressor`
-            of your own: its methods are called for each gradient, which then travels by itself (`groups` and
+            of your own, whose methods are called for each gradient, which then travels by itself (`groups` and
             `gradient_as_bucket_view` have no effect, and sparse gradients travel dense).
         backward_passes_per_step: backward passes that are summed into one gradient. step() may come earlier.
-        op: Average, Sum, or Adasum: then each rank makes its step alone, and the changes that it made to the parameters
+        op: Average, Sum, or Adasum: then each rank steps alone, and the changes that the steps made to the parameters
             are combined (arXiv 2006.02924).
-        gradient_predivide_factor: with Average, gradients are divided by it before and multiplied after the sum.
+        gradient_predivide_factor: with Average, gradients are divided by it before the sum and multiplied after it.
         num_groups: old name of `groups` as a number.
-        groups: which gradients travel together: a number of buckets to make of all parameters in order, or lists of
-            parameters that share one each; the rest is dealt by size.
+        groups: which gradients travel together: the number of buckets to make of all parameters in order, or lists of
+            parameters, each of which shares a bucket; the rest is dealt by size.
         sparse_as_dense: turn sparse gradients into dense ones before they are reduced (for SparseAdam they are sparse
             again afterwards); else they are gathered.
-        process_set: the ranks that train together; on others the optimizer stays a local one.
+        process_set: the ranks that train together; on other ranks the optimizer stays local.
         gradient_as_bucket_view: after synchronize() or step(), `.grad` is a view of the memory in which gradients were
-            reduced. On a device, streams that read it beside the current one must be waited for before the next
-            backward.
+            reduced. On a device, streams other than the current one that read it must be waited for before the
+            next backward.
             None: it is one if zero_grad() sets gradients to None and they are not parts of larger buffers; else results
-            are copied into the gradients, which stay the tensors that they are. A script may keep a gradient: it then
-            gets memory of its own before the next reduction. (Other tensors and arrays over that memory, as made by
+            are copied into the gradients, which stay the same tensors. A script may keep a gradient: it then gets
+            memory of its own before the next reduction. (Other tensors and arrays over that memory, as made by
             `grad.detach()`, `grad.numpy()` or DLPack, are overwritten, with a warning.)
             True: always. The next reduction overwrites it, and a gradient that is still there when backward adds to it,
             as after `zero_grad(set_to_none=False)`, is reduced in place, without any copy. It must not be read or
-            changed between backward and synchronize(), nor may a backward pass come that `backward_passes_per_step`
-            or no_sync() does not tell of: that raises GradientChangedError on all ranks.
+            changed between backward and synchronize(), nor may a backward pass come that was not announced by
+            `backward_passes_per_step` or no_sync(): that raises GradientChangedError on all ranks.
             False: results are always copied.
-            With `compression`, what is compressed is always copied.
+            With `compression`, compressed gradients are always copied.
 
     Returns:
         `optimizer`, with these methods added: synchronize(), skip_synchronize(), no_sync(),
         set_backward_passes_per_step(n).
 
     Raises:
-        InvalidArgumentError: for what is wrong on this rank.
+        InvalidArgumentError: an argument is wrong on this rank.
         MismatchError: from the first backward or step, on every rank, when parameters differ between ranks; it names
-            the first that does.
+            the first that differs.
     """
     runtime.current()
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InvalidArgumentError(f"expected a torch.optim.Optimizer, got {type(optimizer).__qualname__}")
     if isinstance(optimizer, _Distributed):
-        raise InvalidArgumentError("the optimizer is a DistributedOptimizer already")
+        raise InvalidArgumentError("the optimizer is already a DistributedOptimizer")
     checked = checked_op(op)
     if checked not in (Average, Sum, Adasum):
         raise InvalidArgumentError(f"DistributedOptimizer reduces by Average, Sum or Adasum, not by {checked.name}")
@@ -234,7 +234,7 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
             raise InvalidArgumentError("num_groups= and groups= were both given; groups= alone says it all")
         groups = num_groups
     if not gradient_predivide_factor > 0:
-        raise InvalidArgumentError(f"gradient_predivide_factor is positive, not {gradient_predivide_factor}")
+        raise InvalidArgumentError(f"gradient_predivide_factor must be positive, not {gradient_predivide_factor}")
     if not is_compressor(compression):
         raise InvalidArgumentError(
             f"compression is Compression.none, .fp16, .bf16 or a Compressor of your own, not {compression!r}"
@@ -245,7 +245,7 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     passes = check_passes(backward_passes_per_step)
     dealt = _checked_groups(optimizer, groups)
     label = _Label(process_set)
-    label()  # counted now: hooks that ask first would count in the order of gradients, which differs between ranks
+    label()  # counted now: hooks would count in the order of gradients, which differs between ranks
     methods = {name: _outside_graphs(vars(_Distributed)[name]) for name in ("synchronize", "_before_step")}
     optimizer.__class__ = type(type(optimizer).__name__, (_Distributed, type(optimizer)), methods)
     wrapped: Any = optimizer
@@ -281,13 +281,13 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     wrapped._step_supports_amp_scaling = False  # fused kernels: the scaler is to use unscale_()
     if wrapped._adasum is not None:
         optimizer.register_step_post_hook(_outside_graphs(lambda opt, args, kwargs: opt._adasum.after()))
-    # A hook rather than an override: schedulers that were made before put their own step() in front of the class's.
+    # A hook rather than an override: schedulers made earlier have put their own step() in front of the class's.
     optimizer.register_step_pre_hook(lambda opt, args, kwargs: opt._before_step(args, kwargs))
     return optimizer
 
 
 def _outside_graphs(function: Callable[..., Any]) -> Any:
-    """A step function may be compiled; what waits for other ranks has no place in a graph."""
+    """Exclude it from graphs: a step function may be compiled, but waiting for other ranks has no place in a graph."""
     return torch.compiler.disable(function)  # type: ignore[no-untyped-call]
 
 
@@ -307,7 +307,9 @@ def _checked_names(
         _check_memory(name, p)
     duplicates = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
     if duplicates:
-        raise InvalidArgumentError(f"named_parameters: these names stand for several: {', '.join(duplicates)}")
+        raise InvalidArgumentError(
+            f"named_parameters: these names stand for several parameters: {', '.join(duplicates)}"
+        )
     unnamed = [number for number, p in enumerate(held) if p not in names]
     if unnamed:
         raise InvalidArgumentError(
@@ -317,7 +319,7 @@ def _checked_names(
 
 
 def _check_memory(name: str, p: torch.Tensor) -> None:
-    """Refuse what cannot be read, such as a DTensor, before it trains apart from the other ranks'."""
+    """Refuse what cannot be read, such as a DTensor: it would train apart from the other ranks'."""
     if p.is_meta:
         return  # for now
     try:

@@ -1,4 +1,4 @@
-"""The plan of a reducer: its buckets, which all ranks agree on once, before the first of them runs."""
+"""The plan of a reducer: its buckets, which all ranks agree on once, before the first one runs."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the ranks have agreed on: the places of all parameters, the buckets, and what the last of them tells."""
+    """What the ranks have agreed on: the places of all parameters, the buckets, and the notes in the last of them."""
 
     slots: Sequence[Slot]
     buckets: Sequence[Bucket]  # none: no rank has anything to train
     notes: Notes
 
     def is_noted(self, note: int) -> bool:
-        """Whether any rank has told this in the round, whose last bucket has ended."""
+        """Whether any rank has sent this note in the round, whose last bucket is complete."""
         return self.buckets[-1].core.noted(note)
 
     def is_sparse(self, slot: Slot) -> bool:
@@ -54,14 +54,14 @@ def open_plan(label: str, version: str, slots: Sequence[Slot], arrived: Sequence
     """Agree on the plan with the other ranks of the set; collective.
 
     Args:
-        label: names the reducer in messages.
-        version: of the plan, alike on all ranks and new each time.
+        label: the reducer's name in messages.
+        version: of the plan, the same on all ranks and new each time.
         slots: one for each parameter, by number; they learn their buckets.
-        arrived: those whose gradients have come, in that order.
-        layout: how the buckets are made; alike on all ranks, but for `may_view`.
+        arrived: those whose gradients have come, in order of arrival.
+        layout: how the buckets are made; the same on all ranks, except for `may_view`.
 
     Returns:
-        The plan. Raises MismatchError that names the first difference between ranks.
+        The plan. Raises a MismatchError that names the first difference between ranks.
     """
     group = layout.process_set.group
     if group is None:
@@ -83,7 +83,7 @@ def open_plan(label: str, version: str, slots: Sequence[Slot], arrived: Sequence
         for dtype, wire, members, more, device in zip(dtypes, wires, dealt, noted, devices, strict=True)
     ]
     described = "".join(f"{_described(slot)} in bucket {number_of[slot]}\n" for slot in slots)
-    # Buckets are on the device that all of them have their gradients on; where there are several they go by the host.
+    # Buckets are on the device of their gradients if all are on one; if there are several, they go by the host.
     device, stream = arrays.place_of_tensor(dealt[0][0].parameter) if len(set(devices)) == 1 else (-1, 0)
     prepare(device)
     opening = _core.open_buckets(
@@ -104,7 +104,7 @@ def open_plan(label: str, version: str, slots: Sequence[Slot], arrived: Sequence
     Handle(engine, opening.ticket, None, lambda _: None).wait()
     buckets = []
     for members, core in zip(dealt, opening.buckets(), strict=True):
-        # On a device what is compressed is cast before it leaves.
+        # On a device, compressed gradients are cast before they leave it.
         bucket = Bucket(members, core, getattr(torch, core.dtype.name))
         buckets.append(bucket)
         at = arrays.place_of_tensor(members[0].parameter)[0]
@@ -119,7 +119,7 @@ def open_plan(label: str, version: str, slots: Sequence[Slot], arrived: Sequence
 def _agreed_order(
     engine: _core.Engine, group: int, name: str, slots: Sequence[Slot], arrived: Sequence[Slot], threshold: int
 ) -> tuple[list[Slot], int]:
-    """All slots in the order in which their gradients came, in the mean over ranks (last, if they did not come); and
+    """All slots in the order in which their gradients came, averaged over ranks (those that did not come are last); and
     the sum of the ranks' thresholds, which all but one give as 0."""
     sums = np.full(len(slots) + 1, len(slots), dtype=np.int64)
     sums[[slot.number for slot in arrived]] = range(len(arrived))

@@ -1,10 +1,10 @@
-"""Gradients to buckets, buckets to the engine, while backward goes on.
+"""Gradients into buckets, buckets to the engine, while backward is running.
 
 The plan. Parameters are dealt to buckets in the order in which the first backward produced their gradients (the mean
-over ranks). Order and layout are agreed by all ranks once, when they are first needed; from then on a bucket runs
-without any agreement.
+over ranks). All ranks agree on order and layout once, when they are first needed; from then on a bucket runs without
+any agreement.
 
-Then the buckets go round after round (rounds.py), and their results become the gradients (views.py).
+Then the buckets run, round after round (rounds.py), and their results become the gradients (views.py).
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class GradientReducer(BaseReducer):
     """Averages (or sums) the gradients of a set of parameters over all ranks.
 
     Args:
-        label: returns what names the reducer in messages and in the agreement; the same on all ranks, distinct among
+        label: returns the reducer's name in messages and in the agreement; the same on all ranks, distinct among
             reducers.
         parameters: returns the parameters as they are now, with their names.
         compression: wire format of float32 and float64 gradients.
         op: Average or Sum.
         prescale, postscale: factors on gradients before and after the reduction.
-        passes: backward passes that make up a gradient.
+        passes: how many backward passes make up a gradient.
         sparse_as_dense: turn sparse gradients into dense ones, rather than gather them.
-        sparse_again: and make them sparse again when they are reduced.
+        sparse_again: and make them sparse again once they are reduced.
         process_set: the ranks that take part.
-        groups: buckets of the caller's choice: how many, or which parameters share one.
-        as_view: gradients are views of buckets, and reduced in place; None: views while that cannot be noticed;
+        groups: the caller's choice of buckets: how many, or which parameters share one.
+        as_view: True: gradients are views of buckets, and reduced in place; None: views while that goes unnoticed;
             False: results are always copied.
     """
 
@@ -70,7 +70,7 @@ class GradientReducer(BaseReducer):
         self._slots: dict[torch.nn.Parameter, Slot] = {}
         self._arrivals: dict[torch.nn.Parameter, None] = {}  # in this round, in order
         self._rounds: Rounds | None = None  # of the plan, once the ranks have agreed on it
-        # The plan is no longer that of the parameters: start nothing during backward. None: to be looked at.
+        # The plan no longer fits the parameters: start nothing during backward. None: not checked yet.
         self._hold: bool | None = None
         if not self._is_local:
             self._take(parameters())
@@ -78,10 +78,10 @@ class GradientReducer(BaseReducer):
     # ---- the plan ----
 
     def _take(self, parameters: list[Named]) -> None:
-        """From here on, these are the parameters; local, the ranks agree in `_open()`."""
+        """From here on, these are the parameters. Local: the ranks agree in `_open()`."""
         self._rounds = None
         made_dense = {p for p, slot in self._slots.items() if slot.was_sparse}
-        # Backward goes about in reverse.
+        # Backward runs roughly in reverse.
         self._slots = {
             p: Slot(number, name, p, p.dtype, p.shape, dense_strides(p), p.device)
             for number, (name, p) in enumerate(reversed(parameters))
@@ -91,12 +91,12 @@ class GradientReducer(BaseReducer):
         self._hook_up(self._slots)
 
     def _is_outdated(self) -> bool:
-        """Also where ranks have joined since."""
+        """Also if ranks have joined since."""
         return super()._is_outdated() or self._joins != self._process_set.joins
 
     def _forget(self) -> None:
         """While a rank had joined, plans may have been opened that it knows nothing of, and buckets started here that
-        its own script never starts: all ranks begin anew."""
+        its own script never starts: all ranks start afresh."""
         is_over = self._place != self._current_place()  # and so are its operations
         buckets = [] if is_over or self._rounds is None else self._rounds.plan.buckets
         runs = [bucket.run for bucket in buckets if bucket.run is not None]
@@ -106,7 +106,7 @@ class GradientReducer(BaseReducer):
             slot.bucket = slot.view = None
         self._joins = self._process_set.joins
         self._generation = 0
-        for run in runs:  # in place, perhaps; those who had joined have taken part
+        for run in runs:  # in place, perhaps; the ranks that had joined have taken part
             run.wait()
 
     def _is_changed(self) -> bool:
@@ -118,8 +118,8 @@ class GradientReducer(BaseReducer):
         )
 
     def _open(self) -> Rounds:
-        """Agree on the plan with the other ranks; raises MismatchError that names the first difference."""
-        self._generation += 1  # also where this fails, so that all ranks count alike
+        """Agree on the plan with the other ranks; raises a MismatchError that names the first difference."""
+        self._generation += 1  # even if this fails, so that all ranks count the same
         version = f"{self._joins}.{self._generation}"
         arrived = [self._slots[p] for p in self._arrivals if p in self._slots]
         plan = open_plan(self.label, version, list(self._slots.values()), arrived, self._layout)
@@ -137,7 +137,7 @@ class GradientReducer(BaseReducer):
         slot.passes += 1
         slot.retired = None
         if slot.ready or slot.passes < self.passes:
-            return  # a pass too many makes the bucket stale, see synchronize()
+            return  # one pass too many makes the bucket stale, see rounds.py
         slot.ready = True
         self._arrivals[parameter] = None
         bucket = slot.bucket
@@ -160,7 +160,7 @@ class GradientReducer(BaseReducer):
             self._finish(self._open(), False)
 
     def _finish(self, rounds: Rounds, changed: bool) -> bool:
-        """End the round, and fetch its results; False where any rank has changed its plan, and nothing is fetched."""
+        """End the round, and fetch its results; False, with nothing fetched, if any rank has changed its plan."""
         if not rounds.plan.buckets:
             return not self._on_any_rank(changed).any()
         if not rounds.finish(changed):

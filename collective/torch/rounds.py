@@ -1,9 +1,9 @@
-"""Rounds of a plan: the buckets run, and run again where gradients have changed.
+"""Rounds of a plan: the buckets run, and run again if gradients have changed.
 
 From one `synchronize()` to the next every bucket runs exactly once, plus the reruns below, on every rank:
 
-1. A hook after each gradient's accumulation counts; with the last gradient of a bucket the bucket starts.
-2. `synchronize()` starts the buckets that are still waiting: what has no gradient on this rank contributes zeros.
+1. A hook counts each gradient once it is accumulated; the last gradient of a bucket starts the bucket.
+2. `synchronize()` starts the buckets that are still waiting: a parameter without a gradient here contributes zeros.
    The last bucket, which holds the first layers and whose gradients come last anyway, always starts here. It carries
    notes: which buckets are stale, that is, whose gradients have changed since they started (a second backward, an
    unscale or a clip before synchronize, zero_grad); and which gradients are sparse.
@@ -36,11 +36,11 @@ class Rounds:
     """Runs the buckets of a plan, round after round.
 
     Args:
-        label: returns what names the reducer in messages.
+        label: returns the reducer's name in messages.
         plan: what the ranks have agreed on.
         sparse: how sparse gradients are reduced.
         as_view: as for `GradientReducer`.
-        warnings: where texts go that are to be told when the round is over.
+        warnings: collects the texts of warnings to be given when the round is complete.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class Rounds:
         self._refused: list[str] = []  # which gradients cannot travel, and why
 
     def begin(self) -> None:
-        """Forget the runs of the round before."""
+        """Forget the runs of the previous round."""
         for bucket in self.plan.buckets:
             bucket.run = None
             bucket.given = []
             bucket.waiting = len(bucket.slots)
 
     def start(self, bucket: Bucket, notes: Sequence[int] = ()) -> None:
-        """Start a bucket on what gradients there are now; notes are for the last one."""
-        for stream in bucket.streams:  # the engine looks at the current one alone
+        """Start a bucket on the gradients as they are now; notes are for the last one."""
+        for stream in bucket.streams:  # the engine looks only at the current one
             torch.cuda.current_stream(stream.device).wait_stream(stream)
         bucket.streams.clear()
         pointers = []
@@ -93,7 +93,7 @@ class Rounds:
         bucket.run = Handle(runtime.current().engine, ticket, keep, lambda _: None)
 
     def finish(self, changed: bool) -> bool:
-        """Run every bucket to its end on what gradients there are now; False where any rank has changed its plan.
+        """Run every bucket to its end on the gradients as they are now; False if any rank has changed its plan.
 
         Collective. Raises UnsupportedTypeError and GradientChangedError, on all ranks.
         """
@@ -105,7 +105,7 @@ class Rounds:
         notes = [told.stale[n] for n in started if self._is_stale(plan.buckets[n])]
         if changed:
             notes.append(told.changed)
-            for slot in plan.slots:  # out of the way of buckets that are about to run for the last time
+            for slot in plan.slots:  # out of the way of buckets about to run for the last time
                 grad = slot.parameter.grad
                 if grad is None or not slot.holds(grad):
                     continue
@@ -158,13 +158,13 @@ class Rounds:
 
     @torch.no_grad()
     def fetch(self) -> None:
-        """Results to `.grad`, when the round is finished; collective where gradients are gathered."""
+        """Put results into `.grad`, once the round is finished; collective if gradients are gathered."""
         for bucket in self.plan.buckets:
             fetch(bucket, lambda slot: self._sparse.is_gathered(self.plan, slot))
         self._sparse.reduce(self.plan)
 
     def _gradient(self, slot: Slot) -> torch.Tensor | None:
-        """The parameter's gradient as the engine can read it; None where there is none."""
+        """The parameter's gradient as the engine can read it; None if there is none."""
         grad = slot.parameter.grad
         if grad is None or slot.holds(grad):
             return grad
@@ -188,20 +188,20 @@ class Rounds:
         return grad
 
     def _is_stale(self, bucket: Bucket) -> bool:
-        now = [self._gradient(slot) for slot in bucket.slots]  # of all, for it may refuse some
+        now = [self._gradient(slot) for slot in bucket.slots]  # of all of them, since it may refuse some
         return any(
             grad is not given or (grad is not None and (grad._version != version or grad.data_ptr() != pointer))
             for grad, (given, version, pointer) in zip(now, bucket.given, strict=True)
         )
 
     def _refusal(self) -> CollectiveError:
-        """What all ranks are told where any of them has a gradient that cannot travel."""
+        """What all ranks raise if any of them has a gradient that cannot travel."""
         if not self._refused:
             return UnsupportedTypeError(f"{self._label()}: another rank has a gradient that cannot be reduced")
         return UnsupportedTypeError(f"{self._label()}: rank {runtime.rank()}: {self._refused[0]}")
 
     def _loss(self, spoiled: list[Slot]) -> CollectiveError:
-        """What all ranks are told where a gradient is lost that was reduced in place."""
+        """What all ranks raise if a gradient that was reduced in place is lost."""
         if not spoiled:
             return GradientChangedError(
                 f"{self._label()}: parameters were added or removed between backward and step, when gradients were "

@@ -20,11 +20,11 @@ class SparseGradients:
 
     label: Callable[[], str]
     layout: Layout
-    as_dense: bool  # rather than gather them
-    again: bool  # when they have been reduced as dense ones
+    as_dense: bool  # rather than gathered
+    again: bool  # sparse, once reduced as dense ones
 
     def is_gathered(self, plan: Plan, slot: Slot) -> bool:
-        """Whether the gradient is reduced outside its bucket in this round, since it is sparse on some rank."""
+        """Whether the gradient is reduced outside its bucket in this round, because it is sparse on some rank."""
         return not self.as_dense and plan.is_sparse(slot)
 
     def reduce(self, plan: Plan) -> None:

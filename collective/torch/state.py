@@ -1,4 +1,4 @@
-"""Equal states at the start: parameters and optimizer state from one rank to all."""
+"""Equal states at the start: parameters and optimizer state, sent from one rank to all."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def broadcast_parameters(params: Mapping[str, Any] | Iterable[Any], root_rank: i
 
     Args:
         params: `model.state_dict()`, `model.named_parameters()` or `model.parameters()`; also mappings and sequences
-            of these, and of NumPy arrays. The same names (or order), shapes and dtypes on all ranks. Elements of any
-            dtype of a fixed size travel, where need be as bytes. None is skipped; numbers, texts and other objects
-            cannot be overwritten: they are left alone, with one warning that names them.
+            of these, and of NumPy arrays. The same names (or order), shapes and dtypes on all ranks. Any dtype of fixed
+            size is accepted; its elements travel as bytes if need be. None is skipped; numbers, strings and other
+            objects cannot be overwritten: they are left alone, with one warning that names them.
         root_rank: the rank whose values all ranks get.
 
     Raises:
-        InvalidArgumentError, UnsupportedTypeError: on every rank, before anything has moved, where one of them cannot
-            take part: it gave a module, a sparse tensor, or one that has no memory of its own.
+        InvalidArgumentError, UnsupportedTypeError: on every rank, before anything has moved, if one of them cannot take
+            part: it passed a module, a sparse tensor, or one that has no memory of its own.
         MismatchError: names, shapes or dtypes differ between ranks.
     """
     error: Exception | None = None
@@ -39,7 +39,7 @@ def broadcast_parameters(params: Mapping[str, Any] | Iterable[Any], root_rank: i
     try:
         named = _flat(params)
         pairs = [(name, *_target_and_buffer(name, tensor)) for name, tensor in named]
-    except Exception as raised:  # of a tensor's own class, too: the others are about to wait
+    except Exception as raised:  # from a tensor's own class, too: the others are about to wait
         error = raised
     _agree("broadcast_parameters", error)
     _broadcast(pairs, root_rank, "broadcast_parameters")
@@ -57,7 +57,7 @@ def _agree(label: str, error: Exception | None) -> None:
 
 
 def _flat(params: Any) -> list[Named]:
-    """The tensors and arrays in nested mappings and sequences, with names that are alike on all ranks."""
+    """The tensors and arrays in nested mappings and sequences, with names that are the same on all ranks."""
     named: list[Named] = []
     skipped: list[str] = []
 
@@ -95,7 +95,7 @@ def _flat(params: Any) -> list[Named]:
     take("", params)
     if skipped:
         warnings.warn(
-            f"broadcast_parameters left alone what is no tensor: {', '.join(skipped[:6])}"
+            f"broadcast_parameters left alone what is not a tensor: {', '.join(skipped[:6])}"
             + (f" and {len(skipped) - 6} more" if len(skipped) > 6 else "")
             + "; broadcast_object() sends such values",
             stacklevel=4,
@@ -104,7 +104,7 @@ def _flat(params: Any) -> list[Named]:
 
 
 def _target_and_buffer(name: str, tensor: Any) -> tuple[Any, Any]:
-    """What is to be overwritten, and a contiguous array with its elements: the same, where it is contiguous."""
+    """What is to be overwritten, and a contiguous array with its elements: the same one if that is contiguous."""
     try:
         if isinstance(tensor, np.ndarray):
             if not tensor.flags.writeable:
@@ -121,7 +121,7 @@ def _target_and_buffer(name: str, tensor: Any) -> tuple[Any, Any]:
 
 
 def _once(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The part of a tensor in which no address of `like` comes twice, where that is expanded."""
+    """The part of a tensor in which no address of `like`, if that is expanded, comes twice."""
     for dim in range(like.dim()):
         if like.stride(dim) == 0 and like.size(dim) > 1:
             tensor = tensor.narrow(dim, 0, 1)
@@ -129,7 +129,7 @@ def _once(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:
-    """Whether several elements may lie at one address."""
+    """Whether several elements may share an address."""
     end = 1
     for stride, size in sorted((tensor.stride(d), tensor.size(d)) for d in range(tensor.dim()) if tensor.size(d) > 1):
         if stride < end:
@@ -151,7 +151,7 @@ def _broadcast(pairs: list[tuple[str, Any, Any]], root_rank: int, label: str) ->
         for target, buffer, handle in handles:
             try:
                 handle.wait()
-            except CollectiveError as error:  # told when nothing is in flight any more
+            except CollectiveError as error:  # raised when nothing is in flight any more
                 errors.append(error)
                 continue
             if buffer is target:
@@ -166,7 +166,7 @@ def _broadcast(pairs: list[tuple[str, Any, Any]], root_rank: int, label: str) ->
 
 @dataclass
 class _TensorAt:
-    """In a skeleton of a state: here was a tensor."""
+    """Marks the place of a tensor in the skeleton of a state."""
 
     index: int
     shape: tuple[int, ...]
@@ -175,7 +175,7 @@ class _TensorAt:
 
 
 def _take_tensors(value: Any, tensors: list[torch.Tensor]) -> Any:
-    """The skeleton of nested dicts, lists and tuples; their tensors go to `tensors`."""
+    """The skeleton of nested dicts, lists and tuples; their tensors are appended to `tensors`."""
     if isinstance(value, torch.Tensor):
         arrays.address_of_tensor(value)  # refuses what has no memory of its own
         tensors.append(value)
@@ -213,13 +213,13 @@ def _find_shapes(value: Any, found: dict[int, _TensorAt]) -> None:
 def broadcast_optimizer_state(
     optimizer: torch.optim.Optimizer, root_rank: int = 0, model: torch.nn.Module | None = None
 ) -> None:
-    """Give every rank the optimizer state of one: options such as the learning rate, and all per-parameter state.
+    """Give every rank the optimizer state of one rank: options such as the learning rate, and per-parameter state.
 
     The root's optimizer is not changed in any way, and the other ranks need no state beforehand. The optimizers are
-    of one class and have the same parameters in the same groups on all ranks. `model` is Horovod's and not needed.
+    of the same class and have the same parameters in the same groups on all ranks. `model` is Horovod's and not needed.
 
     Raises:
-        CollectiveError: on every rank, where the root's state cannot be read or sent, or another rank cannot load it.
+        CollectiveError: on every rank, if the root's state cannot be read or sent, or another rank cannot load it.
     """
     del model
     tensors: list[torch.Tensor] = []
@@ -264,6 +264,6 @@ def _pairs(tensors: list[torch.Tensor]) -> list[tuple[str, Any, Any]]:
 
 @dataclass
 class _Unreadable:
-    """In place of a state: why it could not be read."""
+    """Sent in place of a state: why it could not be read."""
 
     why: str

@@ -26,7 +26,7 @@ class SyncBatchNorm(_BatchNorm):
         process_set: the ranks whose batches count.
 
     Shape: (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W); N may differ between ranks and be zero on some. All ranks
-    call forward and backward equally often and in the same order. In evaluation nothing is exchanged. Forward costs
+    call forward and backward equally often and in the same order. Nothing is exchanged in evaluation. Forward costs
     one all-reduce of 2 C + 1 numbers, backward one of 2 C.
     """
 
@@ -48,10 +48,10 @@ class SyncBatchNorm(_BatchNorm):
     ) -> torch.nn.Module:
         """The module with every `torch.nn.BatchNorm1d/2d/3d` in it replaced by one of this class.
 
-        As `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, whose modules are replaced, too. Parameters, buffers, hooks
-        and other attributes stay, so an optimizer may have been made before; a module that stands in several places is
-        one module afterwards. Subclasses with a `forward` of their own are left as they are, with a warning. Returns
-        the module itself, unless it is one of these.
+        Like `torch.nn.SyncBatchNorm.convert_sync_batchnorm`; torch's SyncBatchNorm is replaced, too. Parameters,
+        buffers, hooks and other attributes stay, so an optimizer may have been made before; a module that occurs in
+        several places stays one module. Subclasses with a `forward` of their own are left as they are, with a warning.
+        Returns the module itself, unless it is one of those replaced.
         """
         return cls._convert(module, process_set, {})
 
@@ -90,7 +90,7 @@ class SyncBatchNorm(_BatchNorm):
             raise ValueError(f"expected an input of at least 2 dimensions, got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
-        """Normalise; in training by the statistics over all ranks."""
+        """Normalise; in training, by the statistics over all ranks."""
         self._check_input_dim(input)
         if not self.training:
             return super().forward(input)
@@ -112,7 +112,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 class _SyncBatchNorm(torch.autograd.Function):
-    """Elements are float32 here (float64 where they come so), numbers of a channel float64."""
+    """Elements are float32 here (float64 if the input is), statistics of a channel float64."""
 
     @staticmethod
     def forward(
@@ -123,7 +123,7 @@ class _SyncBatchNorm(torch.autograd.Function):
         wide = _wide_type(x)
         size = x.numel() // max(channels, 1)
         mean = x.sum(over, dtype=wide) / max(size, 1)
-        # The squares are summed up around this rank's mean: around zero they would lose half the digits.
+        # The squares are summed around this rank's mean: around zero they would lose half the digits.
         squares = (x - mean.view(shape)).square_().sum(over).double()
         mean = mean.double()
         sums = torch.cat([size * mean, squares + size * mean * mean, mean.new_tensor([size])])
@@ -173,7 +173,7 @@ class _SyncBatchNorm(torch.autograd.Function):
 
 
 def _dimensions(x: Tensor) -> tuple[list[int], list[int]]:
-    """All but the channels', and the shape in which a number of each channel meets x."""
+    """All dimensions but the channels', and the shape in which one number per channel broadcasts to x."""
     return [d for d in range(x.dim()) if d != 1], [1, -1] + [1] * (x.dim() - 2)
 
 

@@ -1,14 +1,14 @@
-"""Results of buckets in `.grad`: as views of them, or as copies.
+"""Results of buckets in `.grad`: as views of the buckets, or as copies.
 
-A gradient that is a view of its bucket is reduced in place, without any copy, and is gone when the bucket has
-started: if it then turns out stale, all that is left is an error. So, unless the caller has asked for views, a gradient
-is a view from `synchronize()` until `zero_grad()` drops it; one that has not been dropped when the next backward adds
-to it is moved out of the bucket, and its results are copied from then on. Results are also copied into gradients that
-are part of a larger storage, since somebody may look for them there.
+A gradient that is a view of its bucket is reduced in place, without any copy, and is gone once the bucket has started:
+if it then turns out to be stale, all that is left is an error. So, unless the caller has asked for views, a gradient is
+a view from `synchronize()` until `zero_grad()` drops it; one that has not been dropped when the next backward adds to
+it is moved out of the bucket, and its results are copied from then on. Results are also copied into gradients that
+are part of a larger storage, since a script may look for them there.
 
-Why this is the default: ResNet-50 on 2 ranks and 2 cores, added to a local step of 200 ms: 8 to 13 ms so; 12 to 22
-where results are always copied; 18 to 23 as views throughout, for which zero_grad() has to write zeros and backward to
-add to them, where it else hands over the tensor it has made.
+Why this is the default: time added to a local step of 200 ms, ResNet-50 on 2 ranks and 2 cores: 8 to 13 ms this way;
+12 to 22 if results are always copied; 18 to 23 as views throughout, for which zero_grad() has to write zeros and
+backward to add to them, instead of handing over the tensor it has made.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["fetch", "leave_to_others"]
 def leave_to_others(
     label: Callable[[], str], bucket: Bucket, number: int, grad: torch.Tensor | None, warnings: list[str]
 ) -> torch.Tensor | None:
-    """Move what is still read from the bucket's memory, before it is written to; the gradient, which may move.
+    """Move what may still be read out of the bucket's memory before it is overwritten; returns the gradient.
 
     Args:
-        label: returns what names the reducer, in a warning that is added where something cannot be moved.
+        label: returns the reducer's name, for a warning that is added if something cannot be moved.
         number: of the gradient's place in the bucket.
     """
     slot = bucket.slots[number]
@@ -45,7 +45,7 @@ def leave_to_others(
 
 
 def fetch(bucket: Bucket, is_gathered: Callable[[Slot], bool]) -> None:
-    """Results of a bucket that has run to `.grad`, but for gradients that are gathered."""
+    """Put the results of a bucket that has run into `.grad`, except for gradients that are gathered."""
     targets = []
     copies: list[tuple[torch.Tensor, torch.Tensor]] = []
     for number, slot in enumerate(bucket.slots):
@@ -61,7 +61,7 @@ def fetch(bucket: Bucket, is_gathered: Callable[[Slot], bool]) -> None:
                 slot.see(bucket.core, number)
             torch.autograd.graph.increment_version(slot.view)
             p.grad = slot.view
-            slot.retired = target if slot.device.type == "cpu" else None  # see there: an allocator keeps it
+            slot.retired = target if slot.device.type == "cpu" else None  # see there; devices have an allocator
             targets.append(0)
             continue
         if target is None or 0 in target.stride():  # several elements at one address
@@ -79,5 +79,5 @@ def fetch(bucket: Bucket, is_gathered: Callable[[Slot], bool]) -> None:
 
 
 def _owns_storage(grad: torch.Tensor) -> bool:
-    """Whether it is all of its storage, so that nobody looks for the result in a larger buffer."""
+    """Whether it is all of its storage, so that nothing looks for the result in a larger buffer."""
     return grad.untyped_storage().nbytes() <= grad.nbytes

@@ -11,8 +11,8 @@ __all__ = ["HorovodBasics"]
 
 
 class HorovodBasics:
-    """The life cycle, the topology, what the build can do, and the operators; arguments, which name an extension, mean
-    nothing here.
+    """The life cycle, the topology, what the build can do, and the operators; the arguments, which name an extension,
+    have no meaning here.
     """
 
     init = staticmethod(lifecycle.init)

@@ -1,4 +1,4 @@
-"""Horovod's process sets: the class, the global set, and what makes and removes the others."""
+"""Horovod's process sets: the class, the global set, and the functions that add and remove others."""
 
 from ...lifecycle import add_process_set, remove_process_set
 from ...process_sets import ProcessSet, global_process_set

@@ -48,7 +48,7 @@ def gpu_available(ext_base_name: str, verbose: bool = False) -> bool:
 
 
 def mpi_built(verbose: bool = False) -> bool:
-    """As the function of `collective.torch`; so are the four below."""
+    """Like the function in `collective.torch`; so are the four below."""
     return built.mpi_built()
 
 
@@ -70,7 +70,7 @@ def ccl_built(verbose: bool = False) -> bool:
 
 @contextmanager
 def env(**variables: str | None) -> Iterator[None]:
-    """Within it, environment variables have these values; None leaves one as it is."""
+    """Inside this context, environment variables have these values; None leaves one as it is."""
     given = {name: value for name, value in variables.items() if value is not None}
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
@@ -90,7 +90,7 @@ def num_rank_is_power_2(num_rank: int) -> bool:
 
 
 def split_list(xs: Sequence[T], num_parts: int) -> list[Sequence[T]]:
-    """Cut a list into parts whose lengths differ by one at most, the longer ones first."""
+    """Cut a list into parts whose lengths differ by at most one, the longer ones first."""
     least, longer = divmod(len(xs), num_parts)
     ends = [number * least + min(number, longer) for number in range(num_parts + 1)]
     return [xs[begin:end] for begin, end in itertools.pairwise(ends) if begin < end]

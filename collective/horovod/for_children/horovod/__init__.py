@@ -1,4 +1,4 @@
-"""Found as `horovod` where sys.path was inherited, but not the finder: gives its place to what the finder finds."""
+"""Found as `horovod` by processes that inherit sys.path but not the finder: gives way to what the finder finds."""
 
 import importlib
 import sys
