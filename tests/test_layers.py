@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
-FOLDERS = ["base", "reduce", "messages", "node", "device", "engine"]  # each may include those before it
+FOLDERS = ["base", "reduce", "messages", "node", "nodes", "device", "engine"]  # each may include those before it
 PACKAGE = ROOT / "collective"
 KERNELS = "../../collective/kernels/launch.h"  # what kernels and their callers share
 

@@ -108,6 +108,11 @@ std::unique_ptr<Operation> NodeStorage::run(BucketRun run) {
   return when_loaded(std::move(operation), std::move(run));
 }
 
+std::unique_ptr<Operation> NodesStorage::run(BucketRun run) {
+  auto operation = std::make_unique<AllreduceBucketNodes>(bucket_, *nodes_, size_, *pool_, tag_, spec_, slots_of(run));
+  return when_loaded(std::move(operation), std::move(run));
+}
+
 size_t DeviceNodeStorage::device_nbytes(const BucketShape& shape) {
   return round_up(std::max<size_t>(shape.elements, 1) * size_of(shape.wire), kDeviceLine);
 }

@@ -2,6 +2,7 @@
 //
 //     MessageStorage      in memory of this rank; MPI messages (allreduce.h)
 //     NodeStorage         in shared memory of the node (allreduce_bucket_node.h)
+//     NodesStorage        in shared memory of each node, and messages between nodes (allreduce_bucket_nodes.h)
 //     DeviceNodeStorage   in memory of devices that all ranks of the node map (allreduce_device.h); flags in NodeStorage's
 //     DeviceRingStorage   in memory of this rank's device; MPI messages from there (allreduce_device_ring.h)
 //
@@ -20,6 +21,7 @@
 #include "device/staged.h"
 #include "messages/comm.h"
 #include "node/allreduce_bucket_node.h"
+#include "nodes/allreduce_bucket_nodes.h"
 #include "reduce/spec.h"
 
 namespace collective {
@@ -102,7 +104,7 @@ class MessageStorage final : public BucketStorage {
   PinnedMemory pinned_;  // in its place, of a bucket for a device
 };
 
-class NodeStorage final : public BucketStorage {
+class NodeStorage : public BucketStorage {
  public:
   static size_t nbytes(const BucketShape& shape) {
     return NodeBucket::nbytes(shape.wire, shape.elements + shape.flags);
@@ -112,11 +114,28 @@ class NodeStorage final : public BucketStorage {
   std::unique_ptr<Operation> run(BucketRun run) override;
   bool is_direct() const override { return lock_ != nullptr; }
 
+ protected:
+  NodeBucket bucket_;
+
  private:
   void do_prepare(int device) override;
 
-  NodeBucket bucket_;
   std::unique_ptr<PageLock> lock_;
+};
+
+class NodesStorage final : public NodeStorage {
+ public:
+  // memory: of this node. size: ranks of the group. tag: this bucket's alone.
+  NodesStorage(const AllreduceSpec& spec, const BucketShape& shape, const SharedMemory& memory, size_t offset,
+               const Nodes& nodes, int size, BufferPool& pool, int tag)
+      : NodeStorage(spec, shape, memory, offset), nodes_(&nodes), size_(size), pool_(&pool), tag_(tag) {}
+  std::unique_ptr<Operation> run(BucketRun run) override;
+
+ private:
+  const Nodes* nodes_;
+  int size_;
+  BufferPool* pool_;
+  int tag_;
 };
 
 class DeviceNodeStorage final : public BucketStorage {

@@ -57,8 +57,22 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
       join_(inquiry_),
       stalls_(control_.rank(), control_.names(), limits_, inquiry_) {
   // One rank's setting is enough to switch it off.
-  if (size() > 1 && on_all_ranks(comm, limits.shared_memory) && find_topology(comm).local_size == size())
+  if (size() == 1 || !on_all_ranks(comm, limits.shared_memory)) return;
+  const Topology topology = find_topology(comm);
+  if (topology.local_size == size())
     share_memory();
+  else
+    find_nodes(comm, topology, all);
+}
+
+void Group::find_nodes(MPI_Comm comm, const Topology& topology, const Group* all) {
+  NodeComms comms = split_by_node(comm, topology);
+  const Comm* const job = all == nullptr ? &control_ : &all->control_;
+  if (comms.most > 1) {  // else there is no memory to go through
+    nodes_.emplace(Nodes{Comm::duplicate(comms.local, job), {}, comms.owners});
+    if (comms.cross != MPI_COMM_NULL) nodes_->cross = Comm::duplicate(comms.cross, job);
+  }
+  free_node_comms(comms);
 }
 
 void Group::share_memory() {
@@ -306,7 +320,8 @@ void Group::execute(const Decision& decision) {
   Device* const device = fused[0].mark == nullptr ? nullptr : &fused[0].mark->device();
   try {
     if (d.kind == Kind::kBuckets)
-      running.operation = plans_.open(decision.bucket, d, *held->front().ticket, lane_ != nullptr, device, devices_);
+      running.operation = plans_.open(decision.bucket, d, *held->front().ticket, lane_ != nullptr, device, devices_,
+                                      nodes_ ? &*nodes_ : nullptr);
     else if (is_staged(d))
       running.operation = make_staged({data_, pool_, 0, lane_.get()}, [this] { return next_tag(); }, fused, devices_);
     else
@@ -432,6 +447,10 @@ void Group::leave() { leaving_ = true; }
 
 void Group::release() {
   devices_.release();
+  if (nodes_) {
+    nodes_->local.release();
+    nodes_->cross.release();
+  }
   data_.release();
   control_.release();
 }

@@ -22,7 +22,9 @@
 #include "engine/ticket.h"
 #include "engine/watch.h"
 #include "messages/comm.h"
+#include "messages/topology.h"
 #include "node/allreduce_node.h"
+#include "nodes/allreduce_bucket_nodes.h"
 
 namespace collective {
 
@@ -95,6 +97,7 @@ class Group {
     std::string waits_text() const;
   };
   void share_memory();
+  void find_nodes(MPI_Comm comm, const Topology& topology, const Group* all);
   // Finishes a ticket with what went wrong in this group.
   void refuse(Ticket& ticket, ErrorCode code, const std::string& text) { finish_(ticket, code, label() + text); }
   bool submit_what_is_ready();
@@ -120,6 +123,7 @@ class Group {
   void give_up_on(size_t i, int peer);  // of running_, when its peer has left
 
   Comm control_, data_;
+  std::optional<Nodes> nodes_;          // of a set on several nodes, not all of which have one rank
   std::optional<SharedMemory> memory_;  // of a set whose ranks are all on one node; outlives what is in it
   Agreement agreement_;
   Inquiry inquiry_;

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "messages/allreduce_doubling.h"
 #include "messages/reports.h"
 #include "node/shared_memory_creation.h"
 
@@ -132,7 +133,62 @@ class OpeningOnDevices final : public Operation {
   Reports<Report> reports_;
 };
 
+class OpeningOnNodes final : public Operation {
+ public:
+  OpeningOnNodes(PlanContext context, std::shared_ptr<Plan> plan, const Nodes& nodes)
+      : context_(std::move(context)), plan_(std::move(plan)), nodes_(&nodes) {
+    size_t nbytes = 0;
+    for (const BucketShape& shape : context_.descriptor.buckets) nbytes += NodeStorage::nbytes(shape);
+    creation_ = std::make_unique<SharedMemoryCreation>(nodes.local, context_.tag, nbytes);
+  }
+
+  Step step() override {
+    if (verdict_ == nullptr) {
+      const Step step = creation_->step();
+      if (step != Step::kDone) return step;
+      plan_->memory = creation_->take();
+      shares_ = plan_->memory ? 1 : 0;
+      verdict_ = std::make_unique<AllreduceDoubling>(context_.comm, context_.pool, context_.tag, &shares_, &all_share_,
+                                                     1, Arithmetic{DType::kInt32, ReduceOp::kMin});
+      return Step::kMoved;
+    }
+    const Step step = verdict_->step();
+    if (step != Step::kDone) return step;
+    if (all_share_ == 1) {
+      size_t offset = 0;
+      int tag = context_.tag;
+      for (const BucketShape& shape : context_.descriptor.buckets) {
+        plan_->storages.push_back(std::make_unique<NodesStorage>(context_.spec(), shape, *plan_->memory, offset,
+                                                                 *nodes_, context_.comm.size(), context_.pool, tag++));
+        offset += NodeStorage::nbytes(shape);
+      }
+    } else {
+      if (shares_ == 0 && nodes_->local.rank() == 0)
+        log_warning("gradients travel in MPI messages, which is slower: no shared memory: " + creation_->why());
+      plan_->memory.reset();
+      open_for_messages(context_, *plan_);
+    }
+    return Step::kDone;
+  }
+  std::string describe() const override {
+    return verdict_ == nullptr ? creation_->describe()
+                               : "whether all nodes have shared memory: " + verdict_->describe();
+  }
+
+ private:
+  PlanContext context_;
+  std::shared_ptr<Plan> plan_;
+  const Nodes* nodes_;
+  std::unique_ptr<SharedMemoryCreation> creation_;
+  int32_t shares_ = 0, all_share_ = 0;
+  std::unique_ptr<AllreduceDoubling> verdict_;
+};
+
 }  // namespace
+
+std::unique_ptr<Operation> open_on_nodes(PlanContext context, std::shared_ptr<Plan> plan, const Nodes& nodes) {
+  return std::make_unique<OpeningOnNodes>(std::move(context), std::move(plan), nodes);
+}
 
 void open_for_messages(const PlanContext& context, Plan& plan) {
   int tag = context.tag;

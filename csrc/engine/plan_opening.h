@@ -26,6 +26,9 @@ void open_for_messages(const PlanContext& context, Plan& plan);
 std::unique_ptr<Operation> open_on_node(PlanContext context, std::shared_ptr<Plan> plan, Device* device,
                                         std::shared_ptr<NcclComm> nccl);
 
+// In memory that the ranks of each node share, where those of all nodes can.
+std::unique_ptr<Operation> open_on_nodes(PlanContext context, std::shared_ptr<Plan> plan, const Nodes& nodes);
+
 // In memory of each rank's device, which MPI sends. device: this rank's, null where it cannot take part.
 std::unique_ptr<Operation> open_on_devices(PlanContext context, std::shared_ptr<Plan> plan, Device* device);
 

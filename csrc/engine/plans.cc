@@ -8,7 +8,7 @@
 namespace collective {
 
 std::unique_ptr<Operation> Plans::open(uint32_t first, const Descriptor& descriptor, Ticket& ticket, bool on_node,
-                                       Device* device, const Devices& devices) {
+                                       Device* device, const Devices& devices, const Nodes* nodes) {
   const size_t count = descriptor.buckets.size();
   numbers_.resize(std::max(numbers_.size(), first + count));
   started_.resize(numbers_.size());
@@ -22,6 +22,7 @@ std::unique_ptr<Operation> Plans::open(uint32_t first, const Descriptor& descrip
   if (on_node) return open_on_node(std::move(context), plan, device, devices.nccl());
   if (descriptor.device != "cpu" && devices.messages() != nullptr)
     return open_on_devices(std::move(context), plan, device == devices.messages() ? device : nullptr);
+  if (nodes != nullptr) return open_on_nodes(std::move(context), plan, *nodes);
   open_for_messages(context, *plan);
   return nullptr;
 }

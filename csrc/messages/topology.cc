@@ -37,6 +37,22 @@ Topology find_topology(MPI_Comm comm) {
   return t;
 }
 
+NodeComms split_by_node(MPI_Comm comm, const Topology& topology) {
+  NodeComms comms{MPI_COMM_NULL, MPI_COMM_NULL, 0, 0};
+  check(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, topology.rank, MPI_INFO_NULL, &comms.local),
+        "MPI_Comm_split_type");
+  check(MPI_Allreduce(&topology.local_size, &comms.owners, 1, MPI_INT, MPI_MIN, comm), "MPI_Allreduce");
+  check(MPI_Allreduce(&topology.local_size, &comms.most, 1, MPI_INT, MPI_MAX, comm), "MPI_Allreduce");
+  const int color = topology.local_rank < comms.owners ? topology.local_rank : MPI_UNDEFINED;
+  check(MPI_Comm_split(comm, color, topology.rank, &comms.cross), "MPI_Comm_split");
+  return comms;
+}
+
+void free_node_comms(NodeComms& comms) {
+  for (MPI_Comm* comm : {&comms.local, &comms.cross})
+    if (*comm != MPI_COMM_NULL) check(MPI_Comm_free(comm), "MPI_Comm_free");
+}
+
 bool on_all_ranks(MPI_Comm comm, bool flag) {
   int all = flag ? 1 : 0;
   check(MPI_Allreduce(MPI_IN_PLACE, &all, 1, MPI_INT, MPI_MIN, comm), "MPI_Allreduce");

@@ -15,6 +15,15 @@ struct Topology {
 // Collective over `comm`.
 Topology find_topology(MPI_Comm comm);
 
+// Communicators of the ranks on this rank's node, and of the ranks on all nodes that have its local rank (null beyond the
+// `owners` ranks that every node has; `most`: that one has). Collective over `comm`.
+struct NodeComms {
+  MPI_Comm local, cross;
+  int owners, most;
+};
+NodeComms split_by_node(MPI_Comm comm, const Topology& topology);
+void free_node_comms(NodeComms& comms);
+
 // Whether `flag` is set on all ranks; collective over `comm`.
 bool on_all_ranks(MPI_Comm comm, bool flag);
 

@@ -20,20 +20,22 @@ NodeBucket::NodeBucket(const SharedMemory& memory, size_t offset, DType wire, si
   for (int rank = 0; rank < size_; ++rank) storage_.push_back(memory.part(rank) + offset);
 }
 
+uint64_t NodeBucket::begin_run(DType wire, size_t count) {
+  if (wire != wire_ || count != count_)
+    throw Error(ErrorCode::kInternal, "a bucket of " + std::to_string(count_) + " " + name_of(wire_) + " was given " +
+                                          std::to_string(count) + " " + name_of(wire));
+  if (pushed_.own() != runs_)
+    throw Error(ErrorCode::kInternal, "a bucket was started while its last run was in flight");
+  return runs_++;
+}
+
 AllreduceBucketNode::AllreduceBucketNode(NodeBucket& bucket, const AllreduceSpec& spec, std::vector<Slot> slots)
     : bucket_(&bucket),
       arithmetic_(scaling_of(spec, bucket.size_, Passes::kOnePass).arithmetic),
       slots_(spec, scaling_of(spec, bucket.size_, Passes::kOnePass).before, std::move(slots)),
       element_size_(size_of(spec.wire)),
       tile_count_(kTileBytes / element_size_),
-      run_(bucket.runs_) {
-  if (spec.wire != bucket.wire_ || slots_.count() != bucket.count_)
-    throw Error(ErrorCode::kInternal, "a bucket of " + std::to_string(bucket.count_) + " " + name_of(bucket.wire_) +
-                                          " was given " + std::to_string(slots_.count()) + " " + name_of(spec.wire));
-  if (bucket.pushed_.own() != run_)
-    throw Error(ErrorCode::kInternal, "a bucket was started while its last run was in flight");
-  ++bucket.runs_;
-}
+      run_(bucket.begin_run(spec.wire, slots_.count())) {}
 
 Range AllreduceBucketNode::tile_at(size_t begin) const {
   return {begin, std::min(slots_.count(), begin + tile_count_)};

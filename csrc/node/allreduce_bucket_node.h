@@ -49,6 +49,19 @@ class NodeBucket {
   // here, and holds the results after one.
   std::byte* storage() const { return storage_[static_cast<size_t>(rank_)]; }
 
+  std::byte* storage_of(int rank) const { return storage_[static_cast<size_t>(rank)]; }
+
+  // For the operations on it. Begins a run of `count` elements of `wire`, and returns its number, from 0.
+  uint64_t begin_run(DType wire, size_t count);
+  // How many elements of all runs, in order, this rank has packed, so that they may be read; whether all ranks have.
+  void publish_packed(uint64_t elements) { packed_.publish(elements); }
+  bool all_packed(uint64_t elements) { return packed_.all_reached(elements); }
+  int missing_to_pack() const { return packed_.missing(); }
+  // How many runs' slices this rank has pushed to all buckets; whether all ranks have.
+  void publish_pushed(uint64_t runs) { pushed_.publish(runs); }
+  bool all_pushed(uint64_t runs) { return pushed_.all_reached(runs); }
+  int missing_to_push() const { return pushed_.missing(); }
+
  private:
   friend class AllreduceBucketNode;
   int rank_, size_;

@@ -1,0 +1,31 @@
+"""Runs a command on the ranks of a cluster of its own; see the package."""
+
+import argparse
+import sys
+
+from . import Cluster, why_not
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__)
+    parser.add_argument("--hosts", type=int, default=2)
+    parser.add_argument("--ranks", default="1", help="on each host: a number, or one for each, as 1,2,1")
+    parser.add_argument("--rate", default="1gbit", help="of each link, as tc has it; none: not limited")
+    parser.add_argument("command", nargs="+")
+    arguments = parser.parse_args()
+    ranks = [int(number) for number in arguments.ranks.split(",")]
+    if len(ranks) == 1:
+        ranks *= arguments.hosts
+    if why := why_not():
+        print(f"no cluster here: {why}", file=sys.stderr)
+        return 2
+    with Cluster(ranks, None if arguments.rate == "none" else arguments.rate) as cluster:
+        job = cluster.start(arguments.command)
+        try:
+            return job.wait()
+        except KeyboardInterrupt:
+            return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
