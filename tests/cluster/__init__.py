@@ -45,10 +45,18 @@ def why_not() -> str:
     if missing:
         return f"{', '.join(missing)}: not installed (Debian: iproute2, util-linux)"
     probe = f"probe{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        return f"ip netns add: {made.stderr.strip()}"
-    _ip("netns", "del", probe)
+    try:
+        _ip("netns", "add", probe)
+    except OSError as error:
+        return str(error)
+    try:
+        _ip("-n", probe, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", probe, "link", "add", "one", "type", "veth", "peer", "name", "other")
+        _run("tc", "-n", probe, "qdisc", "add", "dev", "one", *_shaped("1gbit"))
+    except OSError as error:
+        return str(error)
+    finally:
+        _ip("netns", "del", probe)
     if "Open MPI" not in subprocess.run([mpirun_command()[0], "--version"], capture_output=True, text=True).stdout:
         return "its launcher is Open MPI's"
     return ""
@@ -62,6 +70,10 @@ def _run(*command: str) -> None:
 
 def _ip(*arguments: str) -> None:
     _run("ip", *arguments)
+
+
+def _shaped(rate: str) -> tuple[str, ...]:
+    return ("root", "tbf", "rate", rate, "burst", _BURST, "latency", "100ms")
 
 
 class Cluster:
@@ -113,8 +125,7 @@ class Cluster:
             _ip("-n", host, "link", "set", "eth0", "up")
             if self.rate is not None:
                 for namespace, device in ((host, "eth0"), (switch, port)):
-                    shaped = ("root", "tbf", "rate", self.rate, "burst", _BURST, "latency", "100ms")
-                    _run("tc", "-n", namespace, "qdisc", "add", "dev", device, *shaped)
+                    _run("tc", "-n", namespace, "qdisc", "add", "dev", device, *_shaped(self.rate))
         # What mpirun calls in place of ssh, with the address of a host and a command.
         cases = "\n".join(f"{self.address(n)}) h={self.host(n)} n=host{n};;" for n in range(len(self.ranks)))
         self._agent = Path(self._files.name, "agent")
