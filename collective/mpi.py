@@ -140,7 +140,7 @@ def communicator_of(ranks: Sequence[int], config: Config) -> MPI.Intracomm:
             return made.result(None if math.isinf(until) else until - waited)
         except concurrent.futures.TimeoutError:
             waited, warn_after = until, 2 * until
-        if me in members[:2]:  # two of them, since one may be the missing one
+        if waited < config.timeout and me in members[:2]:  # two of them, since one may be the missing one
             told = f"stalled: init on rank {me} waits for one of the ranks {members} since {waited:.1f} s"
             _core.log(LogLevel.WARNING, told)
     _someone_missing = True

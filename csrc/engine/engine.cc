@@ -336,7 +336,11 @@ void Engine::drive(const Enough& enough) {
   }
 }
 
-std::string Engine::waits_for() const {
+std::string Engine::waits_for() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (waiting_ == 0 && drivers_waiting_ == 0) return "";  // the script does something else
+  }
   std::pair<Clock::time_point, std::string> oldest{Clock::time_point::max(), ""};
   for (const auto& group : groups_)
     if (group) oldest = std::min(oldest, group->oldest());

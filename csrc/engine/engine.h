@@ -73,7 +73,8 @@ class Engine {
   std::unique_ptr<Group> make_group(MPI_Comm comm);
   void bind_thread(const std::vector<int>& cores);
   bool any_busy() const;
-  std::string waits_for() const;
+  // What has been in flight for the longest time, while a caller waits; "" otherwise. Called by the driver.
+  std::string waits_for();
   void run();  // the engine's thread
   // Makes progress until `enough` or nothing is in flight. The caller holds driving_.
   template <typename Enough>

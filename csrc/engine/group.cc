@@ -487,7 +487,8 @@ std::string Group::describe() const {
   };
   for (const Pending& waiting : not_ready_)
     text += "  submitted " + age(waiting.wait.since()) + " ago: " + waiting.waits_text() + "\n";
-  if (join_.is_held_back()) text += std::string("  ") + Join::kWaits + "\n";
+  if (join_.is_waiting())
+    text += std::string("  ") + (join_.is_held_back() ? Join::kWaits : "join: waits for all ranks to join") + "\n";
   for (const auto& [name, pending] : pending_)
     text += "  submitted " + age(pending.wait.since()) + " ago, " +
             (pending.agreed ? "agreed and held back: " : "not agreed: ") + pending.what() + "\n";

@@ -33,8 +33,8 @@ class Group {
   using Finish = std::function<void(Ticket&, ErrorCode, const std::string&)>;
   using WaitsFor = std::function<std::string()>;
   // Collective over `comm`. finish: called once for every ticket that was submitted. waits_for: what this rank has had
-  // in flight for the longest time, in any group, "" for nothing. all: the group of all ranks; null where it is this
-  // one.
+  // in flight for the longest time, in any group, while its script waits; "" otherwise. all: the group of all ranks; null
+  // where it is this one.
   Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, WaitsFor waits_for, const Group* all);
 
   int rank() const { return control_.rank(); }

@@ -60,7 +60,7 @@ void AllreduceDoubling::start() {
 }
 
 bool AllreduceDoubling::combine(const void* a, const void* b, bool last) {
-  if (nbytes_ <= kLong) {
+  if (nbytes_ <= kLong || arithmetic_.op != ReduceOp::kAdasum) {
     arithmetic_.combine(out_, a, b, count_, last);
     return true;
   }

@@ -111,32 +111,24 @@ Request Comm::irecv(void* data, size_t nbytes, int peer, int tag) const {
   return result;
 }
 
-std::optional<Request> Comm::receive_any(int tag, Message& message) const {
+bool Inbox::receive_next() {
   int flag = 0;
   MPI_Message handle;
   MPI_Status status;
-  check(MPI_Improbe(MPI_ANY_SOURCE, tag, comm_, &flag, &handle, &status), "MPI_Improbe");
-  if (flag == 0) return std::nullopt;
+  check(MPI_Improbe(MPI_ANY_SOURCE, tag_, comm_->comm_, &flag, &handle, &status), "MPI_Improbe");
+  if (flag == 0) return false;
   int nbytes = 0;
   check(MPI_Get_count(&status, MPI_BYTE, &nbytes), "MPI_Get_count");
-  message = {status.MPI_SOURCE, std::string(static_cast<size_t>(nbytes), '\0')};
-  Request request;
-  request.receives_ = true;
-  check(MPI_Imrecv(message.bytes.data(), nbytes, MPI_BYTE, &handle, &request.request_), "MPI_Imrecv");
-  return request;
+  Incoming& next = incoming_.emplace_back();
+  next.message = {status.MPI_SOURCE, std::string(static_cast<size_t>(nbytes), '\0')};
+  next.request.receives_ = true;
+  check(MPI_Imrecv(next.message.bytes.data(), nbytes, MPI_BYTE, &handle, &next.request.request_), "MPI_Imrecv");
+  return true;
 }
 
 std::optional<Message> Inbox::poll() {
   if (comm_->size() == 1) return std::nullopt;
-  for (;;) {
-    incoming_.emplace_back();
-    std::optional<Request> request = comm_->receive_any(tag_, incoming_.back().message);
-    if (!request) {
-      incoming_.pop_back();
-      break;
-    }
-    incoming_.back().request = std::move(*request);
-  }
+  while (receive_next()) continue;
   for (auto it = incoming_.begin(); it != incoming_.end(); ++it) {
     const int source = it->message.source;
     const bool is_first =

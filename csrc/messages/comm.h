@@ -27,6 +27,7 @@ class Request {
 
  private:
   friend class Comm;
+  friend class Inbox;
   // An active transfer is given up only when the engine fails: a receive is cancelled, so that MPI does not write into
   // memory that is about to be freed (one whose data is already coming is waited for, for up to a second); a send is
   // left to MPI.
@@ -62,11 +63,9 @@ class Comm {
 
   Request isend(const void* data, size_t nbytes, int peer, int tag) const;
   Request irecv(void* data, size_t nbytes, int peer, int tag) const;
-  // The receive of a message of unknown length with this tag from any rank, if its head has arrived; `message` gets its
-  // source and, when the request is done, its bytes.
-  std::optional<Request> receive_any(int tag, Message& message) const;
 
  private:
+  friend class Inbox;
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0;
   int size_ = 1;
@@ -86,9 +85,12 @@ class Inbox {
     Message message;
     Request request;
   };
+  // Starts to receive the next message, if its head has arrived.
+  bool receive_next();
+
   const Comm* comm_;
   int tag_;
-  std::list<Incoming> incoming_;  // which stay where they are, as their bytes must until they have come
+  std::list<Incoming> incoming_;  // a list, for the bytes of a message must stay where they are while it is received
 };
 
 }  // namespace collective

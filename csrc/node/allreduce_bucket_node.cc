@@ -29,6 +29,21 @@ uint64_t NodeBucket::begin_run(DType wire, size_t count) {
   return runs_++;
 }
 
+size_t NodeBucket::pack(const Slots& slots, size_t& slot, size_t begin, size_t end) {
+  const size_t element_size = size_of(wire_);
+  size_t copied = 0;
+  for (size_t at = begin; at < end;) {
+    while (slots.offset(slot + 1) <= at) ++slot;
+    const size_t stop = std::min(end, slots.offset(slot + 1));
+    if (!slots.unchanged() || slots.list()[slot].in != storage() + slots.offset(slot) * element_size) {
+      slots.pack_shared(storage() + at * element_size, at, stop);
+      copied += stop - at;
+    }
+    at = stop;
+  }
+  return copied;
+}
+
 AllreduceBucketNode::AllreduceBucketNode(NodeBucket& bucket, const AllreduceSpec& spec, std::vector<Slot> slots)
     : bucket_(&bucket),
       arithmetic_(scaling_of(spec, bucket.size_, Passes::kOnePass).arithmetic),
@@ -41,29 +56,13 @@ Range AllreduceBucketNode::tile_at(size_t begin) const {
   return {begin, std::min(slots_.count(), begin + tile_count_)};
 }
 
-// Copies elements [begin, end) to their place, unless they are there already; returns how many it copied.
-size_t AllreduceBucketNode::pack(size_t begin, size_t end) {
-  std::byte* const storage = bucket_->storage();
-  size_t copied = 0;
-  for (size_t at = begin; at < end;) {
-    while (slots_.offset(slot_ + 1) <= at) ++slot_;
-    const size_t stop = std::min(end, slots_.offset(slot_ + 1));
-    if (!slots_.unchanged() || slots_.list()[slot_].in != storage + slots_.offset(slot_) * element_size_) {
-      slots_.pack_shared(storage + at * element_size_, at, stop);
-      copied += stop - at;
-    }
-    at = stop;
-  }
-  return copied;
-}
-
 bool AllreduceBucketNode::pack() {
   if (packed_ == slots_.count()) return false;
   for (size_t copied = 0; packed_ < slots_.count() && copied < tile_count_ / 2;) {
     const Range tile = tile_at(packed_);
     const Range own = slice_of(tile, bucket_->rank_, bucket_->size_, element_size_);
-    copied += pack(tile.begin, own.begin);
-    copied += pack(own.end, tile.end);
+    copied += bucket_->pack(slots_, slot_, tile.begin, own.begin);
+    copied += bucket_->pack(slots_, slot_, own.end, tile.end);
     packed_ = tile.end;
   }
   bucket_->packed_.publish(run_ * slots_.count() + packed_);

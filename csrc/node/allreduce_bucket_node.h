@@ -53,6 +53,9 @@ class NodeBucket {
 
   // For the operations on it. Begins a run of `count` elements of `wire`, and returns its number, from 0.
   uint64_t begin_run(DType wire, size_t count);
+  // Copies elements [begin, end) of the slots to their place in this rank's bucket, unless they are there already; returns
+  // how many it copied. slot: where to look for `begin`, or before; it moves on.
+  size_t pack(const Slots& slots, size_t& slot, size_t begin, size_t end);
   // How many elements of all runs, in order, this rank has packed, so that they may be read; whether all ranks have.
   void publish_packed(uint64_t elements) { packed_.publish(elements); }
   bool all_packed(uint64_t elements) { return packed_.all_reached(elements); }
@@ -90,7 +93,6 @@ class AllreduceBucketNode final : public Operation {
   static constexpr size_t kTileBytes = size_t{512} << 10;
 
   bool pack();
-  size_t pack(size_t begin, size_t end);
   bool reduce();
   Range tile_at(size_t begin) const;
 

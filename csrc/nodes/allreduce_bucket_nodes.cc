@@ -28,21 +28,15 @@ std::byte* AllreduceBucketNodes::at(int rank, size_t element) const {
   return bucket_->storage_of(rank) + element * element_size_;
 }
 
-// Copies a piece to its place, unless it is there already; true at the end.
+// A piece into this rank's bucket; true at the end.
 bool AllreduceBucketNodes::pack() {
   const size_t end = std::min(slots_.count(), position_ + piece_count_);
-  while (position_ < end) {
-    while (slots_.offset(slot_ + 1) <= position_) ++slot_;
-    const size_t stop = std::min(end, slots_.offset(slot_ + 1));
-    std::byte* const place = bucket_->storage();
-    if (!slots_.unchanged() || slots_.list()[slot_].in != place + slots_.offset(slot_) * element_size_)
-      slots_.pack_shared(place + position_ * element_size_, position_, stop);
-    position_ = stop;
-  }
+  bucket_->pack(slots_, slot_, position_, end);
+  position_ = end;
   return position_ == slots_.count();
 }
 
-// A piece of the own slice, from all buckets of the node into this rank's; true at the end.
+// A piece of this rank's slice, from all buckets of the node into this rank's; true at the end.
 bool AllreduceBucketNodes::reduce() {
   const size_t end = std::min(own_.end, position_ + piece_count_);
   std::vector<const void*> sources;
@@ -110,12 +104,12 @@ std::string AllreduceBucketNodes::describe() const {
   switch (phase_) {
     case Phase::kPack: return "packs";
     case Phase::kReduce:
-      return "waits for rank " + std::to_string(bucket_->missing_to_pack()) + " of this node to start or pack";
+      return "waits for rank " + std::to_string(bucket_->missing_to_pack()) + ", on this node, to start or pack";
     case Phase::kCross: return "between the nodes: " + (crossing_ == nullptr ? "" : crossing_->describe());
     case Phase::kPush: return "copies its slice";
     case Phase::kWait: break;
   }
-  return "waits for rank " + std::to_string(bucket_->missing_to_push()) + " of this node to push its slice";
+  return "waits for rank " + std::to_string(bucket_->missing_to_push()) + ", on this node, to push its slice";
 }
 
 }  // namespace collective

@@ -1,5 +1,5 @@
 // All-reduce of a bucket by ranks of several nodes, several of them on each: each byte crosses the network once per node
-// and direction, and all ranks of a node drive the network together.
+// and direction, and several ranks of a node drive the network together.
 //
 // The bucket lies in the shared memory of each node, as in allreduce_bucket_node.h, and is cut into a slice for each of
 // the first L ranks of every node, where L is how many the smallest node has. 2 nodes of 2 ranks; a0 = slice a of rank 0:
@@ -16,8 +16,8 @@
 // memory traffic:     per node of m ranks: m N loads and N stores to reduce, m N of both to copy
 // sums:               on a node in rank order, between nodes in the order of the ring or of doubling: the same bits on all
 //                     ranks and in every run
-// limits:             a slice crosses the network only when all of it is reduced on the node: what pipelines is that several
-//                     buckets are in flight; where nodes differ in size, the ranks beyond the first L only pack
+// limits:             a slice crosses the network only when all of it is reduced on the node, so overlap comes from having
+//                     several buckets in flight; where nodes differ in size, the ranks beyond the first L only pack
 #pragma once
 
 #include <memory>
@@ -32,11 +32,11 @@
 
 namespace collective {
 
-// How the ranks of a group lie on nodes; alike on all ranks, but for the communicators.
+// How the ranks of a group are spread over nodes.
 struct Nodes {
   Comm local;  // the ranks of this node
-  Comm cross;  // the owners of this rank's slice, one on each node; of no use beyond the first `owners` ranks
-  int owners;  // on each node
+  Comm cross;  // the owners of this rank's slice, one on each node; none beyond the first `owners` ranks
+  int owners;  // on each node, the same number everywhere
 };
 
 class AllreduceBucketNodes final : public Operation {
@@ -70,7 +70,8 @@ class AllreduceBucketNodes final : public Operation {
   Range own_{0, 0};
   uint64_t run_;
   Phase phase_ = Phase::kPack;
-  size_t slot_ = 0, position_ = 0;  // of packing; of the phase
+  size_t slot_ = 0;      // where packing continues
+  size_t position_ = 0;  // elements done in this phase, from where its range begins
   std::unique_ptr<Operation> crossing_;
 };
 
