@@ -259,7 +259,9 @@ def test_info_shows_the_devices(stand_in: dict[str, str]) -> None:
     assert "fewer than ranks: ranks 0, 2 share with others" in done.stdout
     assert "memory    shared by all ranks" in done.stdout
     assert "arrays on devices are reduced by the devices, in memory that they share" in done.stdout
-    assert [line.split()[-3:] for line in done.stdout.splitlines()[-3:]] == [
+    lines = done.stdout.splitlines()
+    header = next(number for number, line in enumerate(lines) if line.startswith("rank  host"))
+    assert [line.split()[-3:] for line in lines[header + 1 : header + 4]] == [
         [str(rank % 2), "(stand-in", f"{rank % 2})"] for rank in range(3)
     ]
 
