@@ -11,7 +11,7 @@ from . import gloo
 from .buffers import Buffer
 from .job import Job, has_torch
 
-__all__ = ["OURS", "PEERS", "Contender", "contenders"]
+__all__ = ["OURS", "PEERS", "Contender", "Views", "contenders"]
 
 OURS = "ours"
 PEERS = ("views", "fp16", "bf16", "mpi", "mpi-pieces", "gloo", "memcpy")
@@ -90,7 +90,7 @@ class _Ours(Contender):
         return run
 
 
-class _Views(Contender):
+class Views(Contender):
     """One gradient in a bucket, reduced in place by an optimizer's step() that does nothing else."""
 
     one_place = True
@@ -188,7 +188,7 @@ def contenders(job: Job, chosen: Sequence[str]) -> list[Contender]:
         if name not in chosen:
             continue
         if name == "views":
-            made.append(_Views(f"{OURS} views", job))
+            made.append(Views(f"{OURS} views", job))
         elif name == "fp16":
             made.append(_Ours(f"{OURS} fp16", job, "fp16"))
         elif name == "bf16":

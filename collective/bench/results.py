@@ -16,7 +16,7 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Result:
-    """The samples of one contender in one case of a workload; each is the largest of all ranks."""
+    """The samples of one contender in one case of a workload; each is the largest of all ranks, or belongs to a node."""
 
     workload: str
     """"bandwidth", say."""
@@ -25,7 +25,8 @@ class Result:
     contender: str
     """A column of it: "mpi", say."""
     samples: list[float]
-    unit: Literal["s", "%"] = "s"
+    unit: Literal["s", "%", "x"] = "s"
+    """Seconds, percent, or a multiple of something."""
     nbytes: int = 0
     """Bytes per rank that a call reduces; 0 where that makes no sense."""
     dtype: str = "float32"

@@ -11,7 +11,7 @@ from .peers import Contender
 from .results import Result
 from .timing import Run, measure
 
-__all__ = ["LATENCY_BYTES", "bandwidth", "format_bytes", "latency"]
+__all__ = ["LATENCY_BYTES", "bandwidth", "bind", "format_bytes", "latency", "whole"]
 
 LATENCY_BYTES = 16 << 10
 """Up to this size a call's time is called latency: what counts is its fixed cost."""
@@ -35,7 +35,7 @@ def latency(
     results = []
     slab = Slab(LATENCY_BYTES)
     for dtype in dtypes:
-        for nbytes in _whole(sizes, dtype, 0, LATENCY_BYTES):
+        for nbytes in whole(sizes, dtype, 0, LATENCY_BYTES):
             case = f"{format_bytes(nbytes)}{_suffix(dtype)}"
             job.progress(f"latency, {case}")
             results += _measure(job, peers, "latency", case, [slab.at(dtype, nbytes, 0)], rounds, cold=False)
@@ -53,7 +53,7 @@ def bandwidth(
     rotated = _COLD_CACHES * cache_bytes() // job.local_size
     slab = Slab(max(rotated, *sizes))
     for dtype in dtypes:
-        for nbytes in _whole(sizes, dtype, LATENCY_BYTES, 1 << 62):
+        for nbytes in whole(sizes, dtype, LATENCY_BYTES, 1 << 62):
             case = f"{format_bytes(nbytes)}{_suffix(dtype)}"
             one = [slab.at(dtype, nbytes, 0)]
             if 2 * nbytes > rotated:
@@ -67,7 +67,7 @@ def bandwidth(
     return results
 
 
-def _whole(sizes: Sequence[int], dtype: str, above: int, up_to: int) -> list[int]:
+def whole(sizes: Sequence[int], dtype: str, above: int, up_to: int) -> list[int]:
     """The sizes in this range, cut to whole elements."""
     item = DTYPES[dtype]
     return sorted({max(size // item, 1) * item for size in sizes if above < size <= up_to})
@@ -87,6 +87,14 @@ def _measure(
     cold: bool | None = None,
 ) -> list[Result]:
     dtype, nbytes = buffers[0].dtype, buffers[0].nbytes
+    runs = bind(job, peers, f"{workload}, {case}", buffers)
+    samples = measure(job, runs, rounds)
+    return [Result(workload, case, name, samples[name].wall, nbytes=nbytes, dtype=dtype, cold=cold) for name in runs]
+
+
+def bind(job: Job, peers: Sequence[Contender], what: str, buffers: Sequence[Buffer]) -> dict[str, Run]:
+    """A run of each contender that takes these buffers, which are alike; collective, since it checks their sums."""
+    dtype, nbytes = buffers[0].dtype, buffers[0].nbytes
     taking = [peer for peer in peers if peer.takes(dtype, nbytes) and not (peer.one_place and len(buffers) > 1)]
     turns = cycle(range(len(buffers)))  # shared by all contenders, so that each gets what others used long ago
     runs = {}
@@ -94,9 +102,8 @@ def _measure(
         runs[peer.name] = _rotate([peer.bind(buffer) for buffer in buffers], turns)
         if peer.sums:
             one = _rotate([peer.bind(buffers[0])], repeat(0))
-            check([peer.array(buffers[0])], one, job.rank, job.size, f"{workload}, {case}, {peer.name}")
-    samples = measure(job, runs, rounds)
-    return [Result(workload, case, name, samples[name].wall, nbytes=nbytes, dtype=dtype, cold=cold) for name in runs]
+            check([peer.array(buffers[0])], one, job.rank, job.size, f"{what}, {peer.name}")
+    return runs
 
 
 def _rotate(calls: Sequence[Callable[[], object]], turns: Iterator[int]) -> Run:
