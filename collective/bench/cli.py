@@ -18,17 +18,20 @@ from .devices import devices
 from .gradients import gradients
 from .idle import idle
 from .job import Job
+from .link import parse_rate
 from .peers import PEERS, contenders
 from .results import Result, write_json
 from .sizes import bandwidth, latency
 from .training import overlap, step
+from .wire import wire
 
 __all__ = ["main", "parse_bytes", "parse_sizes"]
 
-WORKLOADS = ("idle", "latency", "bandwidth", "resnet50", "step", "overlap", "devices")
+WORKLOADS = ("idle", "latency", "bandwidth", "resnet50", "step", "overlap", "devices", "wire")
 """In the order in which they run: idle comes before gloo's threads exist."""
 
 _DEVICE_SIZES = "64K,1M,16M,64M,256M"
+_WIRE_SIZES = "1K,64K,1M,16M,64M"
 
 _SIZES = "8,64,1K,4K,16K,64K,256K,1M,4M,16M,64M,256M"
 _ALL_SIZES = "8:256M"
@@ -81,9 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--workloads",
         type=partial(_names, WORKLOADS),
-        default=list(WORKLOADS[:-1]),
+        default=list(WORKLOADS[:-2]),
         metavar="A,B",
-        help=f"of {', '.join(WORKLOADS)}; all but the last unless given",
+        help=f"of {', '.join(WORKLOADS)}; all but the last two unless given",
     )
     add(
         "--peers",
@@ -96,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         "--sizes",
         type=parse_sizes,
         metavar="LIST",
-        help=f"bytes per rank, such as {_SIZES} (the default; of devices {_DEVICE_SIZES}) or {_ALL_SIZES}, which "
-        "is all powers of two between",
+        help=f"bytes per rank, such as {_SIZES} (the default; of devices {_DEVICE_SIZES}, of wire {_WIRE_SIZES}) or "
+        f"{_ALL_SIZES}, which is all powers of two between",
     )
     add(
         "--dtype",
@@ -106,8 +109,14 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(DTYPES)}; for latency and bandwidth; float32 unless given",
     )
     add("--full", action="store_true", help=f"--sizes {_ALL_SIZES} --dtype float32,float16,bfloat16")
-    add("--repeat", type=_positive, default=15, metavar="N", help="samples of each figure; 15 unless given")
+    add("--repeat", type=_positive, metavar="N", help="samples of each figure; 15 unless given, of wire 5")
     add("--idle-seconds", type=float, default=10.0, metavar="S", help="how long idle watches; 10 unless given")
+    add(
+        "--link-rate",
+        type=parse_rate,
+        metavar="RATE",
+        help="of a node's link, such as 10gbit, with which wire compares; measured unless given",
+    )
     add("--json", type=Path, metavar="FILE", help="write all figures to this file")
     add("--plot", type=Path, metavar="FILE.png", help="draw bandwidth over size")
     add("--compare", type=Path, metavar="OLD.json", help="print each figure beside that of an earlier --json")
@@ -131,8 +140,10 @@ def _parse(rank: int, arguments: Sequence[str] | None) -> argparse.Namespace:
         if options.compare and not options.compare.is_file():
             parser.error(f"--compare: there is no file {options.compare}")
     options.device_sizes = options.sizes or parse_sizes(_DEVICE_SIZES)
+    options.wire_sizes = options.sizes or parse_sizes(_WIRE_SIZES)
     options.sizes = options.sizes or parse_sizes(_ALL_SIZES if options.full else _SIZES)
     options.dtype = options.dtype or (["float32", "float16", "bfloat16"] if options.full else ["float32"])
+    options.wire_repeat, options.repeat = options.repeat or 5, options.repeat or 15
     return options
 
 
@@ -179,4 +190,6 @@ def _measure(job: Job, options: argparse.Namespace) -> list[Result]:
         results += overlap(job, options.repeat)
     if "devices" in options.workloads:
         results += devices(job, options.device_sizes, options.repeat, options.peers)
+    if "wire" in options.workloads:
+        results += wire(job, options.wire_sizes, options.wire_repeat, options.peers, options.link_rate)
     return results

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from . import addresses
 from .job import Job, has_torch
 
 __all__ = ["connect", "disconnect"]
@@ -12,7 +13,7 @@ _connected = False
 
 
 def connect(job: Job) -> bool:
-    """Initialise gloo unless that is done; collective. False, with a note, if this torch does not have it."""
+    """Initialise gloo unless that is done; collective. False, with a note, if that cannot be done."""
     global _connected
     if _connected:
         return True
@@ -24,20 +25,19 @@ def connect(job: Job) -> bool:
     if not dist.is_available() or not dist.is_gloo_available():
         job.note("gloo is left out: this torch was built without it")
         return False
-    one_node = job.local_size == job.size
-    if one_node:
-        # It would look up the host's name, which in a container may lead nowhere.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    from mpi4py import MPI
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+    found = addresses.find(job)
+    if found is None:
+        job.note("gloo is left out: not every node reaches an IPv4 address of rank 0's")
+        return False
+    # It would look up the host's name, which may lead nowhere, or only to this host.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", found.interface)
     if job.rank == 0:
-        host = "127.0.0.1" if one_node else MPI.Get_processor_name()
-        store = TCPStore(host, 0, job.size, is_master=True, wait_for_workers=False)
-        job.comm.bcast((host, store.port))
+        store = TCPStore(found.address, 0, job.size, is_master=True, wait_for_workers=False)
+        job.comm.bcast(store.port)
     else:
-        host, port = job.comm.bcast(None)
-        store = TCPStore(host, port, job.size, is_master=False)
+        store = TCPStore(found.address, job.comm.bcast(None), job.size, is_master=False)
     dist.init_process_group("gloo", store=store, rank=job.rank, world_size=job.size)
     _connected = True
     return True

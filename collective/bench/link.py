@@ -104,12 +104,10 @@ def _exchange(job: Job, nodes: Nodes, owners: int, nbytes: int) -> Callable[[int
     return run
 
 
-def sent_bytes() -> int | None:
-    """What all network interfaces of this node but the loopback have sent; None where the system does not count it.
+def sent_bytes() -> int:
+    """What all network interfaces of this node but the loopback have sent since they exist.
 
-    A network that the kernel does not drive, such as InfiniBand under verbs, is not counted; a bond is counted twice.
+    What bypasses the kernel, as InfiniBand's verbs do, is not counted; a bond of two interfaces is counted twice.
     """
-    counters = [
-        path for path in Path("/sys/class/net").glob("*/statistics/tx_bytes") if path.parent.parent.name != "lo"
-    ]
-    return sum(int(path.read_text()) for path in counters) if counters else None
+    counters = Path("/sys/class/net").glob("*/statistics/tx_bytes")
+    return sum(int(path.read_text()) for path in counters if path.parent.parent.name != "lo")

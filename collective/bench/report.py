@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from rich.table import Table
 
 from .devices import COPY, KERNELS
 from .gradients import BUCKETS
+from .link import LINK
 from .peers import OURS
 from .results import Result, read_json
 from .sizes import format_bytes
+from .wire import BYTES, CEILING, FP16, WIRE
+from .wire_step import COMMUNICATION, CPU, STEP, TIME
 
 __all__ = ["print_comparison", "print_report"]
 
@@ -44,6 +48,14 @@ def print_report(header: dict[str, Any], notes: Sequence[str], results: Sequence
             _show(_kernels_table(chosen))
         elif workload == "devices":
             _show(_times_table("devices", chosen, with_ratios=True))
+        elif workload == LINK:
+            print(_link_line(chosen[0]))
+        elif workload == WIRE:
+            _show(_wire_table(chosen))
+        elif workload == BYTES:
+            _show(_bytes_table(chosen))
+        elif workload == STEP:
+            _show(_wire_step_table(chosen))
         elif workload == "step":
             _show(_step_table(chosen))
         else:
@@ -103,9 +115,11 @@ def _headline(header: dict[str, Any]) -> str:
 
 
 def _value(value: float, unit: str) -> str:
-    """With three digits: 12.3 us, 4.56 ms, 7.89 s, 10.1 %."""
+    """With three digits: 12.3 us, 4.56 ms, 7.89 s, 10.1 %; a multiple without a unit."""
     if unit == "%":
         return f"{value:.1f} %"
+    if unit == "x":
+        return f"{value:.3f}"
     scale, name = (1e6, "us") if abs(value) < 1e-3 else (1e3, "ms") if abs(value) < 1 else (1.0, "s")
     return f"{_digits(value * scale)} {name}"
 
@@ -196,6 +210,67 @@ def _kernels_table(results: Sequence[Result]) -> Table:
     return table
 
 
+def _link_line(result: Result) -> str:
+    rate = result.nbytes / result.best
+    how = (
+        "as given by --link-rate" if result.contender == "given" else f"the best of {len(result.samples)} measurements"
+    )
+    return f"wire: {result.case}, each link {rate / 1e6:.4g} MB/s = {8 * rate / 1e9:.3g} Gbit/s each way, {how}"
+
+
+def _wire_table(results: Sequence[Result]) -> Table:
+    contenders, rows = _grid(results)
+    with_fp16 = FP16 in contenders
+    table = _table(
+        "wire: time of a blocking all-reduce, median (share of the ceiling)",
+        ["bytes per rank", *contenders, *(["fp16 rate"] if with_fp16 else [])],
+        "ceiling: 2(n-1)/n of the bytes at the rate of a link, for n nodes; fp16 sends half of them\n"
+        "fp16 rate: as a multiple of that of ours",
+    )
+    for case, row in rows.items():
+        ceiling = row[CEILING].median
+        cells = [_value(ceiling, "s")]
+        for name in contenders[1:]:
+            cells.append(
+                f"{_value(row[name].median, 's')} ({100 * ceiling / row[name].median:.1f} %)" if name in row else "-"
+            )
+        table.add_row(case, *cells, *([f"{row[OURS].median / row[FP16].median:.2f}"] if with_fp16 else []))
+    return table
+
+
+def _bytes_table(results: Sequence[Result]) -> Table:
+    table = _table(
+        f"wire: bytes that leave a node in an all-reduce of {results[0].case}, as multiples of 2(n-1)/n of it",
+        ["contender", "least node", "median", "most"],
+        "counted by network interfaces; what bypasses the kernel, as InfiniBand's verbs do, is not",
+    )
+    for result in results:
+        cells = [_value(value, result.unit) for value in (result.best, result.median, max(result.samples))]
+        table.add_row(result.contender, *cells)
+    return table
+
+
+def _wire_step_table(results: Sequence[Result]) -> Table:
+    contenders, rows = _grid(results)
+    table = _table(
+        "wire: a training step that computes about as long as it communicates",
+        ["contender", "ms per step", "minimum", "added ms", "CPU ms", "CPU added ms"],
+        "added: median over rounds of the difference to the local step of the round; CPU: user and system, all threads",
+    )
+    for name in contenders:
+        time, cpu = rows[TIME][name], rows[CPU][name]
+        cells = [time.median, time.best, _added(time, rows[TIME]["local"]), cpu.median, _added(cpu, rows[CPU]["local"])]
+        shown = [_digits(value * 1e3) for value in cells]
+        if name in ("local", COMMUNICATION):
+            shown[2] = shown[4] = "-"
+        table.add_row(name, *shown)
+    return table
+
+
+def _added(result: Result, local: Result) -> float:
+    return statistics.median(a - b for a, b in zip(result.samples, local.samples, strict=True))
+
+
 def _step_table(results: Sequence[Result]) -> Table:
     table = _table(
         f"step: {results[0].case}",
@@ -204,8 +279,7 @@ def _step_table(results: Sequence[Result]) -> Table:
     )
     local = results[0]
     for result in results:
-        added = Result("", "", "", [a - b for a, b in zip(result.samples, local.samples, strict=True)])
-        cells = [_digits(value * 1e3) for value in (result.median, result.best, added.median)]
+        cells = [_digits(value * 1e3) for value in (result.median, result.best, _added(result, local))]
         table.add_row(result.contender, *cells[:2], "-" if result is local else cells[2])
     return table
 

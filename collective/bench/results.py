@@ -16,7 +16,10 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Result:
-    """The samples of one contender in one case of a workload; each is the largest of all ranks, or belongs to a node."""
+    """The samples of one contender in one case of a workload; each is the largest of all ranks.
+
+    Where something is counted on nodes, a sample belongs to a node.
+    """
 
     workload: str
     """"bandwidth", say."""

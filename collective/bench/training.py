@@ -34,7 +34,7 @@ from .timing import Run, Samples, measure
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["overlap", "step"]
+__all__ = ["Trainer", "differences", "measure_steps", "overlap", "ready", "step"]
 
 _BATCH = 4
 _PIXELS = 64
@@ -47,20 +47,20 @@ def step(job: Job, rounds: int, with_gloo: bool) -> list[Result]:
     Contenders: the step without communication, DistributedOptimizer (also with gradients that stay in their buckets,
     and with bfloat16 on the wire), and DistributedDataParallel over gloo with bucket views.
     """
-    if not _ready(job, "step"):
+    if not ready(job, "step"):
         return []
     import torch
 
     job.progress("step")
     torch.manual_seed(job.rank)  # so that gradients differ between ranks until they are reduced
-    trainers = {"local": _Trainer(_resnet()), OURS: _Trainer(_resnet(), wrap=True)}
-    trainers[f"{OURS} views"] = _Trainer(_resnet(), wrap=True, as_view=True)
-    trainers[f"{OURS} bf16"] = _Trainer(_resnet(), wrap=True, bf16=True)
+    trainers = {"local": Trainer(_resnet()), OURS: Trainer(_resnet(), wrap=True)}
+    trainers[f"{OURS} views"] = Trainer(_resnet(), wrap=True, as_view=True)
+    trainers[f"{OURS} bf16"] = Trainer(_resnet(), wrap=True, compression="bf16")
     if with_gloo and gloo.connect(job):
         from torch.nn.parallel import DistributedDataParallel
 
-        trainers["ddp gloo"] = _Trainer(DistributedDataParallel(_resnet(), gradient_as_bucket_view=True))
-    samples = _measure(job, {name: trainer.step for name, trainer in trainers.items()}, rounds)
+        trainers["ddp gloo"] = Trainer(DistributedDataParallel(_resnet(), gradient_as_bucket_view=True))
+    samples = measure_steps(job, {name: trainer.step for name, trainer in trainers.items()}, rounds)
     for name, trainer in trainers.items():
         trainer.check(job, name != "local", f"step, {name}")
     return [Result("step", f"ResNet-50, batch {_BATCH}", name, samples[name].wall) for name in trainers]
@@ -68,7 +68,7 @@ def step(job: Job, rounds: int, with_gloo: bool) -> list[Result]:
 
 def overlap(job: Job, rounds: int) -> list[Result]:
     """The share of communication that backward hides, behind computation and behind waiting."""
-    if not _ready(job, "overlap"):
+    if not ready(job, "overlap"):
         return []
     import torch
 
@@ -83,26 +83,27 @@ def overlap(job: Job, rounds: int) -> list[Result]:
 def _overlap(job: Job, case: str, model: Callable[[], torch.nn.Module], rounds: int) -> tuple[list[Result], float]:
     from .reduction import Reduction
 
-    local, ours, reduction = _Trainer(model()), _Trainer(model(), wrap=True), Reduction(gradient_shapes())
+    local, ours, reduction = Trainer(model()), Trainer(model(), wrap=True), Reduction(gradient_shapes())
     check(reduction.arrays(), reduction.run, job.rank, job.size, f"overlap, {case}, communication")
     steps = {"local": local.step, "communication": lambda: reduction.run(1), "step": ours.step}
-    samples = _measure(job, steps, rounds)
+    samples = measure_steps(job, steps, rounds)
     local.check(job, False, f"overlap, {case}, local")
     ours.check(job, True, f"overlap, {case}, step")
     communication = statistics.median(samples["communication"].wall)
-    added = _differences(samples["step"].wall, samples["local"].wall)
+    added = differences(samples["step"].wall, samples["local"].wall)
     results = [Result("overlap", case, name, samples[name].wall) for name in steps]
-    results.append(Result("overlap", case, "CPU added", _differences(samples["step"].cpu, samples["local"].cpu)))
+    results.append(Result("overlap", case, "CPU added", differences(samples["step"].cpu, samples["local"].cpu)))
     results.append(Result("overlap", case, "hidden", [100 * (1 - a / communication) for a in added], unit="%"))
     return results, communication
 
 
-def _differences(a: list[float], b: list[float]) -> list[float]:
+def differences(a: list[float], b: list[float]) -> list[float]:
     """a - b, round by round."""
     return [x - y for x, y in zip(a, b, strict=True)]
 
 
-def _ready(job: Job, workload: str) -> bool:
+def ready(job: Job, workload: str) -> bool:
+    """Prepare torch for steps whose times can be compared. False, with a note, if it is not installed."""
     if not has_torch():
         job.note(f"{workload} is left out: torch is not installed")
         return False
@@ -116,8 +117,8 @@ def _ready(job: Job, workload: str) -> bool:
     return True
 
 
-def _measure(job: Job, steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, Samples]:
-    """Samples of single steps."""
+def measure_steps(job: Job, steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, Samples]:
+    """Samples of single steps; collective."""
 
     def once(run: Callable[[], None]) -> Run:
         return lambda _: run()
@@ -142,11 +143,23 @@ def _waiting(seconds: float, rank: int) -> torch.nn.Module:
     return WaitingModel(list(layers.values()), seconds, gradient=1e-3 * (rank + 1))
 
 
-class _Trainer:
-    """A model, its optimizer, and one batch that it sees again and again."""
+class Trainer:
+    """A model, its optimizer, and one batch that it sees again and again.
+
+    Args:
+        wrap: the optimizer is a DistributedOptimizer.
+        compression: of DistributedOptimizer, by the name that hvd.Compression has for it.
+        as_view: its gradient_as_bucket_view.
+        batch: inputs and labels; None: images and 1000 classes.
+    """
 
     def __init__(
-        self, model: torch.nn.Module, wrap: bool = False, bf16: bool = False, as_view: bool | None = None
+        self,
+        model: torch.nn.Module,
+        wrap: bool = False,
+        compression: str = "none",
+        as_view: bool | None = None,
+        batch: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         import torch
 
@@ -154,27 +167,30 @@ class _Trainer:
 
         self._model = model
         self._keeps_gradients = as_view is True
-        self._images = torch.randn(_BATCH, 3, _PIXELS, _PIXELS)
-        self._labels = torch.randint(1000, (_BATCH,))
+        images = (torch.randn(_BATCH, 3, _PIXELS, _PIXELS), torch.randint(1000, (_BATCH,)))
+        self._inputs, self._labels = images if batch is None else batch
         self._optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
         if wrap:
-            compression = hvd.Compression.bf16 if bf16 else hvd.Compression.none
             self._optimizer = hvd.DistributedOptimizer(
                 self._optimizer,
                 named_parameters=model.named_parameters(),
-                compression=compression,
+                compression=getattr(hvd.Compression, compression),
                 gradient_as_bucket_view=as_view,
             )
 
     def step(self) -> None:
         """Forward, backward, update."""
+        self.backward()
+        self._optimizer.step()
+
+    def backward(self) -> None:
+        """All but the update."""
         from torch.nn import functional
 
         self._optimizer.zero_grad(set_to_none=not self._keeps_gradients)
-        output = self._model(self._images)
+        output = self._model(self._inputs)
         loss: torch.Tensor = functional.cross_entropy(output, self._labels) if output.dim() == 2 else output.sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
 
     def check(self, job: Job, reduced: bool, what: str) -> None:
         """Raise ArithmeticError unless the last step's gradients are equal on all ranks if, and only if, reduced."""

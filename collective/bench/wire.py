@@ -15,12 +15,14 @@ from collections.abc import Mapping, Sequence
 
 from . import link
 from .buffers import Slab
+from .flat import Flat
 from .job import Job, has_torch
 from .link import Nodes
 from .peers import OURS, Contender, contenders
 from .results import Result
 from .sizes import bind, format_bytes, whole
 from .timing import Run, measure
+from .wire_step import wire_step
 
 __all__ = ["BYTES", "CEILING", "FP16", "WIRE", "wire"]
 
@@ -62,21 +64,13 @@ def wire(job: Job, sizes: Sequence[int], rounds: int, chosen: Sequence[str], rat
     results = [found, *_allreduces(job, nodes, peers, sizes, rounds, found.nbytes / found.best)]
     if flat is not None:
         flat.close()
-    if has_torch():
-        from .wire_step import wire_step
-
-        results += wire_step(job, rounds, chosen)
-    else:
-        job.note("the training step of wire is left out: torch is not installed")
-    return results
+    return results + wire_step(job, rounds, chosen)
 
 
 def _flat(job: Job, nodes: Nodes) -> Flat | None:
     if max(len(ranks) for ranks in nodes.ranks) == 1:
         job.note("ours flat is left out: with one rank on each node it is the same as ours views")
         return None
-    from .flat import Flat
-
     return Flat(f"{OURS} flat", job)
 
 
@@ -105,18 +99,15 @@ def _bytes(job: Job, nodes: Nodes, runs: Mapping[str, Run], nbytes: int) -> list
         before = _counters(job, nodes)
         run(calls)
         after = _counters(job, nodes)
-        if None in before:
-            job.note("bytes are not counted: a node has no network interface in /sys/class/net")
-            return []
         least = calls * nodes.least_bytes(nbytes)
         multiples = [(b - a) / least for a, b in zip(before, after, strict=True)]
         results.append(Result(BYTES, format_bytes(nbytes), name, multiples, unit="x", nbytes=nbytes))
     return results
 
 
-def _counters(job: Job, nodes: Nodes) -> list[int | None]:
+def _counters(job: Job, nodes: Nodes) -> list[int]:
     """Of every node, while nothing is under way."""
     job.comm.Barrier()
     reads = job.rank == nodes.ranks[nodes.own][0]
-    everyone = job.comm.allgather(link.sent_bytes() if reads else None)
+    everyone = job.comm.allgather(link.sent_bytes() if reads else 0)
     return [everyone[ranks[0]] for ranks in nodes.ranks]
