@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(DTYPES)}; for latency and bandwidth; float32 unless given",
     )
     add("--full", action="store_true", help=f"--sizes {_ALL_SIZES} --dtype float32,float16,bfloat16")
-    add("--repeat", type=_positive, metavar="N", help="samples of each figure; 15 unless given, of wire 5")
+    add("--repeat", type=_positive, metavar="N", help="samples of each figure; 15 unless given, of wire 3 to 15")
     add("--idle-seconds", type=float, default=10.0, metavar="S", help="how long idle watches; 10 unless given")
     add(
         "--link-rate",
@@ -143,7 +143,7 @@ def _parse(rank: int, arguments: Sequence[str] | None) -> argparse.Namespace:
     options.wire_sizes = options.sizes or parse_sizes(_WIRE_SIZES)
     options.sizes = options.sizes or parse_sizes(_ALL_SIZES if options.full else _SIZES)
     options.dtype = options.dtype or (["float32", "float16", "bfloat16"] if options.full else ["float32"])
-    options.wire_repeat, options.repeat = options.repeat or 5, options.repeat or 15
+    options.wire_repeat, options.repeat = options.repeat, options.repeat or 15
     return options
 
 

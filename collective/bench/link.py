@@ -14,10 +14,13 @@ from .job import Job
 from .results import Result
 from .timing import measure
 
-__all__ = ["LINK", "Nodes", "given", "measured", "parse_rate", "sent_bytes"]
+__all__ = ["GIVEN", "LINK", "Nodes", "given", "measured", "parse_rate", "sent_bytes"]
 
 LINK = "wire link"
 """The name of the result: the time in which a node sends `nbytes` to the next one."""
+
+GIVEN = "given"
+"""The contender whose rate was not measured."""
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
@@ -69,7 +72,7 @@ class Nodes:
 
 def given(nodes: Nodes, rate: float) -> Result:
     """A rate that the user knows, in bytes per second."""
-    return Result(LINK, f"{nodes.count} nodes", "given", [1.0], nbytes=round(rate))
+    return Result(LINK, f"{nodes.count} nodes", GIVEN, [1.0], nbytes=round(rate))
 
 
 def measured(job: Job, nodes: Nodes) -> Result:

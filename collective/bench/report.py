@@ -13,7 +13,7 @@ from rich.table import Table
 
 from .devices import COPY, KERNELS
 from .gradients import BUCKETS
-from .link import LINK
+from .link import GIVEN, LINK
 from .peers import OURS
 from .results import Result, read_json
 from .sizes import format_bytes
@@ -52,6 +52,7 @@ def print_report(header: dict[str, Any], notes: Sequence[str], results: Sequence
             print(_link_line(chosen[0]))
         elif workload == WIRE:
             _show(_wire_table(chosen))
+            _show(_share_table(chosen))
         elif workload == BYTES:
             _show(_bytes_table(chosen))
         elif workload == STEP:
@@ -212,37 +213,42 @@ def _kernels_table(results: Sequence[Result]) -> Table:
 
 def _link_line(result: Result) -> str:
     rate = result.nbytes / result.best
-    how = (
-        "as given by --link-rate" if result.contender == "given" else f"the best of {len(result.samples)} measurements"
-    )
-    return f"wire: {result.case}, each link {rate / 1e6:.4g} MB/s = {8 * rate / 1e9:.3g} Gbit/s each way, {how}"
+    how = "as given" if result.contender == GIVEN else f"the best of {len(result.samples)} measurements"
+    return f"wire: {result.case}, each link {rate / 1e6:.4g} MB/s or {8 * rate / 1e9:.3g} Gbit/s each way, {how}"
 
 
 def _wire_table(results: Sequence[Result]) -> Table:
     contenders, rows = _grid(results)
+    table = _table("wire: time of a blocking all-reduce, median", ["bytes per rank", *contenders])
+    for case, row in rows.items():
+        cells = [_value(row[name].median, "s") if name in row else "-" for name in contenders]
+        table.add_row(case, *cells)
+    return table
+
+
+def _share_table(results: Sequence[Result]) -> Table:
+    contenders, rows = _grid(results)
+    contenders.remove(CEILING)
     with_fp16 = FP16 in contenders
     table = _table(
-        "wire: time of a blocking all-reduce, median (share of the ceiling)",
-        ["bytes per rank", *contenders, *(["fp16 rate"] if with_fp16 else [])],
-        "ceiling: 2(n-1)/n of the bytes at the rate of a link, for n nodes; fp16 sends half of them\n"
-        "fp16 rate: as a multiple of that of ours",
+        "wire: % of the ceiling's speed",
+        ["bytes per rank", *contenders, *(["fp16/fp32"] if with_fp16 else [])],
+        "ceiling: 2(n-1)/n of the bytes at the rate of a link, for n nodes; fp16 sends half\n"
+        "fp16/fp32: the speed of ours fp16 over that of ours",
     )
     for case, row in rows.items():
-        ceiling = row[CEILING].median
-        cells = [_value(ceiling, "s")]
-        for name in contenders[1:]:
-            cells.append(
-                f"{_value(row[name].median, 's')} ({100 * ceiling / row[name].median:.1f} %)" if name in row else "-"
-            )
+        shares = {name: 100 * row[CEILING].median / result.median for name, result in row.items()}
+        cells = [f"{shares[name]:.1f}" if name in row else "-" for name in contenders]
         table.add_row(case, *cells, *([f"{row[OURS].median / row[FP16].median:.2f}"] if with_fp16 else []))
     return table
 
 
 def _bytes_table(results: Sequence[Result]) -> Table:
     table = _table(
-        f"wire: bytes that leave a node in an all-reduce of {results[0].case}, as multiples of 2(n-1)/n of it",
+        f"wire: bytes sent for {results[0].case}",
         ["contender", "least node", "median", "most"],
-        "counted by network interfaces; what bypasses the kernel, as InfiniBand's verbs do, is not",
+        "by a node, as a multiple of 2(n-1)/n of\nthe array's; counted by its interfaces:\n"
+        "what bypasses the kernel (InfiniBand)\nis not",
     )
     for result in results:
         cells = [_value(value, result.unit) for value in (result.best, result.median, max(result.samples))]
@@ -255,7 +261,7 @@ def _wire_step_table(results: Sequence[Result]) -> Table:
     table = _table(
         "wire: a training step that computes about as long as it communicates",
         ["contender", "ms per step", "minimum", "added ms", "CPU ms", "CPU added ms"],
-        "added: median over rounds of the difference to the local step of the round; CPU: user and system, all threads",
+        "added: median over rounds of the difference to the local step of the round\nCPU: user and system, all threads",
     )
     for name in contenders:
         time, cpu = rows[TIME][name], rows[CPU][name]

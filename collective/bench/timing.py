@@ -36,13 +36,16 @@ class Samples:
     cpu: list[float]
 
 
-def measure(job: Job, runs: Mapping[str, Run], rounds: int, sample_seconds: float = 0.003) -> dict[str, Samples]:
+def measure(
+    job: Job, runs: Mapping[str, Run], rounds: int, sample_seconds: float = 0.003, warm_up: bool = True
+) -> dict[str, Samples]:
     """Time every run in turn; collective: all ranks pass the same runs in the same order.
 
     Args:
         runs: by contender.
         rounds: samples of each, after at least two calls that are not counted.
         sample_seconds: roughly the time of a sample, if a call takes less.
+        warm_up: make uncounted calls before each sample, too; what they change does not matter to calls of 0.1 s.
     """
     calls = {name: _calibrate(job, run, sample_seconds) for name, run in runs.items()}
     names = list(runs)
@@ -50,7 +53,7 @@ def measure(job: Job, runs: Mapping[str, Run], rounds: int, sample_seconds: floa
     for number in range(rounds):
         for which in random.Random(number).sample(range(len(names)), len(names)):
             name = names[which]
-            taken[which, number] = _sample(job, runs[name], calls[name])
+            taken[which, number] = _sample(job, runs[name], calls[name], warm_up)
     slowest = np.empty_like(taken)
     from mpi4py import MPI
 
@@ -61,8 +64,9 @@ def measure(job: Job, runs: Mapping[str, Run], rounds: int, sample_seconds: floa
     }
 
 
-def _sample(job: Job, run: Run, calls: int) -> tuple[float, float]:
-    run(calls)
+def _sample(job: Job, run: Run, calls: int, warm_up: bool = True) -> tuple[float, float]:
+    if warm_up:
+        run(calls)
     job.comm.Barrier()
     cpu = time.process_time()
     begin = time.perf_counter()

@@ -22,7 +22,7 @@ from .peers import OURS, Contender, contenders
 from .results import Result
 from .sizes import bind, format_bytes, whole
 from .timing import Run, measure
-from .wire_step import wire_step
+from .wire_step import rounds_for, wire_step
 
 __all__ = ["BYTES", "CEILING", "FP16", "WIRE", "wire"]
 
@@ -37,17 +37,19 @@ FP16 = f"{OURS} fp16"
 
 _PEERS = ("views", "fp16", "mpi", "mpi-pieces", "gloo")
 
+_LONG = 0.1  # seconds of a call
+
 # Bytes are counted over so much data, or so many calls, that what else goes over the network hardly shows.
 _COUNTED_BYTES = 32 << 20
 _MOST_COUNTED = 64
 
 
-def wire(job: Job, sizes: Sequence[int], rounds: int, chosen: Sequence[str], rate: float | None) -> list[Result]:
+def wire(job: Job, sizes: Sequence[int], rounds: int | None, chosen: Sequence[str], rate: float | None) -> list[Result]:
     """Measure all-reduces and a training step; collective. On a single node, only leave a note.
 
     Args:
         sizes: bytes of the arrays, which are float32.
-        rounds: samples of each figure.
+        rounds: samples of each figure; None: 3 to 15, so that slow links do not take all day.
         chosen: of PEERS; some have no meaning here.
         rate: of a node's link, in bytes per second; None: measure it.
     """
@@ -75,7 +77,7 @@ def _flat(job: Job, nodes: Nodes) -> Flat | None:
 
 
 def _allreduces(
-    job: Job, nodes: Nodes, peers: Sequence[Contender], sizes: Sequence[int], rounds: int, rate: float
+    job: Job, nodes: Nodes, peers: Sequence[Contender], sizes: Sequence[int], rounds: int | None, rate: float
 ) -> list[Result]:
     """Blocking calls at each size, and the bytes that they send at the largest."""
     results = []
@@ -84,8 +86,9 @@ def _allreduces(
         case = format_bytes(nbytes)
         job.progress(f"wire, {case}")
         runs = bind(job, peers, f"wire, {case}", [slab.at("float32", nbytes, 0)])
-        samples = measure(job, runs, rounds)
-        results.append(Result(WIRE, case, CEILING, [nodes.least_bytes(nbytes) / rate], nbytes=nbytes))
+        ceiling = nodes.least_bytes(nbytes) / rate
+        samples = measure(job, runs, rounds or rounds_for(ceiling), warm_up=ceiling < _LONG)
+        results.append(Result(WIRE, case, CEILING, [ceiling], nbytes=nbytes))
         results += [Result(WIRE, case, name, samples[name].wall, nbytes=nbytes) for name in runs]
     job.progress(f"wire, bytes of {case}")
     return results + _bytes(job, nodes, runs, nbytes)

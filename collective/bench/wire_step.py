@@ -24,7 +24,7 @@ from .training import Trainer, measure_steps, ready
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["COMMUNICATION", "CPU", "STEP", "TIME", "wire_step"]
+__all__ = ["COMMUNICATION", "CPU", "STEP", "TIME", "rounds_for", "wire_step"]
 
 STEP = "wire step"
 """The name of the results."""
@@ -38,8 +38,16 @@ _LAYERS, _WIDTH = 8, 512  # 8.4 MB of parameters
 _TRIED = (32, 256)  # batches from whose times the right one is told
 _TRIES = 3
 
+_FEWEST, _MOST = 3, 15
+_SECONDS = 1.0
 
-def wire_step(job: Job, rounds: int, chosen: Sequence[str]) -> list[Result]:
+
+def rounds_for(seconds: float) -> int:
+    """How many samples of a call that takes at least so long: what fits into a second, from 3 to 15."""
+    return max(_FEWEST, min(_MOST, int(_SECONDS / seconds)))
+
+
+def wire_step(job: Job, rounds: int | None, chosen: Sequence[str]) -> list[Result]:
     """Measure steps without communication, and with each kind of it; collective.
 
     Contenders: DistributedOptimizer, also with float16 on the wire; DistributedDataParallel over gloo; an
@@ -69,7 +77,7 @@ def wire_step(job: Job, rounds: int, chosen: Sequence[str]) -> list[Result]:
     if "mpi" in chosen:
         trainers["mpi"] = _AfterBackward(job, _network(), batch=data)
     steps = {name: trainer.step for name, trainer in trainers.items()}
-    samples = measure_steps(job, {COMMUNICATION: partial(reduction.run, 1), **steps}, rounds)
+    samples = measure_steps(job, {COMMUNICATION: partial(reduction.run, 1), **steps}, rounds or rounds_for(seconds))
     for name, trainer in trainers.items():
         trainer.check(job, name != "local", f"{STEP}, {name}")
     nbytes = sum(4 * array.numel() for array in reduction.arrays())
