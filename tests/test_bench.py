@@ -4,14 +4,17 @@ import argparse
 import importlib.util
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cluster import Cluster, why_not
 from collective.bench.buffers import check
 from collective.bench.cli import parse_bytes, parse_sizes
+from collective.bench.link import parse_rate
 from collective.bench.resnet50 import gradient_shapes
 from collective.bench.results import Result, read_json, write_json
 from collective.bench.sizes import format_bytes
@@ -19,6 +22,8 @@ from harness.mpirun import run_ranks
 from test_device import stand_in  # noqa: F401
 
 needs_rich = pytest.mark.skipif(importlib.util.find_spec("rich") is None, reason="needs rich")
+WHY_NO_CLUSTER = why_not()
+needs_cluster = pytest.mark.skipif(bool(WHY_NO_CLUSTER), reason=f"no cluster here: {WHY_NO_CLUSTER}")
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 
 
@@ -38,6 +43,16 @@ def test_sizes_are_numbers_and_ranges() -> None:
     for wrong in ("", "0", "8:4", "1K:1M:1", "8:16:2:2", "1T", "-8"):
         with pytest.raises(argparse.ArgumentTypeError):
             parse_sizes(wrong)
+
+
+def test_link_rates_are_bits_as_in_tc() -> None:
+    assert parse_rate("1gbit") == parse_rate("1000mbit") == parse_rate("1Gbit/s") == 125e6
+    assert parse_rate("2.5Gbit") == 312.5e6
+    assert parse_rate("64kbit") == 8000
+    assert parse_rate("800bit") == 100
+    for wrong in ("", "0gbit", "1", "1g", "1gb", "1gibit", "-1gbit", "1gbit/h"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a rate"):
+            parse_rate(wrong)
 
 
 def test_sizes_are_printed_as_they_are_given() -> None:
@@ -182,6 +197,71 @@ def test_devices(tmp_path: Path, stand_in: dict[str, str]) -> None:  # noqa: F81
     assert ("kernels", "pack 161 gradients", "ours") in rows
     assert "of a copy's" in done.stdout
     assert "note: devices: stand-in 0 on rank 0" in done.stdout
+
+
+@needs_rich
+@pytest.mark.parametrize("size", [1, 2])
+def test_one_node_has_no_wire(size: int, tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    done = bench(size, "--workloads", "wire", "--json", file)
+    assert done.returncode == 0, done.stderr
+    assert "note: wire is left out: all ranks are on one node" in done.stdout
+    assert measured(file) == {}
+
+
+@needs_rich
+@needs_torch
+@needs_cluster
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "link"), [([1, 1], None), ([2, 1, 2], "1gbit")], ids=str)
+def test_wire(ranks: list[int], link: str | None, tmp_path: Path) -> None:
+    """On hosts with a link each, which is given here or measured."""
+    file = tmp_path / "run.json"
+    arguments = ["--workloads", "wire", "--sizes", "1K,1M", "--repeat", "2", "--json", str(file)]
+    if link is not None:
+        arguments += ["--link-rate", link]
+    with Cluster(ranks) as cluster:
+        job = cluster.start([sys.executable, "-m", "collective.bench", *arguments], stdout=subprocess.PIPE)
+        output, _ = job.communicate(timeout=200)
+    assert job.returncode == 0, output
+    rows = measured(file)
+    contenders = {"ours", "ours views", "ours fp16", "mpi", "gloo"} | ({"ours flat"} if max(ranks) > 1 else set())
+    n = len(ranks)
+    assert set(rows) == {
+        ("wire link", f"{n} nodes", "mpi messages" if link is None else "given"),
+        *(("wire", size, name) for size in ("1 KiB", "1 MiB") for name in ({"ceiling"} | contenders)),
+        *(("wire bytes", "1 MiB", name) for name in contenders),
+        *(
+            ("wire step", case, name)
+            for case in ("time", "CPU")
+            for name in ("communication", "local", "ours", "ours fp16", "ddp gloo", "mpi")
+        ),
+    }
+    assert all(row["median"] > 0 for row in rows.values())
+    if link is not None:
+        least = 2 * (n - 1) / n * (1 << 20)
+        assert rows["wire", "1 MiB", "ceiling"]["median"] == pytest.approx(least / 125e6)
+    # On average nodes cannot send less, and with our buckets none sends more.
+    for name in contenders:
+        multiples = rows["wire bytes", "1 MiB", name]["samples"]
+        assert len(multiples) == n
+        assert sum(multiples) / n > (0.5 if name == "ours fp16" else 1.0), name
+    assert max(rows["wire bytes", "1 MiB", "ours views"]["samples"]) < 1.3
+    assert max(rows["wire bytes", "1 MiB", "ours fp16"]["samples"]) < 1.3
+    # The tables are there, and their shares follow from the times.
+    assert ("note: ours flat is left out" in output) is (max(ranks) == 1)
+    shares = output.partition("% of the ceiling's speed")[2].partition("ceiling:")[0]
+    (cells,) = (line.split()[2:] for line in shares.splitlines() if line.split()[:2] == ["1", "MiB"])
+    ceiling, ours = (rows["wire", "1 MiB", name]["median"] for name in ("ceiling", "ours"))
+    assert cells[0] == f"{100 * ceiling / ours:.1f}"
+    assert len(cells) == len(contenders) + 1
+    for title in (
+        f"wire: {n} nodes, each link",
+        "wire: time of",
+        "wire: bytes sent for 1 MiB",
+        "wire: a training step",
+    ):
+        assert output.count(title) == 1  # rank 0 alone reports
 
 
 @needs_rich

@@ -27,7 +27,7 @@ _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _STREAMS = 4  # messages in flight per rank, to as many ranks of the next node
 _NODE_BYTES = 32 << 20  # what a node sends at a time, unless its ranks are so many that messages would be short
 _SHORTEST = 1 << 20
-_ROUNDS = 5
+_ROUNDS = 10
 _SECONDS = 0.1
 
 
@@ -83,7 +83,7 @@ def measured(job: Job, nodes: Nodes) -> Result:
     owners = min(len(ranks) for ranks in nodes.ranks)
     nbytes = max(_SHORTEST, _NODE_BYTES // (owners * _STREAMS))
     run = _exchange(job, nodes, owners, nbytes)
-    samples = measure(job, {"mpi": run}, _ROUNDS, _SECONDS)["mpi"].wall
+    samples = measure(job, {"mpi": run}, _ROUNDS, _SECONDS, warm_up=False)["mpi"].wall
     return Result(LINK, f"{nodes.count} nodes", "mpi messages", samples, nbytes=owners * _STREAMS * nbytes)
 
 

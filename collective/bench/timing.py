@@ -20,12 +20,14 @@ import numpy as np
 
 from .job import Job
 
-__all__ = ["Run", "Samples", "measure"]
+__all__ = ["Run", "Samples", "measure", "rounds_for"]
 
 Run = Callable[[int], object]
 """Makes the given number of calls."""
 
 _MOST_CALLS = 1024
+
+_FEWEST_ROUNDS, _MOST_ROUNDS = 3, 15
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,11 @@ def measure(
 
     Args:
         runs: by contender.
-        rounds: samples of each, after at least two calls that are not counted.
+        rounds: samples of each, after at least one call that is not counted, or two with `warm_up`.
         sample_seconds: roughly the time of a sample, if a call takes less.
-        warm_up: make uncounted calls before each sample, too; what they change does not matter to calls of 0.1 s.
+        warm_up: make uncounted calls before each sample; what they change does not matter to calls of 0.1 s.
     """
-    calls = {name: _calibrate(job, run, sample_seconds) for name, run in runs.items()}
+    calls = {name: _calibrate(job, run, sample_seconds, warm_up) for name, run in runs.items()}
     names = list(runs)
     taken = np.empty((len(names), rounds, 2))
     for number in range(rounds):
@@ -64,6 +66,11 @@ def measure(
     }
 
 
+def rounds_for(seconds: float) -> int:
+    """How many samples to take of a call that takes so long: what fits into a second, but from 3 to 15."""
+    return max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, int(1 / seconds)))
+
+
 def _sample(job: Job, run: Run, calls: int, warm_up: bool = True) -> tuple[float, float]:
     if warm_up:
         run(calls)
@@ -75,13 +82,13 @@ def _sample(job: Job, run: Run, calls: int, warm_up: bool = True) -> tuple[float
     return wall / calls, (time.process_time() - cpu) / calls
 
 
-def _calibrate(job: Job, run: Run, sample_seconds: float) -> int:
+def _calibrate(job: Job, run: Run, sample_seconds: float, warm_up: bool) -> int:
     """The number of calls that a sample needs, the same on all ranks."""
     from mpi4py import MPI
 
     calls = 1  # and one before it, which connects, allocates, agrees on names
     while True:
-        wall, _ = _sample(job, run, calls)
+        wall, _ = _sample(job, run, calls, warm_up)
         seconds: float = max(job.comm.allreduce(wall, MPI.MAX), 1e-9)
         wanted = min(_MOST_CALLS, math.ceil(sample_seconds / seconds))
         if wanted <= 2 * calls:

@@ -1,8 +1,8 @@
 """The workload `wire`: all-reduces between nodes, beside what the links between them allow.
 
-Whatever the algorithm, each of n nodes has to send 2(n-1)/n of an array of N bytes before all nodes have the sum. At
-the rate of a node's link that takes a time below which no contender gets with N bytes: the `ceiling` of its speed.
-With 16 bits on the wire only half of the bytes are sent, so this time can be undercut.
+Whatever the algorithm, n nodes have to send 2(n-1)/n N bytes each, on average, before all have the sum of arrays of N
+bytes. The time that this takes at the rate of a node's link is the `ceiling` of the speed of all contenders. With 16
+bits on the wire only half of the bytes are sent, and the ceiling is twice as high.
 
 Bytes are counted by the network interfaces themselves, at the largest size: what a contender sends more often than
 it must, and what protocols add, shows there.
@@ -21,8 +21,8 @@ from .link import Nodes
 from .peers import OURS, Contender, contenders
 from .results import Result
 from .sizes import bind, format_bytes, whole
-from .timing import Run, measure
-from .wire_step import rounds_for, wire_step
+from .timing import Run, measure, rounds_for
+from .wire_step import wire_step
 
 __all__ = ["BYTES", "CEILING", "FP16", "WIRE", "wire"]
 
@@ -81,8 +81,9 @@ def _allreduces(
 ) -> list[Result]:
     """Blocking calls at each size, and the bytes that they send at the largest."""
     results = []
-    slab = Slab(max(sizes))
-    for nbytes in whole(sizes, "float32", 0, max(sizes)):
+    sizes = whole(sizes, "float32", 0, max(sizes))
+    slab = Slab(sizes[-1])
+    for nbytes in sizes:
         case = format_bytes(nbytes)
         job.progress(f"wire, {case}")
         runs = bind(job, peers, f"wire, {case}", [slab.at("float32", nbytes, 0)])

@@ -18,13 +18,13 @@ from .buffers import check
 from .job import Job
 from .peers import OURS
 from .results import Result
-from .timing import measure
+from .timing import measure, rounds_for
 from .training import Trainer, measure_steps, ready
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["COMMUNICATION", "CPU", "STEP", "TIME", "rounds_for", "wire_step"]
+__all__ = ["COMMUNICATION", "CPU", "STEP", "TIME", "wire_step"]
 
 STEP = "wire step"
 """The name of the results."""
@@ -37,14 +37,6 @@ COMMUNICATION = "communication"
 _LAYERS, _WIDTH = 8, 512  # 8.4 MB of parameters
 _TRIED = (32, 256)  # batches from whose times the right one is told
 _TRIES = 3
-
-_FEWEST, _MOST = 3, 15
-_SECONDS = 1.0
-
-
-def rounds_for(seconds: float) -> int:
-    """How many samples of a call that takes at least so long: what fits into a second, from 3 to 15."""
-    return max(_FEWEST, min(_MOST, int(_SECONDS / seconds)))
 
 
 def wire_step(job: Job, rounds: int | None, chosen: Sequence[str]) -> list[Result]:
