@@ -79,6 +79,7 @@ def measured(job: Job, nodes: Nodes) -> Result:
     """Long MPI messages, from the ranks of every node to those of the next, all at once; collective.
 
     Bytes are those of the messages, without what the network's protocols add: the rate is what a program can get.
+    Where cores are scarce MPI may not fill the links, and contenders come out above the ceiling: then give the rate.
     """
     owners = min(len(ranks) for ranks in nodes.ranks)
     nbytes = max(_SHORTEST, _NODE_BYTES // (owners * _STREAMS))

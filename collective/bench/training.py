@@ -167,8 +167,9 @@ class Trainer:
 
         self._model = model
         self._keeps_gradients = as_view is True
-        images = (torch.randn(_BATCH, 3, _PIXELS, _PIXELS), torch.randint(1000, (_BATCH,)))
-        self._inputs, self._labels = images if batch is None else batch
+        if batch is None:
+            batch = (torch.randn(_BATCH, 3, _PIXELS, _PIXELS), torch.randint(1000, (_BATCH,)))
+        self._inputs, self._labels = batch
         self._optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
         if wrap:
             self._optimizer = hvd.DistributedOptimizer(
