@@ -71,7 +71,7 @@ Step AllreduceDeviceRing::step() {
       if (!mark_->reached()) return Step::kIdle;
       mark_ = nullptr;
       ring_ = std::make_unique<Ring>(*comm_, *pool_, tag_, Ring::Phases::kAllreduce, place_->data(), place_->data(),
-                                     even_offsets(piece_.end - piece_.begin, 1, comm_->size()), scaling_.arithmetic,
+                                     ranges_of(even_offsets(piece_.count(), 1, comm_->size())), scaling_.arithmetic,
                                      &reducer_);
       phase_ = Phase::kRing;
       return Step::kMoved;

@@ -11,9 +11,7 @@ constexpr auto kLastWord = std::chrono::milliseconds(500);
 
 }  // namespace
 
-Agreement::Agreement(int rank, const RankNames& names, const Limits& limits, uint32_t most_buckets,
-                     std::unique_ptr<Mail> mail)
-    : rank_(rank), mail_(std::move(mail)) {
+Agreement::Agreement(int rank, const RankNames& names, const Limits& limits, uint32_t most_buckets) : rank_(rank) {
   if (rank == 0) coordinator_.emplace(names, limits, most_buckets);
 }
 
@@ -46,15 +44,18 @@ void Agreement::leave(const std::vector<uint32_t>& started) {
 }
 
 void Agreement::stop(ErrorCode code, const std::string& text) {
-  Writer last;
+  Writer decision;
+  write_stopped(decision, rank_, code, text);
   if (coordinator_) {
-    write_stopped(last, rank_, code, text);
-  } else {
-    last.put(Word::kStop);
-    last.put(code);
-    last.put_text(text);
+    mail_->send(decision.take());
+    return;
   }
-  mail_->send(last.take());
+  Writer word;
+  word.put(Word::kStop);
+  word.put(code);
+  word.put_text(text);
+  mail_->send(word.take());
+  mail_->tell_below(decision.take());
 }
 
 void Agreement::flush() {
@@ -86,7 +87,7 @@ bool Agreement::progress(std::vector<Decision>& decisions) {
     }
   }
   mail_->sent();
-  return moved;
+  return mail_->take_moved() || moved;
 }
 
 void Agreement::take_decisions(const std::string& bytes, std::vector<Decision>& decisions) {
@@ -124,8 +125,11 @@ void Agreement::take_decisions(const std::string& bytes, std::vector<Decision>& 
         decision.rank = r.get<int>();
         decision.started = r.get_list<uint32_t>();
         break;
-      case Decision::Kind::kJoined:
-      case Decision::Kind::kAllJoined: decision.rank = r.get<int>(); break;
+      case Decision::Kind::kJoined: decision.rank = r.get<int>(); break;
+      case Decision::Kind::kAllJoined:
+        decision.rank = r.get<int>();
+        mail_->all_joined();
+        break;
       case Decision::Kind::kAllLeft: break;
       case Decision::Kind::kStopped:
         decision.rank = r.get<int>();

@@ -12,8 +12,9 @@
 // execution. So does a rank that does not come in time, or that has left. A rank that has joined (run out of data)
 // counts as having submitted everything: it executes with neutral contributions, and gets the descriptors to do so.
 //
-// messages:  2(p-1) short ones per round, one hop to rank 0 and one back
-// limits:    rank 0 sends and receives p-1 messages a round
+// messages:  on a node, one of each rank to rank 0 and one back, in memory; between n nodes 2(n-1), along a tree, at most
+//            16 at any rank (tree_mail.h)
+// limits:    rank 0 looks at the words of all ranks; a round takes twice the depth of the tree, log7(n)
 // source:    the coordinator of Horovod (arXiv 1802.05799), without its cycle time
 #pragma once
 
@@ -36,9 +37,9 @@ namespace collective {
 // A rank's end of it; that of rank 0 holds the coordinator.
 class Agreement {
  public:
-  // mail: to and from the coordinator. most_buckets: that may be open at a time.
-  Agreement(int rank, const RankNames& names, const Limits& limits, uint32_t most_buckets, std::unique_ptr<Mail> mail);
-  // Another way to talk, on all ranks alike and before anything was said.
+  // most_buckets: that may be open at a time.
+  Agreement(int rank, const RankNames& names, const Limits& limits, uint32_t most_buckets);
+  // How it talks to the coordinator; before anything is said.
   void use(std::unique_ptr<Mail> mail) { mail_ = std::move(mail); }
 
   // rows: first dimension on this rank, for an allgather. Names that come once only are not worth an id.

@@ -46,6 +46,32 @@ enum class Word : uint8_t {
   kStop,   // code and text
 };
 
+inline bool is_submission(Word word) { return word == Word::kId || word == Word::kFull; }
+
+// Reads what follows a word. name: of a submission, or its id in another form, alike on all ranks that use the same form.
+inline void read_word(Reader& r, Word word, std::string& name) {
+  name.clear();
+  switch (word) {
+    case Word::kId:
+      name = '#';
+      name += std::to_string(r.get<uint32_t>());
+      break;
+    case Word::kFull:
+      name = r.get_text();
+      r.get_text();
+      r.get<int64_t>();
+      r.get<bool>();
+      break;
+    case Word::kJoin: break;
+    case Word::kLetGo: r.get<uint32_t>(); break;
+    case Word::kLeave: r.get_list<uint32_t>(); break;
+    case Word::kStop:
+      r.get<ErrorCode>();
+      r.get_text();
+      break;
+  }
+}
+
 // How an entry of a decision to execute begins; what follows it, before the rows:
 enum class NameForm : uint8_t {
   kId,              // the id

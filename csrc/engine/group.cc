@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <atomic>
 #include <deque>
+#include <numeric>
 #include <utility>
 
 #include "base/log.h"
 #include "engine/operations.h"
 #include "engine/staging.h"
+#include "engine/tree_mail.h"
 #include "messages/pair.h"
 #include "messages/topology.h"
 #include "node/shared_memory_creation.h"
@@ -20,7 +22,7 @@ namespace {
 // On this rank it must be done, for operations post receives ahead: execution is held back when the tags run out.
 // Pairs have two tags each, a bucket has one of its own. 32767 is the largest tag that every MPI has.
 // (Tags of the control communicator are inquiry.cc's and these two.)
-constexpr int kMailTag = 1;  // and 2
+constexpr int kMailTag = 1;
 constexpr int kMemoryTag = 16;
 constexpr int kAgreedTags = 8192;
 constexpr int kFirstPairTag = kAgreedTags;
@@ -38,14 +40,22 @@ constexpr auto kCheckEvery = std::chrono::milliseconds(100);
 // How long a message may still take that was sent before another one on another path.
 constexpr auto kArrivalTime = std::chrono::milliseconds(500);
 
+// The ranks, those of a node one after the other.
+std::vector<int> by_node(const std::vector<int>& leaders) {
+  std::vector<int> order(leaders.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return leaders[static_cast<size_t>(a)] < leaders[static_cast<size_t>(b)]; });
+  return order;
+}
+
 }  // namespace
 
 Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, WaitsFor waits_for,
              const Group* all)
     : control_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
       data_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
-      agreement_(control_.rank(), control_.names(), limits, kMostBuckets,
-                 std::make_unique<MpiMail>(control_, kMailTag)),
+      agreement_(control_.rank(), control_.names(), limits, kMostBuckets),
       inquiry_(control_),
       limits_(limits),
       timeline_(&timeline),
@@ -56,38 +66,59 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
       plans_(data_, pool_, kFirstBucketTag),
       join_(inquiry_),
       stalls_(control_.rank(), control_.names(), limits_, inquiry_) {
-  // One rank's setting is enough to switch it off.
-  if (size() == 1 || !on_all_ranks(comm, limits.shared_memory)) return;
-  const Topology topology = find_topology(comm);
-  if (topology.local_size == size())
-    share_memory();
-  else
-    find_nodes(comm, topology, all);
-}
-
-void Group::find_nodes(MPI_Comm comm, const Topology& topology, const Group* all) {
-  NodeComms comms = split_by_node(comm, topology);
-  const Comm* const job = all == nullptr ? &control_ : &all->control_;
-  if (comms.most > 1) {  // else there is no memory to go through
-    nodes_.emplace(Nodes{Comm::duplicate(comms.local, job), {}, comms.owners});
-    if (comms.cross != MPI_COMM_NULL) nodes_->cross = Comm::duplicate(comms.cross, job);
+  if (size() == 1) {
+    agreement_.use(std::make_unique<TreeMail>(0, std::vector<int>{0}, nullptr, nullptr));
+    return;
   }
-  free_node_comms(comms);
+  const Topology topology = find_topology(comm);
+  // One rank's setting is enough to switch it off.
+  const bool shares = on_all_ranks(comm, limits.shared_memory);
+  if (topology.local_size == size()) {
+    if (!shares || !share_memory()) use_tree(every_rank_alone());
+    return;
+  }
+  std::vector<int> leaders = topology.leaders;
+  data_.set_order(by_node(leaders));
+  data_.set_crosses_network();
+  if (shares)
+    nodes_ = find_nodes(comm, topology, all == nullptr ? &control_ : &all->control_, kMemoryTag, creation_time(),
+                        NodeMail::nbytes, leaders);
+  use_tree(nodes_ ? leaders : every_rank_alone());
 }
 
-void Group::share_memory() {
+std::vector<int> Group::every_rank_alone() const {
+  std::vector<int> leaders(static_cast<size_t>(size()));
+  std::iota(leaders.begin(), leaders.end(), 0);
+  return leaders;
+}
+
+// leaders: by rank, that of the ranks whose memory it shares.
+void Group::use_tree(const std::vector<int>& leaders) {
+  std::unique_ptr<Mail> node;
+  if (nodes_ && nodes_->local.size() > 1) node = std::make_unique<NodeMail>(*nodes_->memory, Places::nbytes());
+  if (leaders[static_cast<size_t>(rank())] == rank())
+    node =
+        std::make_unique<TreeMail>(rank(), leaders, std::make_unique<MpiLetters>(control_, kMailTag), std::move(node));
+  agreement_.use(std::move(node));
+}
+
+std::chrono::seconds Group::creation_time() const {
+  return std::chrono::ceil<std::chrono::seconds>(std::min(limits_.timeout, kLongestCreation));
+}
+
+bool Group::share_memory() {
   std::string why;
-  memory_ = try_share_memory(control_, kMemoryTag, kMailAt + NodeMail::nbytes(size()),
-                             std::chrono::ceil<std::chrono::seconds>(std::min(limits_.timeout, kLongestCreation)), why);
+  memory_ = try_share_memory(control_, kMemoryTag, kMailAt + NodeMail::nbytes(size()), creation_time(), why);
   if (memory_) {
     lane_ = std::make_unique<Lane>(*memory_, 0);
     devices_.use(*memory_, kDevicesAt);
     agreement_.use(std::make_unique<NodeMail>(*memory_, kMailAt));
-    return;
+    return true;
   }
   static std::atomic<bool> told{false};  // one warning for all process sets: the reason is that of the node
   if (!told.exchange(true) && rank() == 0)
     log_warning("the ranks of this node use MPI messages, which is slower: they cannot share memory: " + why);
+  return false;
 }
 
 void Group::submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
@@ -254,6 +285,8 @@ void Group::carry_out(Decision& decision) {
   }
 }
 
+Place Group::place(int tag) { return {data_, pool_, tag, lane_.get(), nodes_ ? &*nodes_ : nullptr}; }
+
 int Group::next_tag() { return static_cast<int>(executions_++ % kAgreedTags); }
 
 void Group::execute_agreed() {
@@ -323,9 +356,9 @@ void Group::execute(const Decision& decision) {
       running.operation = plans_.open(decision.bucket, d, *held->front().ticket, lane_ != nullptr, device, devices_,
                                       nodes_ ? &*nodes_ : nullptr);
     else if (is_staged(d))
-      running.operation = make_staged({data_, pool_, 0, lane_.get()}, [this] { return next_tag(); }, fused, devices_);
+      running.operation = make_staged(place(0), [this] { return next_tag(); }, fused, devices_);
     else
-      running.operation = make_operation({data_, pool_, next_tag(), lane_.get()}, fused);
+      running.operation = make_operation(place(next_tag()), fused);
   } catch (...) {
     throw_for(running.what);
   }
@@ -412,8 +445,10 @@ bool Group::has_left(int job_rank) const {
 
 std::vector<Watch::Peer> Group::processes() const {
   std::vector<Watch::Peer> peers;
-  for (int peer = 0; memory_ && peer < size(); ++peer)
-    if (peer != rank()) peers.push_back({control_.names().job_rank(peer), memory_->pids()[static_cast<size_t>(peer)]});
+  const SharedMemory* const memory = memory_ ? &*memory_ : nodes_ ? nodes_->memory.get() : nullptr;
+  for (int peer = 0; memory != nullptr && peer < memory->size(); ++peer)
+    if (peer != memory->rank())
+      peers.push_back({memory->job_ranks()[static_cast<size_t>(peer)], memory->pids()[static_cast<size_t>(peer)]});
   return peers;
 }
 

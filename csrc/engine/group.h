@@ -16,15 +16,15 @@
 #include "engine/inquiry.h"
 #include "engine/join.h"
 #include "engine/limits.h"
+#include "engine/operations.h"
 #include "engine/plans.h"
 #include "engine/run_queue.h"
 #include "engine/stalls.h"
 #include "engine/ticket.h"
 #include "engine/watch.h"
 #include "messages/comm.h"
-#include "messages/topology.h"
 #include "node/allreduce_node.h"
-#include "nodes/allreduce_bucket_nodes.h"
+#include "nodes/nodes.h"
 
 namespace collective {
 
@@ -96,8 +96,10 @@ class Group {
     // What it waits for while it is not ready.
     std::string waits_text() const;
   };
-  void share_memory();
-  void find_nodes(MPI_Comm comm, const Topology& topology, const Group* all);
+  bool share_memory();
+  void use_tree(const std::vector<int>& leaders);
+  std::vector<int> every_rank_alone() const;
+  std::chrono::seconds creation_time() const;  // that making shared memory may take
   // Finishes a ticket with what went wrong in this group.
   void refuse(Ticket& ticket, ErrorCode code, const std::string& text) { finish_(ticket, code, label() + text); }
   bool submit_what_is_ready();
@@ -109,6 +111,7 @@ class Group {
   bool look_at_devices(const Decision& decision);
   void execute(const Decision& decision);
   int next_tag();
+  Place place(int tag);
   void start(std::shared_ptr<Ticket> ticket, uint32_t bucket, std::unique_ptr<Operation> operation,
              std::shared_ptr<void> keep);
   void start_demanded();

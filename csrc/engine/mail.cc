@@ -6,18 +6,6 @@
 
 namespace collective {
 
-void MpiMail::send(std::string bytes) {
-  const auto shared = std::make_shared<const std::string>(std::move(bytes));
-  const bool to_all = comm_->rank() == 0;
-  for (int peer = to_all ? 1 : 0; peer < (to_all ? comm_->size() : 1); ++peer)
-    outgoing_.push_back({shared, comm_->isend(shared->data(), shared->size(), peer, tag_ + (to_all ? 1 : 0))});
-}
-
-bool MpiMail::sent() {
-  while (!outgoing_.empty() && outgoing_.front().request.done()) outgoing_.pop_front();
-  return outgoing_.empty();
-}
-
 namespace {
 
 // These two pair: whoever looks and sees a published value also sees everything that was done before publish().

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/ranges.h"
 #include "base/thresholds.h"
 #include "messages/alltoall.h"
 #include "messages/broadcast.h"
@@ -11,6 +12,7 @@
 #include "messages/ring.h"
 #include "node/exchange_node.h"
 #include "node/reduce_scatter_node.h"
+#include "nodes/allreduce_nodes.h"
 
 namespace collective {
 namespace {
@@ -40,6 +42,27 @@ size_t most_rows(const Task& task) {
   return static_cast<size_t>(*std::max_element(task.rows->begin(), task.rows->end()));
 }
 
+bool runs_in_lane(const Place& place, const std::vector<Task>& bucket) {
+  if (place.lane == nullptr) return false;
+  const Descriptor& d = *bucket[0].descriptor;
+  switch (d.kind) {
+    case Kind::kAllreduce: return d.op != ReduceOp::kAdasum;  // that needs whole tensors, not slices of them
+    case Kind::kAlltoall:
+      return place.comm.size() == 2 ||
+             most_rows(bucket[0]) * row_elements(d) * size_of(d.dtype) <= thresholds::kAlltoallByMessages;
+    case Kind::kBarrier:
+    case Kind::kBuckets:
+    case Kind::kPair:
+    case Kind::kRefusal: return false;
+    default: return true;
+  }
+}
+
+// Whether it goes through the memory of several nodes.
+bool goes_through_nodes(const Place& place, const Descriptor& d) {
+  return place.nodes != nullptr && d.kind == Kind::kAllreduce && d.op != ReduceOp::kAdasum;
+}
+
 Made make_allreduce(const Place& place, const std::vector<Task>& bucket) {
   std::vector<Slot> slots;
   for (const Task& task : bucket) {
@@ -48,6 +71,8 @@ Made make_allreduce(const Place& place, const std::vector<Task>& bucket) {
   }
   const AllreduceSpec spec = spec_of(*bucket[0].descriptor);
   if (runs_in_lane(place, bucket)) return std::make_unique<AllreduceNode>(*place.lane, spec, std::move(slots));
+  if (goes_through_nodes(place, *bucket[0].descriptor))
+    return std::make_unique<AllreduceNodes>(*place.nodes, place.comm.size(), place.pool, spec, std::move(slots));
   return std::make_unique<Allreduce>(place.comm, place.pool, place.tag, spec, std::move(slots));
 }
 
@@ -74,7 +99,7 @@ Made make_allgather(const Place& place, const Task& task) {
   copy(ticket.output.data() + offsets[me], task.data.in, offsets[me + 1] - offsets[me]);
   if (place.comm.size() == 1) return nullptr;
   return std::make_unique<Ring>(place.comm, place.pool, place.tag, Ring::Phases::kAllgather, ticket.output.data(),
-                                ticket.output.data(), std::move(offsets), Arithmetic{DType::kUInt8, ReduceOp::kSum});
+                                ticket.output.data(), ranges_of(offsets), Arithmetic{DType::kUInt8, ReduceOp::kSum});
 }
 
 Made make_alltoall(const Place& place, const Task& task) {
@@ -166,20 +191,8 @@ Made make_scatter(const Place& place, const Task& task) {
 
 }  // namespace
 
-bool runs_in_lane(const Place& place, const std::vector<Task>& bucket) {
-  if (place.lane == nullptr) return false;
-  const Descriptor& d = *bucket[0].descriptor;
-  switch (d.kind) {
-    case Kind::kAllreduce: return d.op != ReduceOp::kAdasum;  // that needs whole tensors, not slices of them
-    case Kind::kAlltoall:
-      return place.comm.size() == 2 ||
-             most_rows(bucket[0]) * row_elements(d) * size_of(d.dtype) <= thresholds::kAlltoallByMessages;
-    case Kind::kBarrier:
-    case Kind::kBuckets:
-    case Kind::kPair:
-    case Kind::kRefusal: return false;
-    default: return true;
-  }
+bool takes_turns(const Place& place, const std::vector<Task>& bucket) {
+  return runs_in_lane(place, bucket) || goes_through_nodes(place, *bucket[0].descriptor);
 }
 
 std::unique_ptr<Operation> make_operation(const Place& place, const std::vector<Task>& bucket) {

@@ -7,6 +7,7 @@
 #include "device/device.h"
 #include "engine/ticket.h"
 #include "node/allreduce_node.h"
+#include "nodes/nodes.h"
 
 namespace collective {
 
@@ -25,11 +26,12 @@ struct Place {
   const Comm& comm;
   BufferPool& pool;
   int tag;
-  Lane* lane;  // of the node's shared memory; null where the ranks do not share any
+  Lane* lane;          // of the node's shared memory; null where the ranks do not share any
+  const Nodes* nodes;  // where they are on several nodes, and share memory there; else null
 };
 
-// Whether the operation goes through the lane, so that it has to be made in the agreed order.
-bool runs_in_lane(const Place& place, const std::vector<Task>& bucket);
+// Whether the operation takes turns with others in shared memory, so that it has to be made in the agreed order.
+bool takes_turns(const Place& place, const std::vector<Task>& bucket);
 
 // The operation for a bucket of tasks (several for an all-reduce only); null when there is nothing to send. Tickets
 // get their `output` and `rows` where the operation's result has a size of its own.

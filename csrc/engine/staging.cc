@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/ranges.h"
 #include "base/thresholds.h"
 #include "device/allreduce_device.h"
 #include "device/allreduce_device_ring.h"
 #include "device/staged.h"
-#include "messages/ring.h"
 
 namespace collective {
 namespace {
@@ -147,14 +147,14 @@ std::unique_ptr<Operation> make_staged(const Place& place, const std::function<i
     }
   }
   for (size_t i = 0; i < parts.size(); ++i) {
-    const auto make = [&comm = place.comm, &pool = place.pool, tag = next_tag(), lane = place.lane,
+    const auto make = [here = Place{place.comm, place.pool, next_tag(), place.lane, place.nodes},
                        host = std::move(tasks[i])] {
       std::vector<Task> views;
       for (const HostTask& task : host)
         views.push_back({task.ticket, &task.descriptor, task.data, &task.splits, &task.rows, nullptr});
-      return make_operation({comm, pool, tag, lane}, views);
+      return make_operation(here, views);
     };
-    if (runs_in_lane(place, bucket))
+    if (takes_turns(place, bucket))
       parts[i].operation = make();
     else
       parts[i].make = make;

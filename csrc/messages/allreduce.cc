@@ -6,12 +6,11 @@
 #include "base/thresholds.h"
 #include "messages/allreduce_direct.h"
 #include "messages/allreduce_doubling.h"
+#include "messages/arrangement.h"
 #include "messages/ring.h"
 #include "reduce/identity.h"
 
 namespace collective {
-namespace {}  // namespace
-
 Allreduce::Allreduce(const Comm& comm, BufferPool& pool, int tag, const AllreduceSpec& spec, std::vector<Slot> slots,
                      void* storage)
     : comm_(&comm),
@@ -21,12 +20,16 @@ Allreduce::Allreduce(const Comm& comm, BufferPool& pool, int tag, const Allreduc
       scaling_(scaling_of(spec, comm.size(), Passes::kSteps)),
       slots_(std::move(slots)) {
   for (const Slot& slot : slots_) total_ += slot.count;
-  if (storage == nullptr && slots_.size() > 1)
-    arrange(std::exchange(slots_, {}));
-  else if (is_short(total_))
+  if (storage == nullptr && slots_.size() > 1) {
+    Arrangement made = arrange(spec, std::move(slots_), comm.size());
+    slots_ = std::move(made.slots);
+    short_ = made.short_count;
+    chunks_ = ranges_of(made.chunks);
+  } else if (is_short(spec, total_)) {
     short_ = total_;
-  else
-    chunks_ = even_offsets(total_, 1, comm.size());
+  } else {
+    chunks_ = ranges_of(even_offsets(total_, 1, comm.size()));
+  }
   const bool alone = storage == nullptr && slots_.size() == 1 && spec.wire == spec.dtype && slots_[0].in != nullptr &&
                      slots_[0].out != nullptr;
   if (alone) {
@@ -42,31 +45,6 @@ Allreduce::Allreduce(const Comm& comm, BufferPool& pool, int tag, const Allreduc
     bucket_ = pooled_.data();
   }
   reduce_in_ = bucket_;
-}
-
-bool Allreduce::is_short(size_t count) const {
-  return count * size_of(spec_.wire) < thresholds::kRing || spec_.op == ReduceOp::kAdasum;
-}
-
-void Allreduce::arrange(std::vector<Slot> slots) {
-  const auto long_ones =
-      std::stable_partition(slots.begin(), slots.end(), [this](const Slot& s) { return is_short(s.count); });
-  slots_.assign(slots.begin(), long_ones);
-  for (const Slot& slot : slots_) short_ += slot.count;
-  if (long_ones == slots.end()) return;
-  std::vector<std::vector<size_t>> ends;
-  for (auto slot = long_ones; slot != slots.end(); ++slot) ends.push_back(even_offsets(slot->count, 1, comm_->size()));
-  chunks_.push_back(0);
-  for (size_t rank = 0; rank < static_cast<size_t>(comm_->size()); ++rank) {
-    chunks_.push_back(chunks_.back());
-    for (size_t i = 0; i < ends.size(); ++i) {
-      const Slot& slot = *(long_ones + static_cast<std::ptrdiff_t>(i));
-      const size_t skip = ends[i][rank] * size_of(spec_.dtype), count = ends[i][rank + 1] - ends[i][rank];
-      slots_.push_back({slot.in == nullptr ? nullptr : static_cast<const std::byte*>(slot.in) + skip,
-                        slot.out == nullptr ? nullptr : static_cast<std::byte*>(slot.out) + skip, count});
-      chunks_.back() += count;
-    }
-  }
 }
 
 template <typename Copy>

@@ -4,13 +4,8 @@
 // message, and scattered back (cast again). A tensor that goes alone in its own type is reduced where it lies.
 //
 // Which tensors share a bucket depends on which are ready together, and so on timing. The value of an element must not:
-// it is summed in an order that follows from its own tensor alone. Short tensors are added in the order of
-// allreduce_doubling, however many are sent together; each long one is cut into a chunk per rank, and a chunk of the
-// ring holds that chunk of every long tensor:
-//
-//      [ short tensors | x0 y0 z0 | x1 y1 z1 | x2 y2 z2 ]        p = 3; x0 = chunk 0 of the long tensor x
-//
-// A bucket with storage of its own has one layout for ever, and is treated as a single tensor.
+// it is summed in an order that follows from its own tensor alone (arrangement.h). A bucket with storage of its own has
+// one layout for ever, and is treated as a single tensor.
 //
 // short:              fewer than 16 KiB in the wire's type, or Adasum. Long: everything else
 // reductions:         short tensors by allreduce_doubling, if they are short together, else by allreduce_direct; then
@@ -27,6 +22,7 @@
 
 #include "base/buffer.h"
 #include "base/operation.h"
+#include "base/ranges.h"
 #include "messages/comm.h"
 #include "reduce/spec.h"
 
@@ -50,8 +46,6 @@ class Allreduce final : public Operation {
   // Walks all slots, calling `copy(slot, first element, count, bucket position)`; one piece per call; true at the end.
   template <typename Copy>
   bool walk(const Copy& copy);
-  void arrange(std::vector<Slot> slots);
-  bool is_short(size_t count) const;
   void start_reducing();
   bool next_reduction();
 
@@ -60,11 +54,11 @@ class Allreduce final : public Operation {
   int tag_;
   AllreduceSpec spec_;
   Scaling scaling_;
-  std::vector<Slot> slots_;     // in the bucket's order, where long tensors are in pieces
-  size_t total_ = 0;            // elements
-  size_t short_ = 0;            // of these, the leading ones, which are reduced as short tensors
-  std::vector<size_t> chunks_;  // offsets of the ring's chunks behind them; empty: no ring
-  int reductions_ = 0;          // started
+  std::vector<Slot> slots_;    // in the bucket's order, where long tensors are in pieces
+  size_t total_ = 0;           // elements
+  size_t short_ = 0;           // of these, the leading ones, which are reduced as short tensors
+  std::vector<Range> chunks_;  // of the ring, behind them; empty: no ring
+  int reductions_ = 0;         // started
   std::byte* bucket_ = nullptr;
   PooledBuffer pooled_;
   const void* reduce_in_;

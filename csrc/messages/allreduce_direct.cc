@@ -4,7 +4,7 @@
 #include <bit>
 #include <cstring>
 
-#include "messages/ring.h"
+#include "base/ranges.h"
 
 namespace collective {
 namespace {

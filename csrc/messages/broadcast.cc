@@ -1,5 +1,7 @@
 #include "messages/broadcast.h"
 
+#include <algorithm>
+
 #include "base/thresholds.h"
 
 namespace collective {
@@ -9,13 +11,18 @@ Broadcast::Broadcast(const Comm& comm, int tag, int root, void* data, size_t nby
       tag_(tag),
       data_(static_cast<std::byte*>(data)),
       nbytes_(nbytes),
-      segments_((nbytes + kSegmentBytes - 1) / kSegmentBytes) {
+      cut_(comm.segments(kSegments)),
+      segments_((nbytes + cut_.nbytes - 1) / cut_.nbytes),
+      receives_(std::min(segments_, cut_.depth)) {
   const int p = comm.size();
-  const int place = (comm.rank() - root + p) % p;  // 0 is the root
-  const auto rank_at = [&](int other) { return (other + root) % p; };
+  const auto& order = comm.order();
+  const auto of_root = static_cast<int>(std::find(order.begin(), order.end(), root) - order.begin());
+  const int place = (comm.position() - of_root + p) % p;  // 0 is the root
+  const auto rank_at = [&](int other) { return comm.at(other + of_root); };
   const auto add_child = [&](int other) {
     children_.emplace_back();
     children_.back().rank = rank_at(other);
+    children_.back().sends.resize(receives_.size());
   };
   if (nbytes >= thresholds::kBroadcastChain) {
     if (place > 0) parent_ = rank_at(place - 1);
@@ -32,14 +39,15 @@ Broadcast::Broadcast(const Comm& comm, int tag, int root, void* data, size_t nby
 
 Step Broadcast::step() {
   bool moved = false;
-  for (; posted_ < segments_ && posted_ - received_ < kDepth; ++posted_, moved = true)
-    receives_[posted_ % kDepth] = comm_->irecv(data_ + begin(posted_), length(posted_), parent_, tag_);
-  for (; received_ < posted_ && receives_[received_ % kDepth].done(); ++received_) moved = true;
+  const size_t depth = receives_.size();
+  for (; posted_ < segments_ && posted_ - received_ < depth; ++posted_, moved = true)
+    receives_[posted_ % depth] = comm_->irecv(data_ + begin(posted_), length(posted_), parent_, tag_);
+  for (; received_ < posted_ && receives_[received_ % depth].done(); ++received_) moved = true;
   bool done = received_ == segments_;
   for (Child& child : children_) {
-    for (; child.done < child.started && child.sends[child.done % kDepth].done(); ++child.done) moved = true;
-    for (; child.started < received_ && child.started - child.done < kDepth; ++child.started, moved = true)
-      child.sends[child.started % kDepth] =
+    for (; child.done < child.started && child.sends[child.done % depth].done(); ++child.done) moved = true;
+    for (; child.started < received_ && child.started - child.done < depth; ++child.started, moved = true)
+      child.sends[child.started % depth] =
           comm_->isend(data_ + begin(child.started), length(child.started), child.rank, tag_);
     done &= child.done == segments_;
   }

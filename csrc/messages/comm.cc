@@ -62,6 +62,9 @@ Comm Comm::duplicate(MPI_Comm parent, const Comm* job) {
   check(MPI_Comm_set_errhandler(result.comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   check(MPI_Comm_rank(result.comm_, &result.rank_), "MPI_Comm_rank");
   check(MPI_Comm_size(result.comm_, &result.size_), "MPI_Comm_size");
+  result.order_.resize(static_cast<size_t>(result.size_));
+  std::iota(result.order_.begin(), result.order_.end(), 0);
+  result.position_ = result.rank_;
   if (job == nullptr) {
     result.names_ = RankNames::of_job(result.size_);
     return result;
@@ -82,13 +85,19 @@ Comm::Comm(Comm&& other) noexcept
     : comm_(std::exchange(other.comm_, MPI_COMM_NULL)),
       rank_(other.rank_),
       size_(other.size_),
-      names_(std::move(other.names_)) {}
+      names_(std::move(other.names_)),
+      order_(std::move(other.order_)),
+      position_(other.position_),
+      crosses_network_(other.crosses_network_) {}
 
 Comm& Comm::operator=(Comm&& other) noexcept {
   comm_ = std::exchange(other.comm_, MPI_COMM_NULL);
   rank_ = other.rank_;
   size_ = other.size_;
   names_ = std::move(other.names_);
+  order_ = std::move(other.order_);
+  position_ = other.position_;
+  crosses_network_ = other.crosses_network_;
   return *this;
 }
 
@@ -96,6 +105,11 @@ Comm::~Comm() = default;
 
 void Comm::release() {
   if (comm_ != MPI_COMM_NULL && !mpi_is_finalized()) check(MPI_Comm_free(&comm_), "MPI_Comm_free");
+}
+
+void Comm::set_order(std::vector<int> order) {
+  order_ = std::move(order);
+  position_ = static_cast<int>(std::find(order_.begin(), order_.end(), rank_) - order_.begin());
 }
 
 Request Comm::isend(const void* data, size_t nbytes, int peer, int tag) const {

@@ -5,7 +5,7 @@
 namespace collective {
 
 Exchange::Exchange(const Comm& comm, int tag, const std::vector<Send>& sends, const std::vector<Receive>& receives)
-    : comm_(&comm), tag_(tag) {
+    : comm_(&comm), tag_(tag), cut_(comm.segments(kSegments)) {
   transfers_.reserve(sends.size() + receives.size());
   for (const Receive& receive : receives)
     add(true, receive.peer, static_cast<std::byte*>(receive.data), receive.nbytes);
@@ -15,7 +15,8 @@ Exchange::Exchange(const Comm& comm, int tag, const std::vector<Send>& sends, co
 
 void Exchange::add(bool receives, int peer, std::byte* data, size_t nbytes) {
   if (nbytes == 0) return;
-  Transfer transfer{receives, peer, data, nbytes, (nbytes + kSegmentBytes - 1) / kSegmentBytes, 0, 0, {}};
+  Transfer transfer{receives, peer, data, nbytes, (nbytes + cut_.nbytes - 1) / cut_.nbytes, 0, 0, {}};
+  transfer.requests.resize(std::min(transfer.segments, cut_.depth));
   transfers_.push_back(std::move(transfer));
 }
 
@@ -23,12 +24,13 @@ Step Exchange::step() {
   bool moved = false;
   bool done = true;
   for (Transfer& t : transfers_) {
-    for (; t.done < t.started && t.requests[t.done % kDepth].done(); ++t.done) moved = true;
-    for (; t.started < t.segments && t.started - t.done < kDepth; ++t.started, moved = true) {
-      const size_t begin = t.started * kSegmentBytes;
-      const size_t nbytes = std::min(kSegmentBytes, t.nbytes - begin);
-      t.requests[t.started % kDepth] = t.receives ? comm_->irecv(t.data + begin, nbytes, t.peer, tag_)
-                                                  : comm_->isend(t.data + begin, nbytes, t.peer, tag_);
+    const size_t depth = t.requests.size();
+    for (; t.done < t.started && t.requests[t.done % depth].done(); ++t.done) moved = true;
+    for (; t.started < t.segments && t.started - t.done < depth; ++t.started, moved = true) {
+      const size_t begin = t.started * cut_.nbytes;
+      const size_t nbytes = std::min(cut_.nbytes, t.nbytes - begin);
+      t.requests[t.started % depth] = t.receives ? comm_->irecv(t.data + begin, nbytes, t.peer, tag_)
+                                                 : comm_->isend(t.data + begin, nbytes, t.peer, tag_);
     }
     done &= t.done == t.segments;
   }

@@ -8,12 +8,11 @@
 // steps:              1, with all peers at once
 // bytes on the wire:  those of the transfers, each directly and once; an empty one sends no message
 // memory traffic:     none: sent from and received into the caller's memory
-// limits:             segments of 1 MiB, 4 in flight per peer and direction; nothing spreads the load, so a root with
-//                     p-1 transfers is only as fast as its own link
+// limits:             segments of 1 MiB, 4 in flight per peer and direction, or kNetworkSegments; nothing spreads the
+//                     load, so a root with p-1 transfers is only as fast as its own link
 // source:             MPI_Isend and MPI_Irecv of the MPI standard, whose messages of one tag and pair keep their order
 #pragma once
 
-#include <array>
 #include <vector>
 
 #include "base/operation.h"
@@ -41,8 +40,7 @@ class Exchange final : public Operation {
 
  private:
   // Large enough that MPI's rendezvous costs little, small enough for an int and for several peers at once.
-  static constexpr size_t kSegmentBytes = size_t{1} << 20;
-  static constexpr size_t kDepth = 4;
+  static constexpr Segments kSegments{size_t{1} << 20, 4};
 
   struct Transfer {
     bool receives;
@@ -50,12 +48,13 @@ class Exchange final : public Operation {
     std::byte* data;
     size_t nbytes;
     size_t segments, started = 0, done = 0;
-    std::array<Request, kDepth> requests;
+    std::vector<Request> requests;
   };
   void add(bool receives, int peer, std::byte* data, size_t nbytes);
 
   const Comm* comm_;
   int tag_;
+  Segments cut_;
   std::vector<Transfer> transfers_;
 };
 

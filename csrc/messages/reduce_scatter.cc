@@ -42,7 +42,7 @@ void ReduceScatter::start_reducing() {
   if (comm_->size() == 1) return;
   const std::byte* const source = packs_ ? scratch_.data() : in_;
   current_ = std::make_unique<Ring>(*comm_, *pool_, tag_, Ring::Phases::kReduceScatter, source, scratch_.data(),
-                                    offsets_, scaling_.arithmetic);
+                                    ranges_of(offsets_), scaling_.arithmetic);
 }
 
 std::unique_ptr<ReduceScatter> ReduceScatter::to_root(const Comm& comm, BufferPool& pool, int tag,

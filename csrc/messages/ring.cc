@@ -5,32 +5,25 @@
 
 namespace collective {
 
-std::vector<size_t> even_offsets(size_t rows, size_t row_elements, int p) {
-  const auto parts = static_cast<size_t>(p);
-  std::vector<size_t> offsets(parts + 1);
-  for (size_t i = 0; i <= parts; ++i) offsets[i] = (rows / parts * i + std::min(i, rows % parts)) * row_elements;
-  return offsets;
-}
-
 void Schedule::enter() {
   position_ = 0;
-  const int p = static_cast<int>(offsets_->size()) - 1;
+  const int p = static_cast<int>(chunks_->size());
   chunk_ = (chunk_ % p + p) % p;
-  while (step_ < steps_ && (*offsets_)[static_cast<size_t>(chunk_)] == (*offsets_)[static_cast<size_t>(chunk_) + 1]) {
+  while (step_ < steps_ && chunk().count() == 0) {
     ++step_;
     chunk_ = (chunk_ + p - 1) % p;
   }
 }
 
 Segment Schedule::front() const {
-  const size_t begin = (*offsets_)[static_cast<size_t>(chunk_)] + position_;
-  return {step_, begin, std::min(segment_count_, (*offsets_)[static_cast<size_t>(chunk_) + 1] - begin)};
+  const size_t begin = chunk().begin + position_;
+  return {step_, begin, std::min(segment_count_, chunk().end - begin)};
 }
 
 void Schedule::pop() {
   const Segment segment = front();
   position_ += segment.count;
-  if (segment.begin + segment.count < (*offsets_)[static_cast<size_t>(chunk_) + 1]) return;
+  if (segment.begin + segment.count < chunk().end) return;
   ++step_;
   --chunk_;
   enter();
@@ -39,42 +32,49 @@ void Schedule::pop() {
 namespace {
 
 // The chunk that is sent in step 0: after a reduce-scatter alone rank r is to hold chunk r, hence the -1.
-int first_chunk(Ring::Phases phases, int rank) { return phases == Ring::Phases::kReduceScatter ? rank - 1 : rank; }
+int first_chunk(Ring::Phases phases, int position) {
+  return phases == Ring::Phases::kReduceScatter ? position - 1 : position;
+}
 
 int step_count(Ring::Phases phases, int size) { return phases == Ring::Phases::kAllreduce ? 2 * (size - 1) : size - 1; }
+
+// By rank -> by place in the ring.
+std::vector<Range> in_order(const Comm& comm, const std::vector<Range>& chunks) {
+  std::vector<Range> ordered;
+  for (const int rank : comm.order()) ordered.push_back(chunks[static_cast<size_t>(rank)]);
+  return ordered;
+}
 
 }  // namespace
 
 Ring::Ring(const Comm& comm, BufferPool& pool, int tag, Phases phases, const void* in, void* out,
-           std::vector<size_t> offsets, const Arithmetic& arithmetic, RingReducer* reducer)
+           const std::vector<Range>& chunks, const Arithmetic& arithmetic, RingReducer* reducer)
     : comm_(&comm),
       tag_(tag),
-      left_((comm.rank() + comm.size() - 1) % comm.size()),
-      right_((comm.rank() + 1) % comm.size()),
+      left_(comm.at(comm.position() - 1)),
+      right_(comm.at(comm.position() + 1)),
       reduce_steps_(phases == Phases::kAllgather ? 0 : comm.size() - 1),
       in_(static_cast<const std::byte*>(in)),
       out_(static_cast<std::byte*>(out)),
-      offsets_(std::move(offsets)),
+      chunks_(in_order(comm, chunks)),
       arithmetic_(arithmetic),
       reducer_(reducer),
       element_size_(size_of(arithmetic.dtype)),
-      segment_count_((reducer != nullptr ? reducer->segment_bytes() : kSegmentBytes) / element_size_),
-      depth_(reducer != nullptr ? reducer->depth() : kDepth),
-      to_send_(offsets_, first_chunk(phases, comm.rank()), step_count(phases, comm.size()), segment_count_),
-      to_post_(offsets_, first_chunk(phases, comm.rank()) - 1, step_count(phases, comm.size()), segment_count_),
+      segment_count_((reducer != nullptr ? reducer->segment_bytes() : comm.segments(kSegments).nbytes) / element_size_),
+      depth_(reducer != nullptr ? reducer->depth() : comm.segments(kSegments).depth),
+      to_send_(chunks_, first_chunk(phases, comm.position()), step_count(phases, comm.size()), segment_count_),
+      to_post_(chunks_, first_chunk(phases, comm.position()) - 1, step_count(phases, comm.size()), segment_count_),
       to_complete_(to_post_),
       sends_(depth_),
       receives_(depth_) {
-  const auto segments_of = [this](size_t chunk) {
-    return (offsets_[chunk + 1] - offsets_[chunk] + segment_count_ - 1) / segment_count_;
-  };
+  const auto segments_of = [this](const Range& chunk) { return (chunk.count() + segment_count_ - 1) / segment_count_; };
   const int p = comm.size();
-  own_segments_ = segments_of(static_cast<size_t>((first_chunk(phases, comm.rank()) + p) % p));
+  own_segments_ = segments_of(chunks_[static_cast<size_t>((first_chunk(phases, comm.position()) + p) % p)]);
   total_segments_ = 0;
   size_t largest = 0;
-  for (size_t chunk = 0; chunk + 1 < offsets_.size(); ++chunk) {
+  for (const Range& chunk : chunks_) {
     total_segments_ += segments_of(chunk);
-    largest = std::max(largest, offsets_[chunk + 1] - offsets_[chunk]);
+    largest = std::max(largest, chunk.count());
   }
   scratch_stride_ = std::min(largest, segment_count_) * element_size_;
   if (reduce_steps_ == 0 || largest == 0) return;
@@ -84,6 +84,12 @@ Ring::Ring(const Comm& comm, BufferPool& pool, int tag, Phases phases, const voi
     pooled_ = pool.take(depth_ * scratch_stride_);
     scratch_ = pooled_.data();
   }
+}
+
+Ring::Ring(const Comm& comm, BufferPool& pool, int tag, RingSource& source, void* out, const std::vector<Range>& chunks,
+           const Arithmetic& arithmetic)
+    : Ring(comm, pool, tag, Phases::kAllreduce, nullptr, out, chunks, arithmetic) {
+  source_ = &source;
 }
 
 Step Ring::step() {
@@ -118,11 +124,15 @@ bool Ring::complete_receives() {
   if (segment.step < reduce_steps_) {
     const size_t offset = segment.begin * element_size_;
     const bool last = segment.step == reduce_steps_ - 1;
-    if (reducer_ != nullptr)
+    if (source_ != nullptr)
+      source_->combine(scratch(receives_taken_), {segment.begin, segment.begin + segment.count}, last);
+    else if (reducer_ != nullptr)
       reducer_->start(arithmetic_, out_ + offset, scratch(receives_taken_), in_ + offset, segment.count, last);
     else
       arithmetic_.combine(out_ + offset, scratch(receives_taken_), in_ + offset, segment.count, last);
     combined_total_ = receives_taken_ + 1;
+  } else if (source_ != nullptr) {
+    source_->take({segment.begin, segment.begin + segment.count});
   }
   to_complete_.pop();
   ++receives_taken_;
@@ -154,7 +164,8 @@ bool Ring::start_sends() {
          (sends_started_ < own_segments_ || receives_done_ > sends_started_ - own_segments_)) {
     const Segment segment = to_send_.front();
     const bool untouched = segment.step == 0 && reduce_steps_ > 0;
-    const std::byte* source = (untouched ? in_ : out_) + segment.begin * element_size_;
+    if (untouched && source_ != nullptr) source_->store({segment.begin, segment.begin + segment.count});
+    const std::byte* source = (untouched && source_ == nullptr ? in_ : out_) + segment.begin * element_size_;
     sends_[sends_started_ % depth_] = comm_->isend(source, segment.count * element_size_, right_, tag_);
     to_send_.pop();
     ++sends_started_;

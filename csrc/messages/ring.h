@@ -12,7 +12,8 @@
 //   k=2..3                                                all-gather: the complete chunks go round once more
 //
 // A chunk travels in segments, and a segment is forwarded as soon as it is reduced, so that after the first one
-// receiving, reducing and sending go on at the same time; receives are posted before their data comes.
+// receiving, reducing and sending go on at the same time; receives are posted before their data comes. The ring visits
+// the ranks of a node one after the other (Comm::order()), so that each byte enters and leaves a node once.
 //
 // steps:              2(p-1) for an all-reduce, p-1 for either half
 // bytes on the wire:  2(p-1)/p N per rank each way (the lower bound); half of it for either half
@@ -26,13 +27,11 @@
 
 #include "base/buffer.h"
 #include "base/operation.h"
+#include "base/ranges.h"
 #include "messages/comm.h"
 #include "reduce/arithmetic.h"
 
 namespace collective {
-
-// p+1 offsets that cut `rows` rows of row_elements elements into p nearly equal chunks, the first ones longer.
-std::vector<size_t> even_offsets(size_t rows, size_t row_elements, int p);
 
 struct Segment {
   int step;
@@ -42,8 +41,8 @@ struct Segment {
 // Walks the segments of one chunk per step, chunk indices falling by one from step to step.
 class Schedule {
  public:
-  Schedule(const std::vector<size_t>& offsets, int first_chunk, int steps, size_t segment_count)
-      : offsets_(&offsets), chunk_(first_chunk), steps_(steps), segment_count_(segment_count) {
+  Schedule(const std::vector<Range>& chunks, int first_chunk, int steps, size_t segment_count)
+      : chunks_(&chunks), chunk_(first_chunk), steps_(steps), segment_count_(segment_count) {
     enter();
   }
   bool done() const { return step_ >= steps_; }
@@ -52,7 +51,8 @@ class Schedule {
 
  private:
   void enter();  // the next chunk that is not empty
-  const std::vector<size_t>* offsets_;
+  const Range& chunk() const { return (*chunks_)[static_cast<size_t>(chunk_)]; }
+  const std::vector<Range>* chunks_;
   int chunk_, steps_;
   size_t segment_count_;
   int step_ = 0;
@@ -74,24 +74,37 @@ class RingReducer {
   virtual std::byte* scratch() = 0;
 };
 
+// A rank's contribution to an all-reduce, and its use of the results, where the elements do not lie in one array.
+class RingSource {
+ public:
+  virtual ~RingSource() = default;
+  // Elements of this rank to their place in `out`.
+  virtual void store(Range elements) = 0;
+  // Combines what has been received with this rank's elements, to their place in `out`; `last`: these are results.
+  virtual void combine(const void* received, Range elements, bool last) = 0;
+  // Results have been received to their place in `out`.
+  virtual void take(Range elements) = 0;
+};
+
 class Ring final : public Operation {
  public:
   enum class Phases { kReduceScatter, kAllgather, kAllreduce };
 
-  // offsets: p+1 element offsets of the chunks, the same on all ranks. After a reduce-scatter rank r holds chunk r;
-  // before an all-gather its chunk r must be in `out`. `in` and `out` have offsets[p] elements and may be equal; a
-  // reduce-scatter leaves partial sums in the other chunks of `out`. reducer: what combines, where the data is not in
-  // host memory; null: this processor.
+  // chunks: by rank, in elements, the same on all ranks. After a reduce-scatter rank r holds chunk r; before an
+  // all-gather its chunk r must be in `out`. `in` and `out` may be equal; a reduce-scatter leaves partial sums in the
+  // other chunks of `out`. reducer: what combines, where the data is not in host memory; null: this processor.
   Ring(const Comm& comm, BufferPool& pool, int tag, Phases phases, const void* in, void* out,
-       std::vector<size_t> offsets, const Arithmetic& arithmetic, RingReducer* reducer = nullptr);
+       const std::vector<Range>& chunks, const Arithmetic& arithmetic, RingReducer* reducer = nullptr);
+  // An all-reduce of what the source has, which must outlive it.
+  Ring(const Comm& comm, BufferPool& pool, int tag, RingSource& source, void* out, const std::vector<Range>& chunks,
+       const Arithmetic& arithmetic);
 
   Step step() override;
   std::string describe() const override;
 
  private:
-  // Four segments of 128 KiB in flight each way: chosen by measurements over shared memory, 2 ranks.
-  static constexpr size_t kSegmentBytes = size_t{128} << 10;
-  static constexpr size_t kDepth = 4;
+  // On a node, each way: chosen by measurements over shared memory, 2 ranks.
+  static constexpr Segments kSegments{size_t{128} << 10, 4};
 
   bool complete_sends();
   bool take_combined();
@@ -107,9 +120,10 @@ class Ring final : public Operation {
   int reduce_steps_;  // how many of the steps reduce: the first ones
   const std::byte* in_;
   std::byte* out_;
-  std::vector<size_t> offsets_;
+  std::vector<Range> chunks_;  // in the order of the ring
   Arithmetic arithmetic_;
   RingReducer* reducer_;
+  RingSource* source_ = nullptr;  // in place of in_
   size_t element_size_;
   size_t segment_count_, depth_;
 

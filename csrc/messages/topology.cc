@@ -28,6 +28,7 @@ Topology find_topology(MPI_Comm comm) {
   std::map<int, int> node_sizes;
   for (const Place& place : places) {
     ++node_sizes[place.leader];
+    t.leaders.push_back(place.leader);
     if (place.local_rank != t.local_rank) continue;
     ++t.cross_size;
     if (place.leader < leader) ++t.cross_rank;
@@ -37,20 +38,37 @@ Topology find_topology(MPI_Comm comm) {
   return t;
 }
 
-NodeComms split_by_node(MPI_Comm comm, const Topology& topology) {
-  NodeComms comms{MPI_COMM_NULL, MPI_COMM_NULL, 0, 0};
-  check(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, topology.rank, MPI_INFO_NULL, &comms.local),
-        "MPI_Comm_split_type");
-  check(MPI_Allreduce(&topology.local_size, &comms.owners, 1, MPI_INT, MPI_MIN, comm), "MPI_Allreduce");
-  check(MPI_Allreduce(&topology.local_size, &comms.most, 1, MPI_INT, MPI_MAX, comm), "MPI_Allreduce");
-  const int color = topology.local_rank < comms.owners ? topology.local_rank : MPI_UNDEFINED;
-  check(MPI_Comm_split(comm, color, topology.rank, &comms.cross), "MPI_Comm_split");
-  return comms;
+namespace {
+
+// A private communicator in place of one that was made for it.
+Comm adopt(MPI_Comm made, const Comm* job) {
+  Comm result = Comm::duplicate(made, job);
+  check(MPI_Comm_free(&made), "MPI_Comm_free");
+  return result;
 }
 
-void free_node_comms(NodeComms& comms) {
-  for (MPI_Comm* comm : {&comms.local, &comms.cross})
-    if (*comm != MPI_COMM_NULL) check(MPI_Comm_free(comm), "MPI_Comm_free");
+}  // namespace
+
+Comm ranks_of_machine(MPI_Comm comm, const Comm* job) {
+  MPI_Comm local = MPI_COMM_NULL;
+  check(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &local), "MPI_Comm_split_type");
+  return adopt(local, job);
+}
+
+Comm only_itself(const Comm* job) { return Comm::duplicate(MPI_COMM_SELF, job); }
+
+Comm split(MPI_Comm comm, int color, int key, const Comm* job) {
+  MPI_Comm part = MPI_COMM_NULL;
+  check(MPI_Comm_split(comm, color, key, &part), "MPI_Comm_split");
+  return adopt(part, job);
+}
+
+std::vector<int> of_all_ranks(MPI_Comm comm, int value) {
+  int size = 0;
+  check(MPI_Comm_size(comm, &size), "MPI_Comm_size");
+  std::vector<int> values(static_cast<size_t>(size));
+  check(MPI_Allgather(&value, 1, MPI_INT, values.data(), 1, MPI_INT, comm), "MPI_Allgather");
+  return values;
 }
 
 bool on_all_ranks(MPI_Comm comm, bool flag) {

@@ -24,6 +24,10 @@ uint64_t NodeBucket::begin_run(DType wire, size_t count) {
   if (wire != wire_ || count != count_)
     throw Error(ErrorCode::kInternal, "a bucket of " + std::to_string(count_) + " " + name_of(wire_) + " was given " +
                                           std::to_string(count) + " " + name_of(wire));
+  return begin_run();
+}
+
+uint64_t NodeBucket::begin_run() {
   if (pushed_.own() != runs_)
     throw Error(ErrorCode::kInternal, "a bucket was started while its last run was in flight");
   return runs_++;

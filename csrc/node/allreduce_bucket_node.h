@@ -53,6 +53,8 @@ class NodeBucket {
 
   // For the operations on it. Begins a run of `count` elements of `wire`, and returns its number, from 0.
   uint64_t begin_run(DType wire, size_t count);
+  // The same for whatever fits into it.
+  uint64_t begin_run();
   // Copies elements [begin, end) of the slots to their place in this rank's bucket, unless they are there already; returns
   // how many it copied. slot: where to look for `begin`, or before; it moves on.
   size_t pack(const Slots& slots, size_t& slot, size_t begin, size_t end);

@@ -38,8 +38,8 @@ struct World {
 }
 
 struct Test {
-  const char* name;
-  void (*function)(const World&);
+  std::string name;
+  std::function<void(const World&)> function;
 };
 
 inline void run_all(const World& world, const std::vector<Test>& tests) {
@@ -48,7 +48,7 @@ inline void run_all(const World& world, const std::vector<Test>& tests) {
     test.function(world);
     world.barrier();
     if (world.rank == 0)
-      std::printf("%d %s: %s passed in %.1f s\n", world.size, world.is_threads ? "threads" : "ranks", test.name,
+      std::printf("%d %s: %s passed in %.1f s\n", world.size, world.is_threads ? "threads" : "ranks", test.name.c_str(),
                   std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     std::fflush(stdout);
   }

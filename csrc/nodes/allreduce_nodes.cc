@@ -1,0 +1,81 @@
+#include "nodes/allreduce_nodes.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "node/shared_memory.h"
+
+namespace collective {
+
+AllreduceNodes::AllreduceNodes(const Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec,
+                               std::vector<Slot> slots)
+    : AllreduceNodes(nodes, size, pool, spec, arrange(spec, std::move(slots), nodes.count)) {}
+
+AllreduceNodes::AllreduceNodes(const Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec,
+                               const Arrangement& made)
+    : nodes_(&nodes),
+      pool_(&pool),
+      scaling_(scaling_of(spec, size, Passes::kSteps)),
+      slots_(spec, scaling_.before, made.slots),
+      element_size_(size_of(spec.wire)) {
+  cut(made);
+  first_ = nodes.places->reserve(loads_.size());
+}
+
+void AllreduceNodes::cut(const Arrangement& made) {
+  const size_t most = Places::kPieceBytes / element_size_;
+  for (size_t begin = 0; begin < made.short_count; begin += most) {
+    const Range part{begin, std::min(made.short_count, begin + most)};
+    loads_.push_back({{{part, 0}}, {{0, part.count()}}, true});
+  }
+  if (made.chunks.empty()) return;
+  const auto nodes = static_cast<size_t>(nodes_->count);
+  // Of each chunk, in whole lines; at least one, so that a place of 4 MiB is enough for 32,768 nodes.
+  const size_t line = kLineBytes / element_size_, share = most / nodes / line * line;
+  size_t longest = 0;
+  for (size_t i = 0; i < nodes; ++i) longest = std::max(longest, made.chunks[i + 1] - made.chunks[i]);
+  for (size_t begin = 0; begin < longest; begin += share) {
+    PlaceRun::Load load{{}, {}, true};
+    for (size_t i = 0; i < nodes; ++i) {
+      const size_t length = made.chunks[i + 1] - made.chunks[i];
+      const Range part{std::min(length, begin), std::min(length, begin + share)};
+      const size_t skip = made.short_count + made.chunks[i], at = i * share;
+      if (part.count() > 0) load.parts.push_back({{skip + part.begin, skip + part.end}, at});
+      load.chunks.push_back({at, at + part.count()});
+    }
+    loads_.push_back(std::move(load));
+  }
+}
+
+Step AllreduceNodes::step() {
+  bool moved = false;
+  Places& places = *nodes_->places;
+  while (started_ < loads_.size() && places.is_free(first_ + started_)) {
+    const uint64_t turn = first_ + started_;
+    in_flight_.push_back({turn, std::make_unique<PlaceRun>(places.place(turn), *nodes_, *pool_, Places::tag(turn),
+                                                           scaling_.arithmetic, slots_, std::move(loads_[started_]))});
+    ++started_;
+    moved = true;
+  }
+  for (auto piece = in_flight_.begin(); piece != in_flight_.end();) {
+    const Step step = piece->run->step();
+    moved |= step != Step::kIdle;
+    if (step == Step::kDone) {
+      places.end(piece->turn);
+      piece = in_flight_.erase(piece);
+    } else {
+      ++piece;
+    }
+  }
+  if (in_flight_.empty() && started_ == loads_.size()) return Step::kDone;
+  return moved ? Step::kMoved : Step::kIdle;
+}
+
+std::string AllreduceNodes::describe() const {
+  if (in_flight_.empty()) return "waits for its turn behind another operation";
+  const Piece& oldest = in_flight_.front();
+  return "piece " + std::to_string(oldest.turn - first_) + " of " + std::to_string(loads_.size()) + ": " +
+         oldest.run->describe();
+}
+
+}  // namespace collective

@@ -1,0 +1,53 @@
+// All-reduce by name of ranks of several nodes, several of them on each: piece by piece through places in the memory of
+// every node. place_run.h tells how a piece is reduced; a few pieces are in flight, so that packing, the network and
+// unpacking overlap.
+//
+// Where an element lies follows from its own tensor (arrangement.h), with a chunk for each node. A piece takes an equal
+// part of every chunk, so that all nodes have work:
+//
+//      [ short tensors | x0 y0 z0       | x1 y1 z1       | x2 y2 z2       ]      3 nodes, after arrangement.h
+//        piece 0         1    2    3      1    2    3      1    2    3
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/buffer.h"
+#include "base/operation.h"
+#include "messages/arrangement.h"
+#include "node/slots.h"
+#include "nodes/nodes.h"
+#include "nodes/place_run.h"
+
+namespace collective {
+
+class AllreduceNodes final : public Operation {
+ public:
+  // size: ranks of the group. Not for Adasum. Operations of one group are made in the same order on all ranks.
+  AllreduceNodes(const Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, std::vector<Slot> slots);
+
+  Step step() override;
+  std::string describe() const override;
+
+ private:
+  AllreduceNodes(const Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, const Arrangement& made);
+  void cut(const Arrangement& made);
+
+  struct Piece {
+    uint64_t turn;
+    std::unique_ptr<PlaceRun> run;
+  };
+  const Nodes* nodes_;
+  BufferPool* pool_;
+  Scaling scaling_;
+  Slots slots_;
+  size_t element_size_;
+  std::vector<PlaceRun::Load> loads_;  // of all pieces
+  uint64_t first_;                     // turn
+  size_t started_ = 0;                 // pieces
+  std::deque<Piece> in_flight_;
+};
+
+}  // namespace collective
