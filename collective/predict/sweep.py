@@ -1,0 +1,149 @@
+"""Measures what a Machine is made of: buckets of several sizes, reduced by themselves on the ranks of this job.
+
+On one node, the time of a bucket is fitted by
+
+    2 synchronisations + bytes through memory / memory bandwidth
+
+and between nodes, after what happens on the nodes has been taken off, by
+
+    overhead + messages * latency + bytes on the wire / bandwidth
+
+with sizes on both sides of the 16 KiB that part recursive doubling from the ring, since these differ in how many
+messages follow each other. Each sample counts as much as any other, whatever its size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import lifecycle, runtime
+from ..bench.job import Job
+from ..bench.reduction import Reduction
+from ..bench.timing import Run, measure
+from ..process_sets import ProcessSet
+from .costs import Machine, bucket, bucket_on_node
+
+__all__ = ["ASSUMED", "Measured", "copy_bandwidth", "fit", "merge", "sweep"]
+
+ASSUMED = Machine(latency=10e-6, bandwidth=25e9 / 8, node_latency=2e-6, memory_bandwidth=40e9)
+"""What counts where something is neither given nor measured; latency and bandwidth always are one of the two."""
+
+_ON_NODE = [1 << shift for shift in (12, 16, 18, 20, 22, 24)]
+_BETWEEN_NODES = [1 << shift for shift in (10, 12, 13, 14, 15, 16, 18, 20, 22, 24)]
+_ROUNDS = 7
+_COPIED = 32 << 20  # bytes
+
+Measured = dict[str, float]
+"""Some of the fields of a Machine."""
+
+
+def sweep(job: Job) -> Measured:
+    """What this job can tell of a Machine; collective. A job on one node does not tell latency and bandwidth."""
+    ranks = runtime.local_size()
+    nodes = job.size // ranks
+    found: Measured = {"memory_bandwidth": copy_bandwidth(job)}
+    if ranks > 1:
+        found |= _on_node(job, ranks)
+    if nodes > 1:
+        known = {"overhead": 0.0, "node_latency": ASSUMED.node_latency} | found
+        machine = Machine(latency=0.0, bandwidth=1.0, **known)
+        found |= _between_nodes(job, nodes, ranks, machine)
+    return found
+
+
+def copy_bandwidth(job: Job) -> float:
+    """Bytes per second that the ranks of a node load and store when all of them copy; collective."""
+    source, target = np.ones(_COPIED, np.uint8), np.empty(_COPIED, np.uint8)
+
+    def copy(count: int) -> None:
+        for _ in range(count):
+            np.copyto(target, source)
+
+    seconds = statistics.median(measure(job, {"copy": copy}, _ROUNDS)["copy"].wall)
+    return runtime.local_size() * 2 * _COPIED / seconds
+
+
+def _on_node(job: Job, ranks: int) -> Measured:
+    """All nodes at the same time, each by itself."""
+    firsts = sorted(set(job.comm.allgather(_ranks_of_node(job))))
+    sets = [lifecycle.add_process_set(list(members)) for members in firsts]
+    mine = next(process_set for process_set in sets if process_set.included())
+    times = _times(job, _ON_NODE, mine)
+    for process_set in sets:
+        lifecycle.remove_process_set(process_set)
+    phases = {nbytes: bucket_on_node(ranks, nbytes, packed=0)[0] for nbytes in times}  # in their buckets already
+    rows = [[float(phase.synchronisations), phase.memory] for phase in phases.values()]
+    latency, per_byte = fit(rows, list(times.values()))
+    return {"node_latency": latency} | ({"memory_bandwidth": 1 / per_byte} if per_byte > 0 else {})
+
+
+def _ranks_of_node(job: Job) -> tuple[int, ...]:
+    from mpi4py import MPI
+
+    node = job.comm.Split_type(MPI.COMM_TYPE_SHARED)
+    members = tuple(node.allgather(job.rank))
+    node.Free()
+    return members
+
+
+def _between_nodes(job: Job, nodes: int, ranks: int, known: Machine) -> Measured:
+    # So that the slices of the ranks have these sizes.
+    times = _times(job, [ranks * nbytes for nbytes in _BETWEEN_NODES], None)
+    rows, seconds = [], []
+    for nbytes, time in times.items():
+        phases = bucket(nodes, ranks, nbytes, packed=0)  # the sweep's gradients lie in their buckets already
+        crossing = next(phase for phase in phases if phase.on_link)
+        rows.append([1.0, float(crossing.messages), crossing.wire])
+        seconds.append(max(time - sum(phase.alone(known) for phase in phases if not phase.on_link), 0.1 * time))
+    overhead, latency, per_byte = fit(rows, seconds)
+    if per_byte <= 0:
+        raise ArithmeticError(
+            "the sweep found no bandwidth between the nodes: its times did not grow with the bytes. Run it again, or "
+            "give --latency and --bandwidth"
+        )
+    return {"overhead": overhead, "latency": latency, "bandwidth": 1 / per_byte}
+
+
+def _times(job: Job, sizes: Sequence[int], process_set: ProcessSet | None) -> dict[int, float]:
+    """Seconds for a bucket of each size, the median of several, the slowest rank's; collective."""
+    runs: dict[str, Run] = {}
+    chosen: dict[str, Any] = {} if process_set is None else {"process_set": process_set}
+    for nbytes in sizes:
+        reduction = Reduction([("bucket", (nbytes // 4,))], as_view=True, **chosen)
+        runs[str(nbytes)] = reduction.run
+    samples = measure(job, runs, _ROUNDS)
+    return {int(name): statistics.median(sample.wall) for name, sample in samples.items()}
+
+
+def fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """The factors, none of them negative, with which the rows come nearest to the times.
+
+    Distances count relative to the times. Of all choices of factors that are 0, the best one whose others come out
+    positive: there are few.
+    """
+    weights = 1 / np.asarray(seconds, float)
+    matrix = np.asarray(rows, float) * weights[:, None]
+    count = matrix.shape[1]
+    answers: list[tuple[float, list[float]]] = []
+    for free in itertools.product([False, True], repeat=count):
+        columns = np.flatnonzero(free)
+        factors = np.zeros(count)
+        if len(columns):
+            scale = np.abs(matrix[:, columns]).max(axis=0)
+            factors[columns] = np.linalg.lstsq(matrix[:, columns] / scale, np.ones(len(seconds)), rcond=None)[0] / scale
+        if (factors >= 0).all():
+            answers.append((float(np.square(matrix @ factors - 1).sum()), factors.tolist()))
+    return min(answers)[1]
+
+
+def merge(given: Mapping[str, float], measured: Mapping[str, float]) -> tuple[Machine, dict[str, str]]:
+    """A Machine of what is given, else measured, else assumed; and which of the three each field is."""
+    fields = ("latency", "bandwidth", "node_latency", "memory_bandwidth", "overhead")
+    origin = {name: "given" if name in given else "measured" if name in measured else "assumed" for name in fields}
+    values = {name: given.get(name, measured.get(name, getattr(ASSUMED, name))) for name in fields}
+    return Machine(**values), origin
