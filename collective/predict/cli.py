@@ -18,6 +18,7 @@ from .units import parse_count, parse_counts, parse_factor, parse_rate, parse_se
 
 if TYPE_CHECKING:
     from .profile import Profile
+    from .sweep import Measured
     from .training import Training
 
 __all__ = ["main"]
@@ -139,7 +140,8 @@ def _run(options: argparse.Namespace, job: Job) -> None:
     make = None if options.model is None else find(options.model)
     profile = _profile(options, job, make)
     given = {name: getattr(options, name) for name in _MACHINE if getattr(options, name) is not None}
-    machine, origin = merge(given, _measured(options, job, given))
+    found = _measured(options, job, given)
+    machine, origin = merge(given, found.fields)
     threshold = runtime.current().config.fusion_threshold
     ranks = options.ranks_per_node or job.local_size
     compressed = options.compression != "none"
@@ -162,7 +164,7 @@ def _run(options: argparse.Namespace, job: Job) -> None:
     if options.save_profile:
         write_profile(options.save_profile, profile)
     if options.json:
-        write_json(options.json, profile, machine, origin, rows, measured)
+        write_json(options.json, profile, machine, origin, found.times, rows, measured)
     if options.plot:
         plot(options.plot, profile, rows)
 
@@ -180,24 +182,24 @@ def _profile(options: argparse.Namespace, job: Job, make: Callable[[], Training]
     return published_profile(options.published)
 
 
-def _measured(options: argparse.Namespace, job: Job, given: dict[str, float]) -> dict[str, float]:
+def _measured(options: argparse.Namespace, job: Job, given: dict[str, float]) -> Measured:
     """What of the machine is measured, because this job can and it is not given."""
-    from .sweep import copy_bandwidth, sweep
+    from .sweep import Measured, copy_bandwidth, sweep
 
     wanted = {"memory_bandwidth"}
     if job.local_size > 1:
         wanted |= {"node_latency"}
     if job.size > job.local_size:
         wanted |= {"latency", "bandwidth"}
-    if job.size > 1 and wanted - given.keys():
+    if wanted <= given.keys():
+        return Measured()
+    if job.size > 1:
         _progress(job, "latencies and bandwidths")
         found = sweep(job)
         if "latency" in given:  # what a bucket costs besides has been fitted together with another latency
-            found.pop("overhead", None)
+            found.fields.pop("overhead", None)
         return found
-    if options.model is not None and wanted - given.keys():
-        return {"memory_bandwidth": copy_bandwidth(job)}
-    return {}
+    return Measured({"memory_bandwidth": copy_bandwidth(job)} if options.model else {})
 
 
 def _progress(job: Job, text: str) -> None:

@@ -18,6 +18,7 @@ from .costs import Machine
 from .measure import Steps
 from .prediction import Prediction
 from .profile import Profile
+from .sweep import Times
 from .units import format_rate, format_seconds
 
 __all__ = ["Row", "plot", "print_measured", "print_report", "write_json"]
@@ -119,14 +120,16 @@ def write_json(
     profile: Profile,
     machine: Machine,
     origin: Mapping[str, str],
+    sweep: Mapping[str, Times],
     rows: Sequence[Row],
     measured: tuple[Prediction, Steps] | None,
 ) -> None:
-    """Write {"profile", "machine", "origin", "predictions": [...], "measured"}; times in seconds, sizes in bytes."""
+    """Write {"profile", "machine", "origin", "sweep", "predictions": [...], "measured"}, in seconds and bytes."""
     content: dict[str, Any] = {
         "profile": {"name": profile.name, "source": profile.source, **asdict(profile.computation)},
         "machine": asdict(machine),
         "origin": dict(origin),
+        "sweep": dict(sweep),
         "predictions": [_figures(row.usual) | {"best": _figures(row.best)} for row in rows],
         "measured": None,
     }

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,31 +29,39 @@ from ..bench.timing import Run, measure
 from ..process_sets import ProcessSet
 from .costs import Machine, bucket, bucket_on_node
 
-__all__ = ["ASSUMED", "Measured", "copy_bandwidth", "fit", "merge", "sweep"]
+__all__ = ["ASSUMED", "Measured", "Times", "copy_bandwidth", "fit", "merge", "sweep"]
 
 ASSUMED = Machine(latency=10e-6, bandwidth=25e9 / 8, node_latency=2e-6, memory_bandwidth=40e9)
 """What counts where something is neither given nor measured; latency and bandwidth always are one of the two."""
 
-_ON_NODE = [1 << shift for shift in (12, 16, 18, 20, 22, 24)]
+_ON_NODE = [1 << shift for shift in (12, 14, 22, 23, 24)]  # between them, too much depends on the cache
 _BETWEEN_NODES = [1 << shift for shift in (10, 12, 13, 14, 15, 16, 18, 20, 22, 24)]
-_ROUNDS = 7
-_COPIED = 32 << 20  # bytes
+_ROUNDS = 5
+_COPIED = 16 << 20  # bytes
 
-Measured = dict[str, float]
-"""Some of the fields of a Machine."""
+Times = dict[int, float]
+"""Seconds that the reduction of a bucket takes, by its bytes: the median of several, the slowest rank's."""
+
+
+@dataclass
+class Measured:
+    """What a sweep has found."""
+
+    fields: dict[str, float] = field(default_factory=dict)
+    """Some of a Machine's."""
+    times: dict[str, Times] = field(default_factory=dict)
+    """What they were fitted to, "on a node" and "between nodes"."""
 
 
 def sweep(job: Job) -> Measured:
     """What this job can tell of a Machine; collective. A job on one node does not tell latency and bandwidth."""
     ranks = runtime.local_size()
     nodes = job.size // ranks
-    found: Measured = {"memory_bandwidth": copy_bandwidth(job)}
+    found = Measured({"memory_bandwidth": copy_bandwidth(job)})
     if ranks > 1:
-        found |= _on_node(job, ranks)
+        _on_node(job, ranks, found)
     if nodes > 1:
-        known = {"overhead": 0.0, "node_latency": ASSUMED.node_latency} | found
-        machine = Machine(latency=0.0, bandwidth=1.0, **known)
-        found |= _between_nodes(job, nodes, ranks, machine)
+        _between_nodes(job, nodes, ranks, found)
     return found
 
 
@@ -68,10 +77,10 @@ def copy_bandwidth(job: Job) -> float:
     return runtime.local_size() * 2 * _COPIED / seconds
 
 
-def _on_node(job: Job, ranks: int) -> Measured:
+def _on_node(job: Job, ranks: int, found: Measured) -> None:
     """All nodes at the same time, each by itself."""
-    firsts = sorted(set(job.comm.allgather(_ranks_of_node(job))))
-    sets = [lifecycle.add_process_set(list(members)) for members in firsts]
+    nodes = sorted(set(job.comm.allgather(_ranks_of_node(job))))
+    sets = [lifecycle.add_process_set(list(members)) for members in nodes]
     mine = next(process_set for process_set in sets if process_set.included())
     times = _times(job, _ON_NODE, mine)
     for process_set in sets:
@@ -79,7 +88,10 @@ def _on_node(job: Job, ranks: int) -> Measured:
     phases = {nbytes: bucket_on_node(ranks, nbytes, packed=0)[0] for nbytes in times}  # in their buckets already
     rows = [[float(phase.synchronisations), phase.memory] for phase in phases.values()]
     latency, per_byte = fit(rows, list(times.values()))
-    return {"node_latency": latency} | ({"memory_bandwidth": 1 / per_byte} if per_byte > 0 else {})
+    found.times["on a node"] = times
+    found.fields["node_latency"] = latency
+    if per_byte > 0:  # else the copies tell it
+        found.fields["memory_bandwidth"] = 1 / per_byte
 
 
 def _ranks_of_node(job: Job) -> tuple[int, ...]:
@@ -91,7 +103,8 @@ def _ranks_of_node(job: Job) -> tuple[int, ...]:
     return members
 
 
-def _between_nodes(job: Job, nodes: int, ranks: int, known: Machine) -> Measured:
+def _between_nodes(job: Job, nodes: int, ranks: int, found: Measured) -> None:
+    known, _ = merge({"latency": 0.0, "overhead": 0.0}, found.fields)
     # So that the slices of the ranks have these sizes.
     times = _times(job, [ranks * nbytes for nbytes in _BETWEEN_NODES], None)
     rows, seconds = [], []
@@ -99,18 +112,20 @@ def _between_nodes(job: Job, nodes: int, ranks: int, known: Machine) -> Measured
         phases = bucket(nodes, ranks, nbytes, packed=0)  # the sweep's gradients lie in their buckets already
         crossing = next(phase for phase in phases if phase.on_link)
         rows.append([1.0, float(crossing.messages), crossing.wire])
-        seconds.append(max(time - sum(phase.alone(known) for phase in phases if not phase.on_link), 0.1 * time))
+        on_nodes = sum(phase.alone(known) for phase in phases if not phase.on_link)
+        seconds.append(max(time - on_nodes, 0.1 * time))  # noise might make it negative
     overhead, latency, per_byte = fit(rows, seconds)
     if per_byte <= 0:
         raise ArithmeticError(
             "the sweep found no bandwidth between the nodes: its times did not grow with the bytes. Run it again, or "
             "give --latency and --bandwidth"
         )
-    return {"overhead": overhead, "latency": latency, "bandwidth": 1 / per_byte}
+    found.times["between nodes"] = times
+    found.fields |= {"overhead": overhead, "latency": latency, "bandwidth": 1 / per_byte}
 
 
-def _times(job: Job, sizes: Sequence[int], process_set: ProcessSet | None) -> dict[int, float]:
-    """Seconds for a bucket of each size, the median of several, the slowest rank's; collective."""
+def _times(job: Job, sizes: Sequence[int], process_set: ProcessSet | None) -> Times:
+    """Reduce a bucket of each size, by turns; collective."""
     runs: dict[str, Run] = {}
     chosen: dict[str, Any] = {} if process_set is None else {"process_set": process_set}
     for nbytes in sizes:
