@@ -356,49 +356,6 @@ def test_the_best_bucket_is_neither_all_nor_one() -> None:
     assert found.threshold < thresholds[-1]
 
 
-PLANS = """
-import sys
-import torch
-import collective.torch as hvd
-from collective.bench.job import Job
-from collective.predict.measure import profile_job
-from collective.predict.prediction import plan
-from collective.predict.training import Training
-
-class Net(torch.nn.Module):
-    def __init__(self):  # in another order than forward has, and with one that is never used
-        super().__init__()
-        for name in ("d", "a", "unused", "c", "b"):
-            setattr(self, name, torch.nn.Linear(100, 100))
-    def forward(self, x):
-        return self.d(self.c(self.b(self.a(x))))
-
-def make():
-    net = Net()
-    x = torch.ones(3, 100)
-    return Training(net, torch.optim.SGD(net.parameters(), lr=0.1), lambda: net(x).sum())
-
-hvd.init()
-threshold = 100_000
-predicted = plan(profile_job(Job.start(), make, "net", 2).gradients, threshold)
-net, sgd, loss = make()
-optimizer = hvd.DistributedOptimizer(sgd, net.named_parameters())
-loss().backward()
-optimizer.step()
-real = [[slot.name for slot in bucket.slots] for bucket in optimizer._reducer._rounds.plan.buckets]
-assert len(real) > 2, real
-assert [[gradient.name for gradient in members] for members in predicted] == real, (predicted, real)
-print("the plans are alike")
-"""
-
-
-@needs_torch
-def test_the_plan_is_the_reducers() -> None:
-    done = run_ranks(2, ["-c", PLANS], 60, env={"COLLECTIVE_FUSION_THRESHOLD": "100000"})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("the plans are alike") == 2
-
-
 @needs_torch
 def test_the_sweep_finds_what_times_were_made_from() -> None:
     from collective.predict.sweep import fit
@@ -454,19 +411,9 @@ def test_a_wrong_argument_is_named(arguments: list[str], message: str, capsys: p
 
 @needs_torch
 def test_a_wrong_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from collective.predict.profile import take_profile
     from collective.predict.training import find
 
-    (tmp_path / "some_models.py").write_text(
-        "import torch\n"
-        "number = 3\n"
-        "def nothing(): return None\n"
-        "def three(): return 1, 2, 3\n"
-        "def apart():\n"
-        "    net = torch.nn.Linear(2, 1)\n"
-        "    other = torch.nn.Linear(2, 1)\n"
-        "    return net, torch.optim.SGD(other.parameters(), lr=0.1), lambda: net(torch.ones(2)).sum()\n"
-    )
+    (tmp_path / "some_models.py").write_text("number = 3\ndef nothing(): return None\ndef three(): return 1, 2, 3\n")
     monkeypatch.syspath_prepend(tmp_path)
     for text, message in [
         ("resnet", "neither of resnet50, waiting, mlp nor module:callable"),
@@ -479,9 +426,41 @@ def test_a_wrong_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for text, message in [("nothing", "returned NoneType"), ("three", "did not return")]:
         with pytest.raises(ValueError, match=message):
             find(f"some_models:{text}")()
-    with pytest.raises(ValueError, match="no gradient of a parameter of the optimizer"):
-        take_profile(find("some_models:apart")(), "apart", 1)
     assert sys.modules.pop("some_models")
+
+
+@needs_torch
+def test_a_model_that_cannot_be_profiled_is_refused() -> None:
+    import torch
+
+    from collective.predict.profile import take_profile
+    from collective.predict.training import Training
+
+    class Idle(torch.optim.Optimizer):
+        """Without torch's constructor, which imports its compiler."""
+
+        def __init__(self, *parameters: torch.nn.Parameter) -> None:
+            self.param_groups = [{"params": list(parameters)}]
+
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            pass
+
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            pass
+
+    net, other = torch.nn.Linear(2, 1), torch.nn.Parameter(torch.ones(2))
+    frozen, elsewhere = torch.nn.Parameter(torch.ones(2), False), torch.nn.Parameter(torch.ones(2, device="meta"))
+    for optimizer, message in [
+        (Idle(other), "no gradient of a parameter of the optimizer"),
+        (Idle(frozen), "no parameter that is trained"),
+        (Idle(elsewhere), "parameters on meta; profiles are taken on the CPU only"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            take_profile(Training(net, optimizer, lambda: net(torch.ones(2)).sum()), "net", 1)
+    profile = take_profile(Training(net, Idle(*net.parameters(), other), lambda: net(torch.ones(2)).sum()), "net", 2)
+    assert {gradient.name for gradient in profile.gradients[:2]} == {"weight", "bias"}
+    last = profile.gradients[-1]  # it never comes
+    assert (last.name, last.shape, last.ready) == ("parameter.0", (2,), profile.computation.backward)
 
 
 @needs_torch
@@ -528,18 +507,57 @@ def test_one_rank_predicts_for_many(tmp_path: Path) -> None:
         assert "<svg" in picture.read_text()
 
 
+PLANS = """
+import sys
+import torch
+import collective.torch as hvd
+from collective.bench.job import Job
+from collective.predict.cli import main
+from collective.predict.measure import profile_job
+from collective.predict.prediction import plan
+from collective.predict.training import Training
+
+class Net(torch.nn.Module):
+    def __init__(self):  # in another order than forward has, and with one that is never used
+        super().__init__()
+        for name in ("d", "a", "unused", "c", "b"):
+            setattr(self, name, torch.nn.Linear(100, 100))
+    def forward(self, x):
+        return self.d(self.c(self.b(self.a(x))))
+
+def make():
+    net = Net()
+    x = torch.ones(3, 100)
+    return Training(net, torch.optim.SGD(net.parameters(), lr=0.1), lambda: net(x).sum())
+
+hvd.init()
+threshold = 100_000
+predicted = plan(profile_job(Job.start(), make, "net", 2).gradients, threshold)
+net, sgd, loss = make()
+optimizer = hvd.DistributedOptimizer(sgd, net.named_parameters())
+loss().backward()
+optimizer.step()
+real = [[slot.name for slot in bucket.slots] for bucket in optimizer._reducer._rounds.plan.buckets]
+assert len(real) > 2, real
+assert [[gradient.name for gradient in members] for members in predicted] == real, (predicted, real)
+print("the plans are alike")
+main(sys.argv[1:])
+"""
+
+
 @needs_torch
 @needs_rich
-def test_two_ranks_measure_and_train(tmp_path: Path) -> None:
+def test_two_ranks_plan_as_the_reducer_does_then_measure_and_train(tmp_path: Path) -> None:
+    """In one job, since most of its time is spent on starting it."""
     out = tmp_path / "out.json"
-    done = run_ranks(
-        2, ["-m", "collective.predict", "--model", "mlp", "--steps", "2", "--measure", "--json", str(out)], 100
-    )
+    arguments = ["--model", "mlp", "--steps", "2", "--measure", "--json", str(out)]
+    done = run_ranks(2, ["-c", PLANS, *arguments], 100, env={"COLLECTIVE_FUSION_THRESHOLD": "100000"})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("predicted and measured, 1 nodes of 2 ranks") == 1
+    assert done.stdout.count("the plans are alike") == 2
+    assert done.stdout.count("predicted and measured, 1 node of 2 ranks") == 1
     found = json.loads(out.read_text())
     assert (found["origin"]["node_latency"], found["origin"]["memory_bandwidth"]) == ("measured", "measured")
     assert len(found["sweep"]["on a node"]) > 3
     assert len(found["measured"]["local"]) == len(found["measured"]["distributed"]) == 2
     (row,) = found["predictions"]
-    assert (row["nodes"], row["ranks_per_node"]) == (1, 2)
+    assert (row["nodes"], row["ranks_per_node"], row["threshold"]) == (1, 2, 100_000)

@@ -61,7 +61,8 @@ def print_report(profile: Profile, machine: Machine, origin: Mapping[str, str], 
         title=f"predicted step, buckets of up to {format_bytes(rows[0].usual.threshold)}",
         title_justify="left",
         caption="communication: of all buckets one by one; exposed: how much longer the step is than without it;\n"
-        "efficiency: the step without communication over the step; best: the fusion threshold of the shortest step",
+        "efficiency: the step without communication over the step\n"
+        "best: the fusion threshold of the shortest step, or of one within 0.1 % of it with fewer buckets",
         caption_justify="left",
     )
     columns = ["nodes", "ranks", "step", "communication", "exposed", "efficiency", "best", "step", "efficiency"]
@@ -87,9 +88,10 @@ def print_measured(prediction: Prediction, steps: Steps) -> None:
     """Print the prediction for this job beside what its steps took."""
     local, distributed = (statistics.median(samples.wall) for samples in (steps.local, steps.distributed))
     setting, total = prediction.setting, prediction.computation.total
+    nodes = "1 node" if setting.nodes == 1 else f"{setting.nodes} nodes"
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=f"predicted and measured, {setting.nodes} nodes of {setting.ranks} ranks",
+        title=f"predicted and measured, {nodes} of {setting.ranks} ranks",
         title_justify="left",
         caption=f"measured: median of {len(steps.distributed.wall)} steps, which took turns; the slowest rank's",
         caption_justify="left",
