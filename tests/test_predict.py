@@ -360,7 +360,7 @@ def test_the_best_bucket_is_neither_all_nor_one() -> None:
 def test_the_sweep_finds_what_times_were_made_from() -> None:
     from collective.predict.sweep import fit
 
-    rows = [[1.0, messages, wire] for messages, wire in [(1, 1e3), (1, 8e3), (2, 16e3), (2, 1e6), (2, 16e6)]]
+    rows = [[1.0, messages, nbytes] for messages, nbytes in [(1, 1e3), (1, 8e3), (2, 16e3), (2, 1e6), (2, 16e6)]]
     truth = [5e-5, 2e-5, 8e-9]
     times = [sum(a * b for a, b in zip(row, truth, strict=True)) for row in rows]
     assert fit(rows, times) == pytest.approx(truth)

@@ -131,7 +131,10 @@ def write_json(
         "profile": {"name": profile.name, "source": profile.source, **asdict(profile.computation)},
         "machine": asdict(machine),
         "origin": dict(origin),
-        "sweep": dict(sweep),
+        "sweep": {
+            where: [{"buckets": count, "nbytes": nbytes, "seconds": time} for (count, nbytes), time in times.items()]
+            for where, times in sweep.items()
+        },
         "predictions": [_figures(row.usual) | {"best": _figures(row.best)} for row in rows],
         "measured": None,
     }

@@ -1,12 +1,13 @@
-"""Measures what a Machine is made of: buckets of several sizes, reduced by themselves on the ranks of this job.
+"""Measures what a Machine is made of: buckets reduced by themselves on the ranks of this job.
 
 On one node, the time of a bucket is fitted by
 
     2 synchronisations + bytes through memory / memory bandwidth
 
-and between nodes, after what happens on the nodes has been taken off, by
+Between nodes, the bandwidth is what several large buckets in flight reach together: a single one leaves gaps, which the
+others fill. Short buckets are then fitted, after what happens on the nodes and the bytes have been taken off, by
 
-    overhead + messages * latency + bytes on the wire / bandwidth
+    overhead + messages * latency
 
 with sizes on both sides of the 16 KiB that part recursive doubling from the ring, since these differ in how many
 messages follow each other. Each sample counts as much as any other, whatever its size.
@@ -27,7 +28,7 @@ from ..bench.job import Job
 from ..bench.reduction import Reduction
 from ..bench.timing import Run, measure
 from ..process_sets import ProcessSet
-from .costs import Machine, bucket, bucket_on_node
+from .costs import Machine, Phase, bucket, bucket_on_node
 
 __all__ = ["ASSUMED", "Measured", "Times", "copy_bandwidth", "fit", "merge", "sweep"]
 
@@ -35,12 +36,13 @@ ASSUMED = Machine(latency=10e-6, bandwidth=25e9 / 8, node_latency=2e-6, memory_b
 """What counts where something is neither given nor measured; latency and bandwidth always are one of the two."""
 
 _ON_NODE = [1 << shift for shift in (12, 14, 22, 23, 24)]  # between them, too much depends on the cache
-_BETWEEN_NODES = [1 << shift for shift in (10, 12, 13, 14, 15, 16, 18, 20, 22, 24)]
+_BETWEEN_NODES = [1 << shift for shift in (10, 11, 12, 13, 14, 15, 16)]  # of each slice
+_LARGE = (4, 8 << 20)  # how many in flight, and bytes of each
 _ROUNDS = 5
 _COPIED = 16 << 20  # bytes
 
-Times = dict[int, float]
-"""Seconds that the reduction of a bucket takes, by its bytes: the median of several, the slowest rank's."""
+Times = dict[tuple[int, int], float]
+"""Seconds by how many buckets are reduced at once and the bytes of each: the median of several, the slowest rank's."""
 
 
 @dataclass
@@ -82,11 +84,11 @@ def _on_node(job: Job, ranks: int, found: Measured) -> None:
     nodes = sorted(set(job.comm.allgather(_ranks_of_node(job))))
     sets = [lifecycle.add_process_set(list(members)) for members in nodes]
     mine = next(process_set for process_set in sets if process_set.included())
-    times = _times(job, _ON_NODE, mine)
+    times = _times(job, [(1, nbytes) for nbytes in _ON_NODE], mine)
     for process_set in sets:
         lifecycle.remove_process_set(process_set)
-    phases = {nbytes: bucket_on_node(ranks, nbytes, packed=0)[0] for nbytes in times}  # in their buckets already
-    rows = [[float(phase.synchronisations), phase.memory] for phase in phases.values()]
+    phases = [bucket_on_node(ranks, nbytes, packed=0)[0] for _, nbytes in times]  # in their buckets already
+    rows = [[float(phase.synchronisations), phase.memory] for phase in phases]
     latency, per_byte = fit(rows, list(times.values()))
     found.times["on a node"] = times
     found.fields["node_latency"] = latency
@@ -104,35 +106,44 @@ def _ranks_of_node(job: Job) -> tuple[int, ...]:
 
 
 def _between_nodes(job: Job, nodes: int, ranks: int, found: Measured) -> None:
+    times = _times(job, [(1, ranks * nbytes) for nbytes in _BETWEEN_NODES] + [_LARGE], None)
     known, _ = merge({"latency": 0.0, "overhead": 0.0}, found.fields)
-    # So that the slices of the ranks have these sizes.
-    times = _times(job, [ranks * nbytes for nbytes in _BETWEEN_NODES], None)
-    rows, seconds = [], []
-    for nbytes, time in times.items():
-        phases = bucket(nodes, ranks, nbytes, packed=0)  # the sweep's gradients lie in their buckets already
-        crossing = next(phase for phase in phases if phase.on_link)
-        rows.append([1.0, float(crossing.messages), crossing.wire])
-        on_nodes = sum(phase.alone(known) for phase in phases if not phase.on_link)
-        seconds.append(max(time - on_nodes, 0.1 * time))  # noise might make it negative
-    overhead, latency, per_byte = fit(rows, seconds)
-    if per_byte <= 0:
-        raise ArithmeticError(
-            "the sweep found no bandwidth between the nodes: its times did not grow with the bytes. Run it again, or "
-            "give --latency and --bandwidth"
-        )
     found.times["between nodes"] = times
-    found.fields |= {"overhead": overhead, "latency": latency, "bandwidth": 1 / per_byte}
+
+    def split(nbytes: int) -> tuple[Phase, float]:
+        """What crosses, and the seconds of the rest; the sweep's gradients lie in their buckets already."""
+        phases = bucket(nodes, ranks, nbytes, packed=0)
+        (crossing,) = [phase for phase in phases if phase.on_link]
+        return crossing, sum(phase.alone(known) for phase in phases if not phase.on_link)
+
+    count, nbytes = _LARGE
+    large, on_nodes = split(nbytes)  # of one bucket only: what is done on a node for the others, their wires hide
+
+    def bandwidth(overhead: float, latency: float) -> float:
+        time = times[_LARGE]
+        return count * large.wire / max(time - on_nodes - overhead - large.messages * latency, 0.1 * time)
+
+    per_byte = 1 / bandwidth(0.0, 0.0)
+    rows, seconds = [], []
+    for (_, nbytes), time in times.items():
+        if nbytes != _LARGE[1]:
+            crossing, rest = split(nbytes)
+            rows.append([1.0, float(crossing.messages)])
+            seconds.append(max(time - rest - crossing.wire * per_byte, 0.1 * time))  # noise might make it negative
+    overhead, latency = fit(rows, seconds)
+    found.fields |= {"overhead": overhead, "latency": latency, "bandwidth": bandwidth(overhead, latency)}
 
 
-def _times(job: Job, sizes: Sequence[int], process_set: ProcessSet | None) -> Times:
-    """Reduce a bucket of each size, by turns; collective."""
-    runs: dict[str, Run] = {}
+def _times(job: Job, cases: Sequence[tuple[int, int]], process_set: ProcessSet | None) -> Times:
+    """Reduce buckets in each of these ways, by turns; collective."""
     chosen: dict[str, Any] = {} if process_set is None else {"process_set": process_set}
-    for nbytes in sizes:
-        reduction = Reduction([("bucket", (nbytes // 4,))], as_view=True, **chosen)
-        runs[str(nbytes)] = reduction.run
+    runs: dict[str, Run] = {}
+    for count, nbytes in cases:
+        shapes = [(f"bucket.{number}", (nbytes // 4,)) for number in range(count)]
+        runs[f"{count} of {nbytes}"] = Reduction(shapes, as_view=True, **chosen).run
     samples = measure(job, runs, _ROUNDS)
-    return {int(name): statistics.median(sample.wall) for name, sample in samples.items()}
+    medians = [statistics.median(sample.wall) for sample in samples.values()]
+    return dict(zip(cases, medians, strict=True))
 
 
 def fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
