@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from collective.predict.cli import _parser
@@ -233,6 +233,7 @@ WORK = st.builds(
 
 @settings(deadline=None)
 @given(st.lists(WORK, max_size=6), st.floats(0, 5), st.floats(0, 5))
+@example([Work(0.0, [Phase("pack", memory=nbytes), wire(0.0)]) for nbytes in (1.0, 2.3e-311)], 0.0, 0.0)
 def test_a_step_lies_between_its_bounds(work: list[Work], forward: float, backward: float) -> None:
     computation = Computation(forward, backward, 1.0)
     machine = replace(UNIT, latency=0.1)

@@ -131,14 +131,13 @@ def _next(number: int, rest: Iterator[Phase], machine: Machine) -> list[_Flight]
 
 def _rates(flights: Sequence[_Flight]) -> list[float]:
     """How much of its phase each of them does per second."""
-    rates = {}
+    rates: dict[_Flight, float] = {}
     for on_link in (False, True):
-        chosen = [flight for flight in flights if flight.phase.on_link is on_link]
-        chosen.sort(key=lambda flight: flight.busy / (flight.latency + flight.busy))
+        chosen = [(f.busy / (f.latency + f.busy), f) for f in flights if f.phase.on_link is on_link]
+        chosen.sort(key=lambda pair: pair[0])
         free = 1.0
-        for number, flight in enumerate(chosen):
-            alone = 1 / (flight.latency + flight.busy)
+        for number, (wanted, flight) in enumerate(chosen):
             share = free / (len(chosen) - number)
-            rates[flight] = min(alone, share / flight.busy) if flight.busy > 0 else alone
-            free -= rates[flight] * flight.busy
+            rates[flight] = 1 / (flight.latency + flight.busy) if wanted <= share else share / flight.busy
+            free -= min(wanted, share)
     return [rates[flight] for flight in flights]
