@@ -87,7 +87,7 @@ from .runtime import (
     size,
 )
 
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
     "Adasum",

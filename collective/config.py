@@ -53,6 +53,11 @@ __all__ = [
 
 _PREFIX = "COLLECTIVE_"
 _MARK = _PREFIX + "RANK_PID"  # no setting: see mark_rank
+_OF_RANK_0 = {  # and what else each is read from
+    _PREFIX + "TIMEOUT": ["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"],
+    _PREFIX + "STALL_WARNING": ["HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_CHECK_DISABLE"],
+    _PREFIX + "FUSION_THRESHOLD": ["HOROVOD_FUSION_THRESHOLD"],
+}
 _NOT_NEGATIVE = validate.Range(min=0)
 
 
@@ -113,6 +118,19 @@ class Config:
                 f"unknown setting {', '.join(unknown)}; the settings are {', '.join(sorted(known))}"
             )
         return config
+
+
+    def agreed(self) -> dict[str, float]:
+        """The settings of which rank 0's hold for the whole job, by variable."""
+        return {name: getattr(self, name.removeprefix(_PREFIX).lower()) for name in _OF_RANK_0}
+
+    def given(self) -> dict[str, float]:
+        """Those of them that this process has been given, rather than the default."""
+        return {
+            name: value
+            for name, value in self.agreed().items()
+            if any(variable in os.environ for variable in (name, *_OF_RANK_0[name]))
+        }
 
 
 def _given(name: str, horovod_name: str) -> str:

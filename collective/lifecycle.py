@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from . import _core, job_end, launcher, mpi, process, runtime, timeline
+from . import _core, job_end, launcher, likeness, mpi, process, runtime, timeline
 from . import process_sets as sets
 from .config import Config, LogLevel
 from .errors import CollectiveTimeoutError, InvalidArgumentError, MismatchError
@@ -44,6 +44,7 @@ def init(
         InvalidArgumentError: a malformed setting, MPI without MPI_THREAD_MULTIPLE, a list that lacks this rank, a
             process set that is not one, a timeline that cannot be written, or a launcher that has started several
             processes, each of them alone (torchrun, or the launcher of another MPI).
+        MismatchError: versions of this package, or byte orders of machines, that differ between ranks.
         CollectiveTimeoutError: a rank did not call it within COLLECTIVE_TIMEOUT. The job ends with this process.
 
     After any other error nothing is left behind, and init() may be called again.
@@ -86,8 +87,9 @@ def init(
 def _start(comm: MPI.Intracomm, config: Config) -> None:
     """Create the runtime on this communicator, which it then owns."""
     try:
+        likeness.check(comm, config)
         timeline.open_at_start(comm, config.timeline)
-    except InvalidArgumentError:  # on all ranks
+    except (InvalidArgumentError, MismatchError):  # on all ranks
         comm.Free()
         raise
     try:

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "base/log.h"
+#include "base/rank_names.h"
 #include "base/thresholds.h"
 #include "device/device_kernels.h"
 #include "engine/bucket.h"
@@ -313,6 +314,7 @@ PYBIND11_MODULE(_core, m) {
         meet(comm_from<MPI_Comm>(comm), Seconds(stall_warning), Seconds(timeout));
       },
       py::arg("comm"), py::arg("stall_warning"), py::arg("timeout"), py::call_guard<py::gil_scoped_release>());
+  m.def("ranks_text", &ranks_text, py::arg("ranks"));
   m.def("built_for_mpi", &built_for_mpi);
   m.def("running_mpi", &running_mpi);
   m.def("running_mpi_path", &running_mpi_path);

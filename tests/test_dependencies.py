@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Packages that are called otherwise than what they hold.
 PACKAGES = {"cupy": {"cupy-cuda12x", "cupy-cuda13x"}, "cupyx": {"cupy-cuda12x", "cupy-cuda13x"}}
-PARTS = {"torch": "torch", "bench": "bench"}  # folders whose modules need an extra from the start
+PARTS = {"torch": "torch", "bench": "bench", "predict": "bench"}  # folders whose modules need an extra from the start
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -55,7 +55,9 @@ def test_every_import_is_declared() -> None:
     for path in (ROOT / "collective").rglob("*.py"):
         tree = ast.parse(path.read_text())
         part = path.relative_to(ROOT / "collective").parts[0]
-        at_import = always | extras.get(PARTS.get(part, ""), set()) | ({"torch"} if part == "bench" else set())
+        at_import = (
+            always | extras.get(PARTS.get(part, ""), set()) | ({"torch"} if part in ("bench", "predict") else set())
+        )
         for node in tree.body:
             for module in foreign(node):
                 assert declared(module, at_import), f"{path} imports {module}"

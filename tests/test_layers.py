@@ -60,12 +60,12 @@ def test_only_messages_see_mpi() -> None:
 
 
 def modules() -> dict[str, Path]:
-    """Every module by its full name, the engine by its stub; without the benchmarks, which stand on top of all."""
+    """Every module by its full name, the engine by its stub; without the tools that stand on top of all."""
     found = {}
     for path in [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi")]:
         parts = path.relative_to(ROOT).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if not name.startswith("collective.bench"):
+        if not name.startswith(("collective.bench", "collective.predict")):
             found[name] = path
     assert len(found) > 40
     return found

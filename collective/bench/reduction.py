@@ -31,10 +31,15 @@ class Reduction:
         shapes: names and shapes of the parameters.
         as_view: gradients are views of buckets, reduced in place; else they are copied into buckets and back.
         dtype: of the parameters.
+        process_set: the ranks that take part.
     """
 
     def __init__(
-        self, shapes: Sequence[tuple[str, tuple[int, ...]]], as_view: bool = False, dtype: torch.dtype = torch.float32
+        self,
+        shapes: Sequence[tuple[str, tuple[int, ...]]],
+        as_view: bool = False,
+        dtype: torch.dtype = torch.float32,
+        process_set: hvd.ProcessSet = hvd.global_process_set,
     ) -> None:
         self._parameters = [(name, torch.nn.Parameter(torch.zeros(shape, dtype=dtype))) for name, shape in shapes]
         for _, parameter in self._parameters:
@@ -44,6 +49,7 @@ class Reduction:
             named_parameters=self._parameters,
             op=hvd.Sum,
             gradient_as_bucket_view=as_view,
+            process_set=process_set,
         )
         self._optimizer.step()  # agrees on buckets
 
