@@ -44,18 +44,25 @@ void Agreement::leave(const std::vector<uint32_t>& started) {
 }
 
 void Agreement::stop(ErrorCode code, const std::string& text) {
-  Writer decision;
-  write_stopped(decision, rank_, code, text);
+  Writer word;
   if (coordinator_) {
-    mail_->send(decision.take());
+    write_stopped(word, rank_, code, text);
+    mail_->send(word.take());
     return;
   }
-  Writer word;
   word.put(Word::kStop);
   word.put(code);
   word.put_text(text);
   mail_->send(word.take());
-  mail_->tell_below(decision.take());
+}
+
+void Agreement::give_up(ErrorCode code, const std::string& text) {
+  if (!coordinator_) {
+    Writer decision;
+    write_stopped(decision, rank_, code, text);
+    mail_->tell_below(decision.take());
+  }
+  mail_->hang_up();
 }
 
 void Agreement::flush() {
@@ -104,6 +111,7 @@ void Agreement::take_decisions(const std::string& bytes, std::vector<Decision>& 
           entry.name = form == NameForm::kId ? names_.at(r.get<uint32_t>()).name : r.get_text();
           if (form == NameForm::kWithDescriptor) entry.encoded = r.get_text();
           entry.rows = r.get_list<int64_t>();
+          mail_->decided(entry.name);
           const auto mine = mine_.find(entry.name);
           if (mine == mine_.end()) continue;  // this rank has joined
           entry.encoded.clear();
@@ -117,6 +125,7 @@ void Agreement::take_decisions(const std::string& bytes, std::vector<Decision>& 
         const auto targets = r.get_list<int>();
         decision.code = r.get<ErrorCode>();
         decision.text = r.get_text();
+        mail_->decided(decision.entries[0].name);
         if (std::find(targets.begin(), targets.end(), rank_) == targets.end()) continue;
         mine_.erase(decision.entries[0].name);
         break;

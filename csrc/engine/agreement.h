@@ -60,8 +60,10 @@ class Agreement {
   // Everything that was said is on its way.
   bool sent() const { return mail_->sent(); }
 
-  // This rank listens no more, and the others need not wait for it.
-  void hang_up() { mail_->hang_up(); }
+  // This rank listens no more, and the others need not wait for it. Those who hear the coordinator through it are told
+  // why it passes on nothing any more.
+  void give_up(ErrorCode code, const std::string& text);
+  const NameTable& names() const { return names_; }
 
   // What rank 0 waits for, a line per name; empty on other ranks.
   std::string describe() const { return coordinator_ ? coordinator_->describe() : ""; }

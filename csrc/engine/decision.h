@@ -48,14 +48,10 @@ enum class Word : uint8_t {
 
 inline bool is_submission(Word word) { return word == Word::kId || word == Word::kFull; }
 
-// Reads what follows a word. name: of a submission, or its id in another form, alike on all ranks that use the same form.
-inline void read_word(Reader& r, Word word, std::string& name) {
-  name.clear();
+// Reads what follows a word. id, name: of a submission, one of the two.
+inline void read_word(Reader& r, Word word, uint32_t& id, std::string& name) {
   switch (word) {
-    case Word::kId:
-      name = '#';
-      name += std::to_string(r.get<uint32_t>());
-      break;
+    case Word::kId: id = r.get<uint32_t>(); break;
     case Word::kFull:
       name = r.get_text();
       r.get_text();

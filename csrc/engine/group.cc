@@ -67,7 +67,7 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
       join_(inquiry_),
       stalls_(control_.rank(), control_.names(), limits_, inquiry_) {
   if (size() == 1) {
-    agreement_.use(std::make_unique<TreeMail>(0, std::vector<int>{0}, nullptr, nullptr));
+    use_tree(every_rank_alone());
     return;
   }
   const Topology topology = find_topology(comm);
@@ -77,13 +77,12 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
     if (!shares || !share_memory()) use_tree(every_rank_alone());
     return;
   }
-  std::vector<int> leaders = topology.leaders;
-  data_.set_order(by_node(leaders));
+  data_.set_order(by_node(topology.leaders));
   data_.set_crosses_network();
   if (shares)
     nodes_ = find_nodes(comm, topology, all == nullptr ? &control_ : &all->control_, kMemoryTag, creation_time(),
-                        NodeMail::nbytes, leaders);
-  use_tree(nodes_ ? leaders : every_rank_alone());
+                        NodeMail::nbytes);
+  use_tree(nodes_ ? nodes_->leaders : every_rank_alone());
 }
 
 std::vector<int> Group::every_rank_alone() const {
@@ -95,10 +94,10 @@ std::vector<int> Group::every_rank_alone() const {
 // leaders: by rank, that of the ranks whose memory it shares.
 void Group::use_tree(const std::vector<int>& leaders) {
   std::unique_ptr<Mail> node;
-  if (nodes_ && nodes_->local.size() > 1) node = std::make_unique<NodeMail>(*nodes_->memory, Places::nbytes());
+  if (nodes_ && nodes_->local.size() > 1) node = std::make_unique<NodeMail>(*nodes_->memory, NodesLane::nbytes());
   if (leaders[static_cast<size_t>(rank())] == rank())
-    node =
-        std::make_unique<TreeMail>(rank(), leaders, std::make_unique<MpiLetters>(control_, kMailTag), std::move(node));
+    node = std::make_unique<TreeMail>(rank(), leaders, agreement_.names(),
+                                      std::make_unique<MpiLetters>(control_, kMailTag), std::move(node));
   agreement_.use(std::move(node));
 }
 
@@ -498,7 +497,7 @@ void Group::fail_all(ErrorCode code, const std::string& text) {
   running_.give_all_up(code, text);
   if (join_.is_waiting()) finish_(*join_.take(), code, text);
   held_back_.clear();
-  hang_up();
+  agreement_.give_up(code, text);
 }
 
 std::pair<Clock::time_point, std::string> Group::oldest() const {

@@ -77,8 +77,6 @@ class Group {
   void flush() { agreement_.flush(); }
   // Fails everything in flight; nothing may be submitted after.
   void fail_all(ErrorCode code, const std::string& text);
-  // This rank will not call progress() any more; the others need not wait for it to listen.
-  void hang_up() { agreement_.hang_up(); }
 
   std::string describe() const;
   // What has been in flight here for the longest time, and since when; "" for nothing.

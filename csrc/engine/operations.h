@@ -26,8 +26,8 @@ struct Place {
   const Comm& comm;
   BufferPool& pool;
   int tag;
-  Lane* lane;          // of the node's shared memory; null where the ranks do not share any
-  const Nodes* nodes;  // where they are on several nodes, and share memory there; else null
+  Lane* lane;    // of the node's shared memory; null where the ranks do not share any
+  Nodes* nodes;  // where they are on several nodes, and share memory there; else null
 };
 
 // Whether the operation takes turns with others in shared memory, so that it has to be made in the agreed order.

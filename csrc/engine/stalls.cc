@@ -56,7 +56,10 @@ void Stalls::look_at_coordinator(const std::string* what, Clock::time_point sinc
     inquiry_->ask_presence(0);
   }
   const bool silent = !inquiry_->is_present() && now - asked_ >= kAnswerTime;
-  const auto text = [&] { return *what + ": " + names_->text_of(0) + ", which coordinates, does not answer"; };
+  const auto text = [&] {
+    return *what + ": " + names_->text_of(0) + ", which coordinates, " +
+           (inquiry_->is_present() ? "answers, but its word does not arrive" : "does not answer");
+  };
   const auto waited = now - since;
   if (waited > limits_->timeout + kCoordinatorGrace || (silent && waited > limits_->timeout))
     throw Error(ErrorCode::kTimeout, text() + ". It did not within " + seconds_text(limits_->timeout));

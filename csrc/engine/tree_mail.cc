@@ -21,9 +21,9 @@ bool MpiLetters::sent() {
   return outgoing_.empty();
 }
 
-TreeMail::TreeMail(int rank, const std::vector<int>& leaders, std::unique_ptr<Letters> letters,
+TreeMail::TreeMail(int rank, const std::vector<int>& leaders, const NameTable& names, std::unique_ptr<Letters> letters,
                    std::unique_ptr<Mail> members)
-    : rank_(rank), letters_(std::move(letters)), local_(std::move(members)) {
+    : rank_(rank), names_(&names), letters_(std::move(letters)), local_(std::move(members)) {
   std::vector<int> nodes;  // their leaders, in order
   std::vector<std::vector<int>> ranks;
   for (int r = 0; r < static_cast<int>(leaders.size()); ++r) {
@@ -75,7 +75,9 @@ void TreeMail::take_words(const std::vector<int>& sources, std::string_view word
   for (Reader r(words); !r.empty();) {
     const std::string_view begin = words.substr(words.size() - r.remaining());
     const auto kind = r.get<Word>();
-    read_word(r, kind, name);
+    uint32_t id = 0;
+    read_word(r, kind, id, name);
+    if (kind == Word::kId) name = names_->at(id).name;
     const std::string_view word = begin.substr(0, begin.size() - r.remaining());
     if (!is_submission(kind)) {
       if (kind == Word::kJoin) joined_ += sources.size();
@@ -93,8 +95,16 @@ void TreeMail::take_words(const std::vector<int>& sources, std::string_view word
     held.ranks += sources.size();
     if (held.ranks + joined_ < ranks_) continue;
     send_up(held);
-    held_.erase(found);
   }
+}
+
+void TreeMail::decided(const std::string& name) {
+  const auto found = held_.find(name);
+  if (found == held_.end()) return;
+  Held& held = found->second;
+  held.ranks = 0;  // but for what has not gone up yet, of a rank that was late or has joined
+  for (const Variant& variant : held.variants) held.ranks += variant.sources.size();
+  if (held.ranks == 0) held_.erase(found);
 }
 
 void TreeMail::pass_on(const std::vector<int>& sources, std::string_view word) {

@@ -11,7 +11,8 @@
 // that the words of a rank stay in order as far as that matters. Decisions go down the tree.
 //
 // messages:  at most 2 (kArity + 1) at a rank and round: from and to those below it and the one above
-// limits:    an engine that stops tells those below it; one that hangs cuts them off, and they seem to be late
+// limits:    an engine that stops tells those below it; one that hangs, or whose process dies without the launcher ending
+//            the job, cuts them off, and they seem to be late
 // source:    the tree is that of other collectives; for holding words back, the bit vectors of Horovod's response cache
 //            serve the same end
 #pragma once
@@ -72,7 +73,9 @@ class TreeMail final : public Mail {
 
   // leaders: by rank, the leader of its node. members: to and from the other ranks of this node, numbered in their order
   // with this one as 0; null where there are none.
-  TreeMail(int rank, const std::vector<int>& leaders, std::unique_ptr<Letters> letters, std::unique_ptr<Mail> members);
+  // names: for the ids in words, this rank's.
+  TreeMail(int rank, const std::vector<int>& leaders, const NameTable& names, std::unique_ptr<Letters> letters,
+           std::unique_ptr<Mail> members);
 
   void send(std::string bytes) override;
   std::optional<Message> poll() override;
@@ -80,6 +83,7 @@ class TreeMail final : public Mail {
   void hang_up() override;
   void tell_below(const std::string& bytes) override;
   bool take_moved() override { return std::exchange(moved_, false); }
+  void decided(const std::string& name) override;
   void all_joined() override { joined_ = 0; }
 
  private:
@@ -87,7 +91,7 @@ class TreeMail final : public Mail {
     std::string word;
     std::vector<int> sources;
   };
-  struct Held {  // of one name, since it was last complete
+  struct Held {  // of one name, since the last decision about it
     std::vector<Variant> variants;
     size_t ranks = 0;  // that have submitted it, those included whose word has gone up already
     Clock::time_point since;
@@ -109,6 +113,7 @@ class TreeMail final : public Mail {
   std::vector<int> members_;  // of this node, by their number there
   size_t ranks_ = 0;          // this node's and those of the nodes below it
   size_t joined_ = 0;         // of these
+  const NameTable* names_;
   std::unique_ptr<Letters> letters_;
   std::unique_ptr<Mail> local_;
   std::unordered_map<std::string, Held> held_;  // by name

@@ -86,10 +86,10 @@ Ring::Ring(const Comm& comm, BufferPool& pool, int tag, Phases phases, const voi
   }
 }
 
-Ring::Ring(const Comm& comm, BufferPool& pool, int tag, RingSource& source, void* out, const std::vector<Range>& chunks,
+Ring::Ring(const Comm& comm, BufferPool& pool, int tag, RingData& data, void* out, const std::vector<Range>& chunks,
            const Arithmetic& arithmetic)
     : Ring(comm, pool, tag, Phases::kAllreduce, nullptr, out, chunks, arithmetic) {
-  source_ = &source;
+  data_ = &data;
 }
 
 Step Ring::step() {
@@ -124,15 +124,15 @@ bool Ring::complete_receives() {
   if (segment.step < reduce_steps_) {
     const size_t offset = segment.begin * element_size_;
     const bool last = segment.step == reduce_steps_ - 1;
-    if (source_ != nullptr)
-      source_->combine(scratch(receives_taken_), {segment.begin, segment.begin + segment.count}, last);
+    if (data_ != nullptr)
+      data_->combine(scratch(receives_taken_), {segment.begin, segment.begin + segment.count}, last);
     else if (reducer_ != nullptr)
       reducer_->start(arithmetic_, out_ + offset, scratch(receives_taken_), in_ + offset, segment.count, last);
     else
       arithmetic_.combine(out_ + offset, scratch(receives_taken_), in_ + offset, segment.count, last);
     combined_total_ = receives_taken_ + 1;
-  } else if (source_ != nullptr) {
-    source_->take({segment.begin, segment.begin + segment.count});
+  } else if (data_ != nullptr) {
+    data_->take({segment.begin, segment.begin + segment.count});
   }
   to_complete_.pop();
   ++receives_taken_;
@@ -160,12 +160,14 @@ bool Ring::post_receives() {
 
 bool Ring::start_sends() {
   bool moved = false;
-  while (!to_send_.done() && sends_started_ - sends_done_ < depth_ &&
+  // What must be computed first is started one at a time, so that a step stays short.
+  while (!(moved && data_ != nullptr && sends_started_ < own_segments_) && !to_send_.done() &&
+         sends_started_ - sends_done_ < depth_ &&
          (sends_started_ < own_segments_ || receives_done_ > sends_started_ - own_segments_)) {
     const Segment segment = to_send_.front();
     const bool untouched = segment.step == 0 && reduce_steps_ > 0;
-    if (untouched && source_ != nullptr) source_->store({segment.begin, segment.begin + segment.count});
-    const std::byte* source = (untouched && source_ == nullptr ? in_ : out_) + segment.begin * element_size_;
+    if (untouched && data_ != nullptr) data_->store({segment.begin, segment.begin + segment.count});
+    const std::byte* source = (untouched && data_ == nullptr ? in_ : out_) + segment.begin * element_size_;
     sends_[sends_started_ % depth_] = comm_->isend(source, segment.count * element_size_, right_, tag_);
     to_send_.pop();
     ++sends_started_;

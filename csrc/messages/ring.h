@@ -75,9 +75,9 @@ class RingReducer {
 };
 
 // A rank's contribution to an all-reduce, and its use of the results, where the elements do not lie in one array.
-class RingSource {
+class RingData {
  public:
-  virtual ~RingSource() = default;
+  virtual ~RingData() = default;
   // Elements of this rank to their place in `out`.
   virtual void store(Range elements) = 0;
   // Combines what has been received with this rank's elements, to their place in `out`; `last`: these are results.
@@ -95,8 +95,8 @@ class Ring final : public Operation {
   // other chunks of `out`. reducer: what combines, where the data is not in host memory; null: this processor.
   Ring(const Comm& comm, BufferPool& pool, int tag, Phases phases, const void* in, void* out,
        const std::vector<Range>& chunks, const Arithmetic& arithmetic, RingReducer* reducer = nullptr);
-  // An all-reduce of what the source has, which must outlive it.
-  Ring(const Comm& comm, BufferPool& pool, int tag, RingSource& source, void* out, const std::vector<Range>& chunks,
+  // An all-reduce of `data`, which must outlive it.
+  Ring(const Comm& comm, BufferPool& pool, int tag, RingData& data, void* out, const std::vector<Range>& chunks,
        const Arithmetic& arithmetic);
 
   Step step() override;
@@ -123,7 +123,7 @@ class Ring final : public Operation {
   std::vector<Range> chunks_;  // in the order of the ring
   Arithmetic arithmetic_;
   RingReducer* reducer_;
-  RingSource* source_ = nullptr;  // in place of in_
+  RingData* data_ = nullptr;  // in place of in_
   size_t element_size_;
   size_t segment_count_, depth_;
 

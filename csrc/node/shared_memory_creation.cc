@@ -178,6 +178,17 @@ Step SharedMemoryCreation::step() {
   return Step::kDone;
 }
 
+SharedMemory SharedMemoryCreation::of_one_rank(const Comm& comm, size_t nbytes) {
+  void* const part = mmap(nullptr, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (part == MAP_FAILED)
+    throw Error(ErrorCode::kInternal, "out of memory: " + std::to_string(nbytes) + " bytes were requested");
+  SharedMemory memory(comm.rank(), {static_cast<std::byte*>(part)}, nbytes);
+  memory.job_ranks_ = comm.names().job_ranks();
+  memory.pids_ = {getpid()};
+  memory.mappings_.emplace_back(part, nbytes);
+  return memory;
+}
+
 std::optional<SharedMemory> SharedMemoryCreation::take() {
   if (phase_ != Phase::kDone || mappings_.empty()) return std::nullopt;
   std::vector<std::byte*> parts;

@@ -34,6 +34,9 @@ class SharedMemoryCreation final : public Operation {
   SharedMemoryCreation(const Comm& comm, int tag, size_t nbytes);
   ~SharedMemoryCreation() override;
 
+  // For a rank that has nobody to share with, in private memory. Throws where there is none.
+  static SharedMemory of_one_rank(const Comm& comm, size_t nbytes);
+
   Step step() override;
   std::string describe() const override;
 

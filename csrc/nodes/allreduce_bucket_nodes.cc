@@ -8,9 +8,9 @@
 namespace collective {
 namespace {
 
-PlaceRun::Load load_of(const Slots& slots, DType wire, int nodes) {
+NodesPass::Load load_of(const Slots& slots, DType wire, int nodes) {
   const Range all{0, slots.count()};
-  PlaceRun::Load load{{{all, 0}}, {}, false};
+  NodesPass::Load load{{{all, 0}}, {}, false};
   if (all.count() * size_of(wire) < thresholds::kRing)
     load.chunks = {all};
   else

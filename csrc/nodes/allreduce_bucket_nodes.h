@@ -1,5 +1,5 @@
 // All-reduce of a bucket by ranks of several nodes, several of them on each. The bucket lies in the shared memory of each
-// node, as in allreduce_bucket_node.h, and is one place of its own: see place_run.h, which has steps, bytes and limits.
+// node, as in allreduce_bucket_node.h, and is one area of its own: see nodes_pass.h, which has steps, bytes and limits.
 #pragma once
 
 #include <string>
@@ -9,7 +9,7 @@
 #include "base/operation.h"
 #include "node/slots.h"
 #include "nodes/nodes.h"
-#include "nodes/place_run.h"
+#include "nodes/nodes_pass.h"
 
 namespace collective {
 
@@ -24,7 +24,7 @@ class AllreduceBucketNodes final : public Operation {
 
  private:
   Slots slots_;
-  PlaceRun run_;
+  NodesPass run_;
 };
 
 }  // namespace collective

@@ -7,35 +7,35 @@
 
 namespace collective {
 
-AllreduceNodes::AllreduceNodes(const Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec,
+AllreduceNodes::AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec,
                                std::vector<Slot> slots)
     : AllreduceNodes(nodes, size, pool, spec, arrange(spec, std::move(slots), nodes.count)) {}
 
-AllreduceNodes::AllreduceNodes(const Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec,
-                               const Arrangement& made)
+AllreduceNodes::AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, Arrangement made)
     : nodes_(&nodes),
+      memory_(nodes.memory),
       pool_(&pool),
       scaling_(scaling_of(spec, size, Passes::kSteps)),
-      slots_(spec, scaling_.before, made.slots),
+      slots_(spec, scaling_.before, std::move(made.slots)),
       element_size_(size_of(spec.wire)) {
   cut(made);
-  first_ = nodes.places->reserve(loads_.size());
+  first_ = nodes.lane->reserve(loads_.size());
 }
 
 void AllreduceNodes::cut(const Arrangement& made) {
-  const size_t most = Places::kPieceBytes / element_size_;
+  const size_t most = NodesLane::kAreaBytes / element_size_;
   for (size_t begin = 0; begin < made.short_count; begin += most) {
     const Range part{begin, std::min(made.short_count, begin + most)};
     loads_.push_back({{{part, 0}}, {{0, part.count()}}, true});
   }
   if (made.chunks.empty()) return;
   const auto nodes = static_cast<size_t>(nodes_->count);
-  // Of each chunk, in whole lines; at least one, so that a place of 4 MiB is enough for 32,768 nodes.
+  // Of each chunk, in whole lines; at least one, so that an area of 4 MiB is enough for 32,768 nodes.
   const size_t line = kLineBytes / element_size_, share = most / nodes / line * line;
   size_t longest = 0;
   for (size_t i = 0; i < nodes; ++i) longest = std::max(longest, made.chunks[i + 1] - made.chunks[i]);
   for (size_t begin = 0; begin < longest; begin += share) {
-    PlaceRun::Load load{{}, {}, true};
+    NodesPass::Load load{{}, {}, true};
     for (size_t i = 0; i < nodes; ++i) {
       const size_t length = made.chunks[i + 1] - made.chunks[i];
       const Range part{std::min(length, begin), std::min(length, begin + share)};
@@ -49,11 +49,11 @@ void AllreduceNodes::cut(const Arrangement& made) {
 
 Step AllreduceNodes::step() {
   bool moved = false;
-  Places& places = *nodes_->places;
-  while (started_ < loads_.size() && places.is_free(first_ + started_)) {
+  NodesLane& lane = *nodes_->lane;
+  while (started_ < loads_.size() && lane.is_free(first_ + started_)) {
     const uint64_t turn = first_ + started_;
-    in_flight_.push_back({turn, std::make_unique<PlaceRun>(places.place(turn), *nodes_, *pool_, Places::tag(turn),
-                                                           scaling_.arithmetic, slots_, std::move(loads_[started_]))});
+    in_flight_.push_back({turn, std::make_unique<NodesPass>(lane.area(turn), *nodes_, *pool_, NodesLane::tag(turn),
+                                                            scaling_.arithmetic, slots_, std::move(loads_[started_]))});
     ++started_;
     moved = true;
   }
@@ -61,7 +61,7 @@ Step AllreduceNodes::step() {
     const Step step = piece->run->step();
     moved |= step != Step::kIdle;
     if (step == Step::kDone) {
-      places.end(piece->turn);
+      lane.end(piece->turn);
       piece = in_flight_.erase(piece);
     } else {
       ++piece;

@@ -1,5 +1,5 @@
-// All-reduce by name of ranks of several nodes, several of them on each: piece by piece through places in the memory of
-// every node. place_run.h tells how a piece is reduced; a few pieces are in flight, so that packing, the network and
+// All-reduce by name of ranks of several nodes, several of them on each: piece by piece through areas in the memory of
+// every node (nodes_lane.h). nodes_pass.h tells how a piece is reduced; a few pieces are in flight, so that packing, the network and
 // unpacking overlap.
 //
 // Where an element lies follows from its own tensor (arrangement.h), with a chunk for each node. A piece takes an equal
@@ -19,34 +19,35 @@
 #include "messages/arrangement.h"
 #include "node/slots.h"
 #include "nodes/nodes.h"
-#include "nodes/place_run.h"
+#include "nodes/nodes_pass.h"
 
 namespace collective {
 
 class AllreduceNodes final : public Operation {
  public:
   // size: ranks of the group. Not for Adasum. Operations of one group are made in the same order on all ranks.
-  AllreduceNodes(const Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, std::vector<Slot> slots);
+  AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, std::vector<Slot> slots);
 
   Step step() override;
   std::string describe() const override;
 
  private:
-  AllreduceNodes(const Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, const Arrangement& made);
+  AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, Arrangement made);
   void cut(const Arrangement& made);
 
   struct Piece {
     uint64_t turn;
-    std::unique_ptr<PlaceRun> run;
+    std::unique_ptr<NodesPass> run;
   };
-  const Nodes* nodes_;
+  Nodes* nodes_;
+  std::shared_ptr<SharedMemory> memory_;  // into which messages may still come when it has been given up
   BufferPool* pool_;
   Scaling scaling_;
   Slots slots_;
   size_t element_size_;
-  std::vector<PlaceRun::Load> loads_;  // of all pieces
-  uint64_t first_;                     // turn
-  size_t started_ = 0;                 // pieces
+  std::vector<NodesPass::Load> loads_;  // of all pieces
+  uint64_t first_;                      // turn
+  size_t started_ = 0;                  // pieces
   std::deque<Piece> in_flight_;
 };
 

@@ -3,7 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <map>
+#include <atomic>
 #include <string>
 #include <utility>
 
@@ -20,44 +20,48 @@ std::string host_name() {
   return name;
 }
 
+void warn_that_it_cannot_share(const Comm& machine, const std::string& why) {
+  static std::atomic<bool> told{false};  // one warning for all process sets: the reason is that of the machine
+  if (!told.exchange(true) && machine.rank() == 0)
+    log_warning(ranks_text(machine.names().job_ranks()) + " of " + host_name() +
+                " take part by MPI messages, which is slower: they cannot share memory: " + why);
+}
+
 }  // namespace
 
 std::optional<Nodes> find_nodes(MPI_Comm comm, const Topology& topology, const Comm* job, int tag,
-                                std::chrono::seconds timeout, const std::function<size_t(int)>& more,
-                                std::vector<int>& leaders) {
+                                std::chrono::seconds timeout, const std::function<size_t(int)>& more) {
+  const std::vector<int> on_machine = of_all_ranks(comm, topology.local_size);
+  if (*std::max_element(on_machine.begin(), on_machine.end()) == 1) return std::nullopt;
   Nodes nodes;
   nodes.local = ranks_of_machine(comm, job);
-  std::string why;
-  const auto share = [&] {
-    return try_share_memory(nodes.local, tag, Places::nbytes() + more(nodes.local.size()), timeout, why);
-  };
-  std::optional<SharedMemory> memory = share();
-  if (!memory) {
-    if (nodes.local.rank() == 0)
-      log_warning("the ranks of " + host_name() + " (" + ranks_text(nodes.local.names().job_ranks()) +
-                  ") take part by MPI messages, which is slower: they cannot share memory: " + why);
-    nodes.local.release();
-    nodes.local = only_itself(job);
-    memory = share();
-    if (!memory) throw Error(ErrorCode::kInternal, why);
+  std::optional<SharedMemory> memory;
+  if (nodes.local.size() > 1) {
+    std::string why;
+    memory = try_share_memory(nodes.local, tag, NodesLane::nbytes() + more(nodes.local.size()), timeout, why);
+    if (!memory) {
+      warn_that_it_cannot_share(nodes.local, why);
+      nodes.local.release();
+      nodes.local = only_itself(job);
+    }
   }
   const std::vector<int> sizes = of_all_ranks(comm, nodes.local.size());
-  leaders = topology.leaders;
-  for (size_t rank = 0; rank < leaders.size(); ++rank)
-    if (sizes[rank] == 1) leaders[rank] = static_cast<int>(rank);
   if (*std::max_element(sizes.begin(), sizes.end()) == 1) {
     nodes.local.release();
     return std::nullopt;
   }
+  if (!memory) memory = SharedMemoryCreation::of_one_rank(nodes.local, NodesLane::nbytes() + more(1));
+  nodes.leaders = topology.leaders;
+  for (size_t rank = 0; rank < sizes.size(); ++rank)
+    if (sizes[rank] == 1) nodes.leaders[rank] = static_cast<int>(rank);
+  for (size_t rank = 0; rank < sizes.size(); ++rank) nodes.count += nodes.leaders[rank] == static_cast<int>(rank);
   nodes.owners = *std::min_element(sizes.begin(), sizes.end());
-  nodes.count = 0;
-  for (size_t rank = 0; rank < leaders.size(); ++rank) nodes.count += leaders[rank] == static_cast<int>(rank) ? 1 : 0;
   // In the order of the nodes, whatever the order of the ranks.
   nodes.cross = split(comm, nodes.owns() ? nodes.local.rank() : nodes.owners + topology.rank,
-                      leaders[static_cast<size_t>(topology.rank)], job);
+                      nodes.leaders[static_cast<size_t>(topology.rank)], job);
   nodes.cross.set_crosses_network();
-  nodes.memory = std::make_unique<SharedMemory>(std::move(*memory));
-  nodes.places = std::make_unique<Places>(*nodes.memory, 0);
+  nodes.memory = std::make_shared<SharedMemory>(std::move(*memory));
+  nodes.lane = std::make_unique<NodesLane>(*nodes.memory);
   return nodes;
 }
 

@@ -15,27 +15,26 @@
 #include "messages/comm.h"
 #include "messages/topology.h"
 #include "node/shared_memory.h"
-#include "nodes/places.h"
+#include "nodes/nodes_lane.h"
 
 namespace collective {
 
 struct Nodes {
-  Comm local;  // the ranks of this node
-  Comm
-      cross;  // the owners number local.rank() of all nodes, in the order of the nodes; of other ranks, themselves alone
-  int count;                             // nodes
-  int owners;                            // on each node
-  std::unique_ptr<SharedMemory> memory;  // of this node
-  std::unique_ptr<Places> places;        // in it, for operations by name
+  Comm local;                // the ranks of this node
+  Comm cross;                // the owners number local.rank() of all nodes, in the nodes' order; of others, themselves
+  std::vector<int> leaders;  // by rank, the lowest rank of its node
+  int count = 0;             // nodes
+  int owners = 0;            // on each node
+  std::shared_ptr<SharedMemory> memory;  // of this node; what may still be written to it holds it, too
+  std::unique_ptr<NodesLane> lane;       // in it, for operations by name
 
   bool owns() const { return local.rank() < owners; }
 };
 
 // Collective over `comm`, of which this is the topology. job: as for Comm::duplicate(). tag: of messages on a node,
-// meanwhile. more: bytes that it shall have behind the places, for this many ranks. leaders: gets the lowest rank of each rank's node. Nothing where every node has a single rank, so that no
-// memory is shared.
+// meanwhile. more: the bytes needed behind the lane, given the number of the node's ranks. Nothing where every machine has
+// a single rank, or no machine's ranks can share memory; a warning names a machine whose ranks cannot.
 std::optional<Nodes> find_nodes(MPI_Comm comm, const Topology& topology, const Comm* job, int tag,
-                                std::chrono::seconds timeout, const std::function<size_t(int)>& more,
-                                std::vector<int>& leaders);
+                                std::chrono::seconds timeout, const std::function<size_t(int)>& more);
 
 }  // namespace collective

@@ -77,14 +77,16 @@ class MemoryMail final : public Mail {
 };
 
 // As on nodes of so many ranks; the last may have fewer.
-std::unique_ptr<Mail> make_mail(const std::shared_ptr<Post>& post, int rank, int size, int per_node) {
+std::unique_ptr<Mail> make_mail(const std::shared_ptr<Post>& post, const Agreement& agreement, int rank, int size,
+                                int per_node) {
   std::vector<int> leaders;
   for (int r = 0; r < size; ++r) leaders.push_back(r - r % per_node);
   const int first = leaders[static_cast<size_t>(rank)], here = std::min(per_node, size - first);
   std::unique_ptr<Mail> node;
   if (here > 1) node = std::make_unique<MemoryMail>(post, rank, first, here);
   if (rank != first) return node;
-  return std::make_unique<TreeMail>(rank, leaders, std::make_unique<MemoryLetters>(post, rank), std::move(node));
+  return std::make_unique<TreeMail>(rank, leaders, agreement.names(), std::make_unique<MemoryLetters>(post, rank),
+                                    std::move(node));
 }
 
 int ranks_per_node = 1;
@@ -107,7 +109,7 @@ struct Member {
       : world(world),
         post(shared_post(world)),
         agreement(world.rank, RankNames::of_job(world.size), limits(timeout), kMostBuckets) {
-    agreement.use(make_mail(post, world.rank, world.size, ranks_per_node));
+    agreement.use(make_mail(post, agreement, world.rank, world.size, ranks_per_node));
   }
 
   static std::shared_ptr<Post> shared_post(const World& world) {
@@ -241,7 +243,7 @@ void test_join(const World& world) {
       if (stands_in)
         member.expect(Descriptor::decode(entry.encoded).shape == std::vector<int64_t>{1 << 20}, "wrong descriptor");
     }
-  // All are back.
+  // All are back. From now on each name takes one letter up again, whatever was submitted when the rank joined.
   member.agreement.submit("after", allreduce_of(3), 0, true);
   member.wait_for(member.told.size() + 1);
   member.expect(member.told.back().kind == Decision::Kind::kExecute, "the name after join() failed");
@@ -326,7 +328,7 @@ void test_cost_at_1000_ranks(const World& world) {
     std::vector<std::unique_ptr<Agreement>> ranks;
     for (int rank = 0; rank < kRanks; ++rank) {
       ranks.push_back(std::make_unique<Agreement>(rank, RankNames::of_job(kRanks), limits(), kMostBuckets));
-      ranks.back()->use(make_mail(post, rank, kRanks, per_node));
+      ranks.back()->use(make_mail(post, *ranks.back(), rank, kRanks, per_node));
     }
     std::mt19937 random(world.seed);
     std::vector<int> order(kRanks);
@@ -359,6 +361,59 @@ void test_cost_at_1000_ranks(const World& world) {
   }
 }
 
+// Leaders hold words back until all have come. What makes a rank count differently, a join or an error, must not leave a
+// count behind: the next words of that name would wait for kPatience each time.
+void test_no_count_is_left_behind(const World& world) {
+  if (world.rank != 0) return;
+  constexpr int kRanks = 12, kPerNode = 4, kJoins = 7;  // the last rank of the second node
+  const auto post = std::make_shared<Post>(kRanks);
+  std::vector<std::unique_ptr<Agreement>> ranks;
+  std::vector<std::vector<Decision>> told(kRanks);
+  for (int rank = 0; rank < kRanks; ++rank) {
+    ranks.push_back(std::make_unique<Agreement>(rank, RankNames::of_job(kRanks), limits(), kMostBuckets));
+    ranks.back()->use(make_mail(post, *ranks.back(), rank, kRanks, kPerNode));
+  }
+  const auto look = [&] {
+    for (int pass = 0; pass < 10; ++pass)
+      for (int rank = 0; rank < kRanks; ++rank)
+        ranks[static_cast<size_t>(rank)]->progress(told[static_cast<size_t>(rank)]);
+  };
+  const auto submit = [&](int rank, int64_t count, bool recurring = true) {
+    ranks[static_cast<size_t>(rank)]->submit("x", allreduce_of(count), 0, recurring);
+  };
+  const auto expect = [&](Decision::Kind kind, const std::string& when) {
+    for (auto& decisions : told) {
+      if (decisions.empty() || decisions.back().kind != kind) fail(world, "not decided at once: " + when);
+      decisions.clear();
+    }
+  };
+  const auto rounds = [&](const std::string& when, int without = -1) {
+    for (int round = 0; round < 3; ++round) {
+      for (int rank = 0; rank < kRanks; ++rank)
+        if (rank != without) submit(rank, 3);
+      look();
+      expect(Decision::Kind::kExecute, when);
+    }
+  };
+  rounds("at first");
+  for (int rank = 0; rank < kRanks; ++rank)
+    if (rank != kJoins) submit(rank, 3);
+  look();
+  ranks[kJoins]->join();
+  look();
+  expect(Decision::Kind::kExecute, "by the join");
+  rounds("after the join", kJoins);
+  for (int rank = 0; rank < kRanks; ++rank)
+    if (rank != kJoins) ranks[static_cast<size_t>(rank)]->join();
+  look();
+  expect(Decision::Kind::kAllJoined, "all have joined");
+  rounds("after all have joined");
+  for (int rank = 0; rank < kRanks; ++rank) submit(rank, rank == kJoins ? 5 : 3);
+  look();
+  expect(Decision::Kind::kFail, "a mismatch");
+  rounds("after a mismatch");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -378,6 +433,7 @@ int main(int argc, char** argv) {
                          world.barrier();
                          run(world);
                        }});
+  tests.push_back({"no count is left behind", test_no_count_is_left_behind});
   tests.push_back({"cost at 1000 ranks", test_cost_at_1000_ranks});
   run_threads(size, seed, tests);
 }

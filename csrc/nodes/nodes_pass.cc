@@ -1,4 +1,4 @@
-#include "nodes/place_run.h"
+#include "nodes/nodes_pass.h"
 
 #include <algorithm>
 #include <cstring>
@@ -11,9 +11,9 @@
 
 namespace collective {
 
-PlaceRun::PlaceRun(NodeBucket& place, const Nodes& nodes, BufferPool& pool, int tag, const Arithmetic& arithmetic,
-                   const Slots& slots, Load load)
-    : place_(&place),
+NodesPass::NodesPass(NodeBucket& area, const Nodes& nodes, BufferPool& pool, int tag, const Arithmetic& arithmetic,
+                     const Slots& slots, Load load)
+    : area_(&area),
       nodes_(&nodes),
       pool_(&pool),
       tag_(tag),
@@ -22,21 +22,20 @@ PlaceRun::PlaceRun(NodeBucket& place, const Nodes& nodes, BufferPool& pool, int 
       load_(std::move(load)),
       element_size_(size_of(arithmetic.dtype)),
       piece_count_(kPieceBytes / element_size_),
-      run_(place.begin_run()) {
+      run_(area.begin_run()) {
   for (const Range& chunk : load_.chunks) own_.push_back(own_slice(chunk));
 }
 
-Range PlaceRun::own_slice(Range chunk) const {
+Range NodesPass::own_slice(Range chunk) const {
   if (!nodes_->owns()) return {chunk.begin, chunk.begin};
-  const size_t most = is_short() ? std::max<size_t>(1, chunk.count() * element_size_ / kShortestSlice)
-                                 : static_cast<size_t>(nodes_->owners);
+  const size_t most = std::max<size_t>(1, chunk.count() * element_size_ / kShortestSlice);
   const int owners = static_cast<int>(std::min<size_t>(most, static_cast<size_t>(nodes_->owners)));
   if (nodes_->local.rank() >= owners) return {chunk.end, chunk.end};
   return slice_of(chunk, nodes_->local.rank(), owners, element_size_);
 }
 
 // This node's elements, and what has been received, if any.
-void PlaceRun::reduce(const void* received, Range elements, bool last) {
+void NodesPass::reduce(const void* received, Range elements, bool last) {
   const int ranks = nodes_->local.size();
   sources_.clear();
   results_.clear();
@@ -53,15 +52,15 @@ void PlaceRun::reduce(const void* received, Range elements, bool last) {
 }
 
 // To the other ranks' memory.
-void PlaceRun::take(Range elements) {
+void NodesPass::take(Range elements) {
   for (int rank = 0; rank < nodes_->local.size(); ++rank)
     if (rank != nodes_->local.rank())
       std::memcpy(at(rank, elements.begin), own(elements.begin), elements.count() * element_size_);
 }
 
-// Calls visit(elements of the slots, this rank's place for them).
+// Calls visit(elements of the slots, where they lie in this rank's area).
 template <typename Visit>
-bool PlaceRun::walk(const Visit& visit) {
+bool NodesPass::walk(const Visit& visit) {
   for (size_t budget = piece_count_; part_ < load_.parts.size() && budget > 0;) {
     const Part& part = load_.parts[part_];
     const size_t begin = part.elements.begin + position_, end = std::min(part.elements.end, begin + budget);
@@ -77,39 +76,39 @@ bool PlaceRun::walk(const Visit& visit) {
   return true;
 }
 
-bool PlaceRun::pack() {
-  return walk([this](Range elements, std::byte* place) {
+bool NodesPass::pack() {
+  return walk([this](Range elements, std::byte* area) {
     for (size_t slot = slots_->find(elements.begin), at = elements.begin; at < elements.end; ++slot) {
       const size_t stop = std::min(elements.end, slots_->offset(slot + 1));
-      std::byte* const target = place + (at - elements.begin) * element_size_;
+      std::byte* const target = area + (at - elements.begin) * element_size_;
       if (at < stop && slots_->packed_at(at, stop) != target) slots_->pack_shared(target, at, stop);
       at = stop;
     }
   });
 }
 
-bool PlaceRun::unpack() {
-  return walk([this](Range elements, const std::byte* place) { slots_->unpack(elements.begin, elements.end, place); });
+bool NodesPass::unpack() {
+  return walk([this](Range elements, const std::byte* area) { slots_->unpack(elements.begin, elements.end, area); });
 }
 
-bool PlaceRun::reduce_short() {
+bool NodesPass::reduce_short() {
   const size_t begin = own_[0].begin + position_, end = std::min(own_[0].end, begin + piece_count_);
   if (begin < end) reduce(nullptr, {begin, end}, false);
   position_ += end - begin;
   return end == own_[0].end;
 }
 
-bool PlaceRun::push_short() {
+bool NodesPass::push_short() {
   const size_t begin = own_[0].begin + position_, end = std::min(own_[0].end, begin + piece_count_);
   if (begin < end) take({begin, end});
   position_ += end - begin;
   return end == own_[0].end;
 }
 
-void PlaceRun::start_crossing() {
+void NodesPass::start_crossing() {
   if (!is_short()) {
     crossing_ =
-        std::make_unique<Ring>(nodes_->cross, *pool_, tag_, static_cast<RingSource&>(*this), own(0), own_, arithmetic_);
+        std::make_unique<Ring>(nodes_->cross, *pool_, tag_, static_cast<RingData&>(*this), own(0), own_, arithmetic_);
     return;
   }
   const size_t count = own_[0].count();
@@ -121,15 +120,15 @@ void PlaceRun::start_crossing() {
     crossing_ = std::make_unique<AllreduceDirect>(nodes_->cross, *pool_, tag_, data, count, arithmetic_);
 }
 
-Step PlaceRun::step() {
+Step NodesPass::step() {
   switch (phase_) {
     case Phase::kPack:
       if (!pack()) return Step::kMoved;
-      place_->publish_packed(run_ + 1);
+      area_->publish_packed(run_ + 1);
       phase_ = Phase::kReduce;
       return Step::kMoved;
     case Phase::kReduce:
-      if (!place_->all_packed(run_ + 1)) return Step::kIdle;
+      if (!area_->all_packed(run_ + 1)) return Step::kIdle;
       if (nodes_->owns()) {
         if (is_short() && !reduce_short()) return Step::kMoved;
         start_crossing();
@@ -147,11 +146,11 @@ Step PlaceRun::step() {
     case Phase::kPush:
       if (is_short() && !push_short()) return Step::kMoved;
       position_ = 0;
-      place_->publish_pushed(run_ + 1);
+      area_->publish_pushed(run_ + 1);
       phase_ = Phase::kWait;
       return Step::kMoved;
     case Phase::kWait:
-      if (!place_->all_pushed(run_ + 1)) return Step::kIdle;
+      if (!area_->all_pushed(run_ + 1)) return Step::kIdle;
       if (!load_.unpacks) return Step::kDone;
       phase_ = Phase::kUnpack;
       return Step::kMoved;
@@ -160,15 +159,15 @@ Step PlaceRun::step() {
   return Step::kDone;
 }
 
-std::string PlaceRun::describe() const {
+std::string NodesPass::describe() const {
   switch (phase_) {
     case Phase::kPack: return "packs";
     case Phase::kReduce:
-      return "waits for rank " + std::to_string(place_->missing_to_pack()) + ", on this node, to start or pack";
+      return "waits for rank " + std::to_string(area_->missing_to_pack()) + ", on this node, to start or pack";
     case Phase::kCross: return "between the nodes: " + (crossing_ == nullptr ? "" : crossing_->describe());
     case Phase::kPush: return "copies its slice";
     case Phase::kWait:
-      return "waits for rank " + std::to_string(place_->missing_to_push()) + ", on this node, to push its slice";
+      return "waits for rank " + std::to_string(area_->missing_to_push()) + ", on this node, to push its slice";
     case Phase::kUnpack: break;
   }
   return "unpacks";

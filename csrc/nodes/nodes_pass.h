@@ -1,4 +1,4 @@
-// One pass of an all-reduce through a place in the memory of every node: a bucket, or a piece of an operation by name.
+// One pass of an all-reduce through an area in the memory of every node: a bucket, or a piece of an operation by name.
 //
 // 2 nodes of 2 ranks; a0 = slice a of rank 0, of a chunk of the ring between the nodes:
 //
@@ -15,7 +15,7 @@
 //
 // steps:              2 synchronisations on the node; between n nodes 2 (n-1) messages, or log2(n), or 2, if short
 // bytes on the wire:  2(n-1)/n N per node each way (the lower bound), divided among its owners
-// memory traffic:     per node of m ranks: about m N loads to reduce, N for each message, m N stores
+// memory traffic:     per node of m ranks, m N loads to reduce and m N stores; what crosses is also sent and received
 // sums:               what has come from other nodes, then this node's ranks in their order; 16-bit types in float32,
 //                     rounded once per node. The same bits on all ranks and in every run
 // limits:             reducing begins when all ranks of the node have packed everything; where nodes differ in size, the
@@ -36,22 +36,22 @@
 
 namespace collective {
 
-class PlaceRun final : public Operation, private RingSource {
+class NodesPass final : public Operation, private RingData {
  public:
   struct Part {
     Range elements;  // of the slots
-    size_t at;       // where they go in the place, in elements
+    size_t at;       // where they go in the area, in elements
   };
-  // What goes through the place, alike on all ranks.
+  // What goes through the area, alike on all ranks.
   struct Load {
     std::vector<Part> parts;    // in the order of the slots
-    std::vector<Range> chunks;  // of the place: one for each node, for the ring; a single one is short
-    bool unpacks;               // to where the slots want it; otherwise the place is the result
+    std::vector<Range> chunks;  // of the area: one for each node, for the ring; a single one is short
+    bool unpacks;               // to where the slots want it; otherwise the area is the result
   };
 
-  // tag: of messages in nodes.cross, this place's alone. The slots must outlive it.
-  PlaceRun(NodeBucket& place, const Nodes& nodes, BufferPool& pool, int tag, const Arithmetic& arithmetic,
-           const Slots& slots, Load load);
+  // tag: of messages in nodes.cross, this area's alone. The slots must outlive it.
+  NodesPass(NodeBucket& area, const Nodes& nodes, BufferPool& pool, int tag, const Arithmetic& arithmetic,
+            const Slots& slots, Load load);
 
   Step step() override;
   std::string describe() const override;
@@ -59,16 +59,16 @@ class PlaceRun final : public Operation, private RingSource {
  private:
   // Bytes that one step packs, reduces, copies or unpacks.
   static constexpr size_t kPieceBytes = size_t{512} << 10;
-  // Owners take at least this much of a short load: it goes in few messages rather than in many.
+  // Owners take at least this much of a chunk: it goes in few messages rather than in many.
   static constexpr size_t kShortestSlice = size_t{4} << 10;
   enum class Phase { kPack, kReduce, kCross, kPush, kWait, kUnpack };
 
   bool is_short() const { return load_.chunks.size() == 1; }
   Range own_slice(Range chunk) const;
-  std::byte* at(int rank, size_t element) const { return place_->storage_of(rank) + element * element_size_; }
+  std::byte* at(int rank, size_t element) const { return area_->storage_of(rank) + element * element_size_; }
   std::byte* own(size_t element) const { return at(nodes_->local.rank(), element); }
   void reduce(const void* received, Range elements, bool last);
-  // RingSource:
+  // RingData:
   void store(Range elements) override { reduce(nullptr, elements, false); }
   void combine(const void* received, Range elements, bool last) override { reduce(received, elements, last); }
   void take(Range elements) override;
@@ -82,7 +82,7 @@ class PlaceRun final : public Operation, private RingSource {
   bool push_short();
   void start_crossing();
 
-  NodeBucket* place_;
+  NodeBucket* area_;
   const Nodes* nodes_;
   BufferPool* pool_;
   int tag_;
