@@ -23,14 +23,14 @@ AllreduceNodes::AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const A
 }
 
 void AllreduceNodes::cut(const Arrangement& made) {
-  const size_t most = NodesLane::kAreaBytes / element_size_;
+  const size_t most = nodes_->lane->piece_bytes() / element_size_;
   for (size_t begin = 0; begin < made.short_count; begin += most) {
     const Range part{begin, std::min(made.short_count, begin + most)};
     loads_.push_back({{{part, 0}}, {{0, part.count()}}, true});
   }
   if (made.chunks.empty()) return;
   const auto nodes = static_cast<size_t>(nodes_->count);
-  // Of each chunk, in whole lines; at least one, so that an area of 4 MiB is enough for 32,768 nodes.
+  // Of each chunk, in whole lines; at least one, so that a piece of 4 MiB is enough for 32,768 nodes.
   const size_t line = kLineBytes / element_size_, share = most / nodes / line * line;
   size_t longest = 0;
   for (size_t i = 0; i < nodes; ++i) longest = std::max(longest, made.chunks[i + 1] - made.chunks[i]);
@@ -52,14 +52,19 @@ Step AllreduceNodes::step() {
   NodesLane& lane = *nodes_->lane;
   while (started_ < loads_.size() && lane.is_free(first_ + started_)) {
     const uint64_t turn = first_ + started_;
-    in_flight_.push_back({turn, std::make_unique<NodesPass>(lane.area(turn), *nodes_, *pool_, NodesLane::tag(turn),
+    in_flight_.push_back({turn, std::make_unique<NodesPass>(lane.area(turn), *nodes_, *pool_, lane.tag(turn),
                                                             scaling_.arithmetic, slots_, std::move(loads_[started_]))});
     ++started_;
     moved = true;
   }
+  size_t before = 0;  // that have not crossed
   for (auto piece = in_flight_.begin(); piece != in_flight_.end();) {
-    const Step step = piece->run->step();
+    NodesPass& run = *piece->run;
+    if (before == lane.crossing() && !run.packs()) break;
+    const Step step = run.step();
     moved |= step != Step::kIdle;
+    if (run.packs()) break;
+    before += run.has_crossed() ? 0 : 1;
     if (step == Step::kDone) {
       lane.end(piece->turn);
       piece = in_flight_.erase(piece);

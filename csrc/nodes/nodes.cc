@@ -61,7 +61,7 @@ std::optional<Nodes> find_nodes(MPI_Comm comm, const Topology& topology, const C
                       nodes.leaders[static_cast<size_t>(topology.rank)], job);
   nodes.cross.set_crosses_network();
   nodes.memory = std::make_shared<SharedMemory>(std::move(*memory));
-  nodes.lane = std::make_unique<NodesLane>(*nodes.memory);
+  nodes.lane = std::make_unique<NodesLane>(*nodes.memory, nodes.count, nodes.owners);
   return nodes;
 }
 

@@ -55,6 +55,9 @@ class NodesPass final : public Operation, private RingData {
 
   Step step() override;
   std::string describe() const override;
+  // Whether this rank still packs; whether its messages are done.
+  bool packs() const { return phase_ == Phase::kPack; }
+  bool has_crossed() const { return phase_ > Phase::kCross; }
 
  private:
   // Bytes that one step packs, reduces, copies or unpacks.
