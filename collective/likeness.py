@@ -46,13 +46,17 @@ def check(comm: MPI.Intracomm, config: Config) -> None:
     if len({build for _, build, _ in everyone}) > 1:
         found = "; ".join(_by_value(hosts, [str(build) for _, build, _ in everyone]))
         raise MismatchError(f"init: the ranks cannot work together: {found}")
-    if comm.Get_rank() != 0:
-        return
+    if comm.Get_rank() == 0:
+        _warn_of_overruled([given for _, _, given in everyone], hosts, config)
+    _core.set_hosts(hosts)  # for texts about ranks
+
+
+def _warn_of_overruled(everyone: Sequence[dict[str, float]], hosts: Sequence[str], config: Config) -> None:
     for name, holds in config.agreed().items():
-        differs = [given.get(name, holds) for _, _, given in everyone]
-        if all(value == holds for value in differs):
+        values = [given.get(name, holds) for given in everyone]
+        if all(value == holds for value in values):
             continue
-        found = "; ".join(_by_value(hosts, [f"{name}={value:g}" for value in differs]))
+        found = "; ".join(_by_value(hosts, [f"{name}={value:g}" for value in values]))
         _core.log(LogLevel.WARNING, f"rank 0's {name} holds for the whole job: {found}")
 
 

@@ -315,6 +315,7 @@ PYBIND11_MODULE(_core, m) {
       },
       py::arg("comm"), py::arg("stall_warning"), py::arg("timeout"), py::call_guard<py::gil_scoped_release>());
   m.def("ranks_text", &ranks_text, py::arg("ranks"));
+  m.def("set_hosts", &set_hosts, py::arg("hosts"));
   m.def("built_for_mpi", &built_for_mpi);
   m.def("running_mpi", &running_mpi);
   m.def("running_mpi_path", &running_mpi_path);

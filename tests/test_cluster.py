@@ -1,7 +1,9 @@
 """Several nodes with several ranks each, on a cluster of network namespaces: see tests/cluster."""
 
+import contextlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,17 +15,27 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=f"no cl
 
 # Of what ranks do together, whatever carries it.
 FILES = [
+    "adasum",
+    "allgather",
+    "allreduce",
+    "broadcast",
+    "compression",
     "join",
+    "movement",
+    "objects",
     "optimizer",
     "optimizer_accumulation",
     "optimizer_views",
     "optimizer_parameters",
     "process_sets",
+    "reductions",
     "sparse",
+    "sync_batch_norm",
+    "torch_ops",
 ]
 
 
-def run(cluster: Cluster, *arguments: str, timeout: float = 200) -> str:
+def run(cluster: Cluster, *arguments: str, timeout: float = 400) -> str:
     """The output of a job that must succeed."""
     job = cluster.start([sys.executable, *arguments], stdout=subprocess.PIPE)
     output, _ = job.communicate(timeout=timeout)
@@ -62,3 +74,54 @@ assert [p.unique().tolist() for p in parameters] == [[-6.0 * (6 + 4 * n)] for n 
         for host in range(2):
             share = cluster.bytes_sent(host) / (6 * 2 * (2 - 1) / 2 * (16 << 20))
             assert 1.0 < share < 1.03, share  # frames, acknowledgements, and the start of the job
+
+
+def start_training(cluster: Cluster, steps: int, pause: float, **env: str) -> subprocess.Popen[str]:
+    """Once it has made its first steps."""
+    script = Path(__file__).with_name("cluster_training.py")
+    job = cluster.start([sys.executable, str(script), str(steps), str(pause)], env=env, stdout=subprocess.PIPE)
+    assert job.stdout is not None
+    for line in job.stdout:
+        if line == "step 2\n":
+            return job
+    raise AssertionError("the job ended before its third step")
+
+
+def test_a_link_that_is_cut_for_two_seconds() -> None:
+    """Training goes on, with the right result, and the ranks say that they have waited."""
+    with Cluster([1, 1], rate=None) as cluster:
+        job = start_training(cluster, 100, 0.02, COLLECTIVE_STALL_WARNING="0.5", COLLECTIVE_TIMEOUT="60")
+        cluster.cut(1)
+        time.sleep(2)
+        cluster.restore(1)
+        output, _ = job.communicate(timeout=100)
+    assert job.returncode == 0, output
+    for rank in range(2):
+        assert f"rank {rank}: [[-100.0], [-300.0], [-500.0], [-700.0]]" in output
+    assert "stalled: " in output
+
+
+def test_a_host_that_is_gone() -> None:
+    """Every rank on the other hosts ends with an error that names it and its ranks.
+
+    mpirun does not end by itself when it hears nothing from a host; docs/troubleshooting.md tells what to set.
+    """
+    with Cluster([2, 2], rate=None) as cluster:
+        job = start_training(cluster, 10_000, 0.02, COLLECTIVE_STALL_WARNING="1", COLLECTIVE_TIMEOUT="4")
+        cluster.cut(1)
+        end = time.monotonic() + 30
+        while (left := ranks_on(cluster, 0)) and time.monotonic() < end:
+            time.sleep(0.1)
+    output, _ = job.communicate(timeout=30)
+    assert left == [], output
+    assert "uncaught CollectiveTimeoutError" in output, output
+    assert "ranks 2, 3 (host1) did not answer" in output, output
+
+
+def ranks_on(cluster: Cluster, host: int) -> list[str]:
+    """The commands of the ranks that live there."""
+    commands = []
+    for pid in cluster.processes(host):
+        with contextlib.suppress(FileNotFoundError):
+            commands.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
+    return [command for command in commands if command.startswith(sys.executable)]

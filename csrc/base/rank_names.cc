@@ -21,7 +21,33 @@ std::string numbers_text(const std::vector<int>& ranks) {
   return text;
 }
 
+constexpr size_t kHostsInText = 4;
+
+std::vector<std::string>& hosts() {
+  static std::vector<std::string> of_ranks;  // empty: all ranks are on one
+  return of_ranks;
+}
+
+// " (node1, node2)"
+std::string hosts_text(const std::vector<int>& ranks) {
+  std::vector<std::string> named;
+  for (const int rank : ranks) {
+    if (static_cast<size_t>(rank) >= hosts().size()) return "";
+    const std::string& host = hosts()[static_cast<size_t>(rank)];
+    if (std::find(named.begin(), named.end(), host) == named.end()) named.push_back(host);
+  }
+  std::string text;
+  for (size_t i = 0; i < std::min(named.size(), kHostsInText); ++i) text += (i == 0 ? " (" : ", ") + named[i];
+  if (named.size() > kHostsInText) text += " and " + std::to_string(named.size() - kHostsInText) + " more hosts";
+  return text.empty() ? text : text + ")";
+}
+
 }  // namespace
+
+void set_hosts(std::vector<std::string> of_ranks) {
+  const bool one = std::equal(of_ranks.begin() + (of_ranks.empty() ? 0 : 1), of_ranks.end(), of_ranks.begin());
+  hosts() = one ? std::vector<std::string>() : std::move(of_ranks);
+}
 
 std::string ranks_text(const std::vector<int>& ranks) {
   return (ranks.size() == 1 ? "rank " : "ranks ") + numbers_text(ranks);
@@ -41,11 +67,18 @@ RankNames RankNames::of_process_set(std::vector<int> job_ranks) {
   return names;
 }
 
-std::string RankNames::text_of(const std::vector<int>& ranks) const {
+std::vector<int> RankNames::in_job(const std::vector<int>& ranks) const {
   std::vector<int> numbers;
   for (const int rank : ranks) numbers.push_back(job_rank(rank));
   std::sort(numbers.begin(), numbers.end());
-  return ranks_text(numbers);
+  return numbers;
+}
+
+std::string RankNames::text_of(const std::vector<int>& ranks) const { return ranks_text(in_job(ranks)); }
+
+std::string RankNames::located(const std::vector<int>& ranks) const {
+  const std::vector<int> numbers = in_job(ranks);
+  return ranks_text(numbers) + hosts_text(numbers);
 }
 
 }  // namespace collective

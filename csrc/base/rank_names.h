@@ -9,6 +9,9 @@ namespace collective {
 // "rank 3", "ranks 0-4, 7"; ranks: increasing.
 std::string ranks_text(const std::vector<int>& ranks);
 
+// The hosts of all ranks of the job, for RankNames::located(). Not while an engine runs.
+void set_hosts(std::vector<std::string> hosts);
+
 class RankNames {
  public:
   RankNames() = default;
@@ -22,10 +25,14 @@ class RankNames {
   // "rank 3", "ranks 0-4, 7" for these ranks of the group.
   std::string text_of(const std::vector<int>& ranks) const;
   std::string text_of(int rank) const { return "rank " + std::to_string(job_rank(rank)); }
+  // The same of ranks that somebody will have to look for: in a job on several hosts "ranks 2, 3 (node1)".
+  std::string located(const std::vector<int>& ranks) const;
   // "process set [1, 2]: ", which precedes messages about it; "" for the group of all ranks.
   const std::string& label() const { return label_; }
 
  private:
+  std::vector<int> in_job(const std::vector<int>& ranks) const;
+
   std::vector<int> job_ranks_;
   std::string label_;
 };

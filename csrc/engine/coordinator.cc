@@ -283,7 +283,7 @@ void Coordinator::check_stalls(Clock::time_point now) {
     }
     const std::vector<int> late = absent(pending);
     fail(name, present(pending), ErrorCode::kTimeout,
-         what(name, pending) + ": " + ranks_.text_of(late) + " did not submit it within " +
+         what(name, pending) + ": " + ranks_.located(late) + " did not submit it within " +
              seconds_text(limits_.timeout));
     auto& missed = expired_[name];
     missed.resize(static_cast<size_t>(size()));
@@ -311,7 +311,7 @@ void Coordinator::warn_of_stalls(Clock::time_point now) {
     if (!is_due(pending, now + kCheckEvery)) continue;
     pending.warned = now;
     stalled.push_back("  " + what(name, pending) + ": submitted by " + ranks_.text_of(present(pending)) +
-                      ", waits for " + ranks_.text_of(absent(pending)) + " since " + seconds_text(now - pending.since));
+                      ", waits for " + ranks_.located(absent(pending)) + " since " + seconds_text(now - pending.since));
   }
   std::string text = ranks_.label() + "stalled: some ranks have not submitted what others wait for\n";
   std::sort(stalled.begin(), stalled.end());
@@ -330,7 +330,7 @@ std::string Coordinator::describe() const {
   std::string text;
   const auto now = Clock::now();
   for (const auto& [name, pending] : pending_)
-    text += "  " + what(name, pending) + ": waits for " + ranks_.text_of(absent(pending)) + " since " +
+    text += "  " + what(name, pending) + ": waits for " + ranks_.located(absent(pending)) + " since " +
             seconds_text(now - pending.since) + "\n";
   return text;
 }

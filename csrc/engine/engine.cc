@@ -241,7 +241,7 @@ bool Engine::shutdown() {
       return over() || Clock::now() >= give_up;
     });
   }
-  const std::string missing = failed() || over() ? "" : groups_.front()->text_of(groups_.front()->remaining());
+  const std::string missing = failed() || over() ? "" : groups_.front()->located(groups_.front()->remaining());
   {
     const std::lock_guard lock(mutex_);
     stop_thread_ = true;
@@ -274,7 +274,7 @@ void Engine::warn_of_remaining(Clock::time_point since, Clock::time_point& warne
   for (int rank = 0; rank < topology_.rank; ++rank)
     if (std::find(remaining.begin(), remaining.end(), rank) == remaining.end()) return;
   if (!remaining.empty())
-    log_warning("stalled: shutdown waits for " + groups_.front()->text_of(remaining) + " to end or call it since " +
+    log_warning("stalled: shutdown waits for " + groups_.front()->located(remaining) + " to end or call it since " +
                 seconds_text(now - since));
 }
 

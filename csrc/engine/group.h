@@ -67,7 +67,7 @@ class Group {
   std::vector<int> remaining() const;
   // Whether a rank that is named by its number in the job has left.
   bool has_left(int job_rank) const;
-  std::string text_of(const std::vector<int>& ranks) const { return control_.names().text_of(ranks); }
+  std::string located(const std::vector<int>& ranks) const { return control_.names().located(ranks); }
   // The processes of the other ranks, where they share memory.
   std::vector<Watch::Peer> processes() const;
 

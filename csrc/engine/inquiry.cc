@@ -83,13 +83,13 @@ std::string Inquiry::verdict(uint32_t bucket, uint32_t run) const {
   }
   std::string text;
   const auto tell = [&](const std::string& more) { text += (text.empty() ? "" : "; ") + more; };
-  if (!behind.empty()) tell(comm_->names().text_of(behind) + " did not start run " + std::to_string(run));
+  if (!behind.empty()) tell(comm_->names().located(behind) + " did not start run " + std::to_string(run));
   for (const auto& [what, ranks] : held_up) {
     const bool one = ranks.size() == 1;
-    tell(comm_->names().text_of(ranks) + (one ? " has" : " have") + " not reached run " + std::to_string(run) +
+    tell(comm_->names().located(ranks) + (one ? " has" : " have") + " not reached run " + std::to_string(run) +
          (one ? ": it waits itself, for " : ": they wait themselves, for ") + what);
   }
-  if (!silent.empty()) tell(comm_->names().text_of(silent) + " did not answer");
+  if (!silent.empty()) tell(comm_->names().located(silent) + " did not answer");
   return text.empty() ? "all ranks have started it" : text;
 }
 

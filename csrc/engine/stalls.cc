@@ -57,7 +57,7 @@ void Stalls::look_at_coordinator(const std::string* what, Clock::time_point sinc
   }
   const bool silent = !inquiry_->is_present() && now - asked_ >= kAnswerTime;
   const auto text = [&] {
-    return *what + ": " + names_->text_of(0) + ", which coordinates, " +
+    return *what + ": " + names_->located({0}) + ", which coordinates, " +
            (inquiry_->is_present() ? "answers, but its word does not arrive" : "does not answer");
   };
   const auto waited = now - since;

@@ -138,17 +138,18 @@ class Cluster:
     def _take_down(self) -> None:
         names = [f"{self._name}s", *(self.host(number) for number in range(len(self.ranks)))]
         existing = {name for name in names if Path("/run/netns", name).exists()}
+        self._kill(existing)
+        for name in existing:
+            _ip("netns", "del", name)
+        self._files.cleanup()
+
+    def _kill(self, namespaces: set[str]) -> None:
         end = time.monotonic() + 10
-        pids = self._pids(existing)
-        while pids and time.monotonic() < end:
+        while (pids := self._pids(namespaces)) and time.monotonic() < end:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
-            pids = self._pids(existing)
-        for name in existing:
-            _ip("netns", "del", name)
-        self._files.cleanup()
 
     @staticmethod
     def _pids(namespaces: set[str]) -> list[int]:
@@ -200,6 +201,10 @@ class Cluster:
 
     def restore(self, number: int) -> None:
         _ip("-n", self.host(number), "link", "set", "eth0", "up")
+
+    def processes(self, number: int) -> list[int]:
+        """What runs on a host."""
+        return self._pids({self.host(number)})
 
     def bytes_sent(self, number: int) -> int:
         """By the link of a host, since it was made."""
