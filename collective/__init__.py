@@ -86,8 +86,7 @@ from .runtime import (
     rank,
     size,
 )
-
-from .version import __version__
+from .version import __version__ as __version__
 
 __all__ = [
     "Adasum",

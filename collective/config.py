@@ -119,7 +119,6 @@ class Config:
             )
         return config
 
-
     def agreed(self) -> dict[str, float]:
         """The settings of which rank 0's hold for the whole job, by variable."""
         return {name: getattr(self, name.removeprefix(_PREFIX).lower()) for name in _OF_RANK_0}

@@ -104,7 +104,7 @@ def _memory(ranks: int, hosts: int, shares: bool) -> str:
     if shares:
         return "shared by all ranks"
     if hosts > 1:
-        return "on several nodes: buckets of gradients go through that of each node, all else in messages"
+        return "on several nodes: all-reduces go through that of each node, all else in messages"
     return "not shared, which is slower: see the warning above, or COLLECTIVE_SHARED_MEMORY"
 
 

@@ -1,4 +1,4 @@
-"""Steps of training on a cluster, as its tests watch them: prints the sum of what all steps have made of the weights."""
+"""Training on a cluster, as its tests watch it: prints what all steps have made of the weights."""
 
 import sys
 import time
