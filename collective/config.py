@@ -31,8 +31,10 @@ import hashlib
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from environs import Env, EnvError
 from marshmallow import ValidationError, validate
@@ -121,7 +123,12 @@ class Config:
 
     def agreed(self) -> dict[str, float]:
         """The settings of which rank 0's hold for the whole job, by variable."""
-        return {name: getattr(self, name.removeprefix(_PREFIX).lower()) for name in _OF_RANK_0}
+        return {name: getattr(self, _field(name)) for name in _OF_RANK_0}
+
+    @staticmethod
+    def fields_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What `agreed` returned on some rank, by the names of the fields here."""
+        return {_field(name): value for name, value in settings.items()}
 
     def given(self) -> dict[str, float]:
         """Those of them that this process has been given, rather than the default."""
@@ -130,6 +137,10 @@ class Config:
             for name, value in self.agreed().items()
             if any(variable in os.environ for variable in (name, *_OF_RANK_0[name]))
         }
+
+
+def _field(name: str) -> str:
+    return name.removeprefix(_PREFIX).lower()
 
 
 def _given(name: str, horovod_name: str) -> str:

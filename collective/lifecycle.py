@@ -87,7 +87,7 @@ def init(
 def _start(comm: MPI.Intracomm, config: Config) -> None:
     """Create the runtime on this communicator, which it then owns."""
     try:
-        likeness.check(comm, config)
+        config = likeness.agree(comm, config)
         timeline.open_at_start(comm, config.timeline)
     except (InvalidArgumentError, MismatchError):  # on all ranks
         comm.Free()

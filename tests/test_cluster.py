@@ -3,6 +3,7 @@
 import contextlib
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -81,9 +82,13 @@ def start_training(cluster: Cluster, steps: int, pause: float, **env: str) -> su
     script = Path(__file__).with_name("cluster_training.py")
     job = cluster.start([sys.executable, str(script), str(steps), str(pause)], env=env, stdout=subprocess.PIPE)
     assert job.stdout is not None
+    watchdog = threading.Timer(60, job.kill)
+    watchdog.start()
     for line in job.stdout:
         if line == "step 2\n":
+            watchdog.cancel()
             return job
+    watchdog.cancel()
     raise AssertionError("the job ended before its third step")
 
 
@@ -122,6 +127,6 @@ def ranks_on(cluster: Cluster, host: int) -> list[str]:
     """The commands of the ranks that live there."""
     commands = []
     for pid in cluster.processes(host):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             commands.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
     return [command for command in commands if command.startswith(sys.executable)]

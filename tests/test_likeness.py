@@ -7,7 +7,7 @@ from harness.mpirun import run_ranks
 SCRIPT = """
 import os, sys
 import collective
-from collective import version
+from collective import runtime, version
 last = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == "2"
 {change}
 try:
@@ -15,7 +15,8 @@ try:
 except collective.MismatchError as error:
     print("refused:", error, flush=True)
 else:
-    print("sum", float(collective.allreduce(1.0, collective.Sum)), flush=True)
+    config = runtime.current().config
+    print("sum", float(collective.allreduce(1.0, collective.Sum)), config.timeout, config.fusion_threshold, flush=True)
 """
 
 
@@ -40,11 +41,11 @@ def test_ranks_that_cannot_work_together(change: str, first: str, last: str) -> 
         assert "rank 2 (" in line.split(";")[1]
 
 
-def test_settings_that_do_not_hold_are_told() -> None:
-    change = 'os.environ["COLLECTIVE_FUSION_THRESHOLD" if last else "COLLECTIVE_TIMEOUT"] = "99"'
+def test_rank_0s_settings_hold_and_others_are_told() -> None:
+    change = 'os.environ["COLLECTIVE_FUSION_THRESHOLD" if last else "COLLECTIVE_TIMEOUT"] = "8388609"'
     done = run_ranks(3, ["-c", SCRIPT.format(change=change)], 60)
-    assert done.stdout.split() == ["sum", "3.0"] * 3, done.stderr
+    assert done.stdout.split() == ["sum", "3.0", "8388609.0", "8388608"] * 3, done.stderr
     warnings = [line for line in done.stderr.splitlines() if "holds for the whole job" in line]
     assert len(warnings) == 1, done.stderr
     assert "rank 0's COLLECTIVE_FUSION_THRESHOLD" in warnings[0]
-    assert "COLLECTIVE_FUSION_THRESHOLD=99: rank 2 (" in warnings[0]
+    assert "COLLECTIVE_FUSION_THRESHOLD=8388609: rank 2 (" in warnings[0]

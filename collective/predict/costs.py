@@ -131,16 +131,15 @@ def bucket_in_messages(nodes: int, nbytes: float, packed: float) -> tuple[Phase,
 
 
 def bucket_on_nodes(nodes: int, ranks: int, nbytes: float, packed: float) -> tuple[Phase, ...]:
-    """Several ranks on each node, each of which owns a slice: "Bucket on several nodes". Arguments as before.
+    """Several ranks on each node, each of which owns a slice: "All-reduce on several nodes". Arguments as before.
 
-    The page counts memory traffic from where gradients are packed; here packing is added.
+    The page counts memory traffic from where gradients are packed; here packing is added. Reducing and storing go on
+    while segments cross, but the processor that does both serves the network, too: they are counted before and after.
     """
-    reduced = (ranks + 1) * nbytes
-    copied = 2 * ranks * nbytes
     return (
-        Phase("pack and reduce", synchronisations=1, memory=ranks * packed + reduced),
+        Phase("pack and reduce", synchronisations=1, memory=ranks * (packed + nbytes)),
         _between_nodes(nodes, nbytes, ranks),
-        Phase("copy", synchronisations=1, memory=copied),
+        Phase("store", synchronisations=1, memory=ranks * nbytes),
     )
 
 

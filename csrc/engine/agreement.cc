@@ -44,25 +44,18 @@ void Agreement::leave(const std::vector<uint32_t>& started) {
 }
 
 void Agreement::stop(ErrorCode code, const std::string& text) {
-  Writer word;
+  Writer decision;
+  write_stopped(decision, rank_, code, text);
   if (coordinator_) {
-    write_stopped(word, rank_, code, text);
-    mail_->send(word.take());
+    mail_->send(decision.take());
     return;
   }
+  mail_->tell_below(decision.take());
+  Writer word;
   word.put(Word::kStop);
   word.put(code);
   word.put_text(text);
   mail_->send(word.take());
-}
-
-void Agreement::give_up(ErrorCode code, const std::string& text) {
-  if (!coordinator_) {
-    Writer decision;
-    write_stopped(decision, rank_, code, text);
-    mail_->tell_below(decision.take());
-  }
-  mail_->hang_up();
 }
 
 void Agreement::flush() {
@@ -125,7 +118,7 @@ void Agreement::take_decisions(const std::string& bytes, std::vector<Decision>& 
         const auto targets = r.get_list<int>();
         decision.code = r.get<ErrorCode>();
         decision.text = r.get_text();
-        mail_->decided(decision.entries[0].name);
+        if (targets.size() > 1) mail_->decided(decision.entries[0].name);  // else it may be about one that was late
         if (std::find(targets.begin(), targets.end(), rank_) == targets.end()) continue;
         mine_.erase(decision.entries[0].name);
         break;

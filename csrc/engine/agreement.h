@@ -50,7 +50,7 @@ class Agreement {
   void let_go(uint32_t bucket);
   // This rank submits nothing any more.
   void leave(const std::vector<uint32_t>& started);
-  // This rank's engine has stopped: tells the others.
+  // This rank's engine has stopped: tells the others, first those who hear the coordinator through it.
   void stop(ErrorCode code, const std::string& text);
   // Nothing will call progress() any more: waits a little for what was said to be on its way.
   void flush();
@@ -60,9 +60,8 @@ class Agreement {
   // Everything that was said is on its way.
   bool sent() const { return mail_->sent(); }
 
-  // This rank listens no more, and the others need not wait for it. Those who hear the coordinator through it are told
-  // why it passes on nothing any more.
-  void give_up(ErrorCode code, const std::string& text);
+  // This rank listens no more, and the others need not wait for it.
+  void hang_up() { mail_->hang_up(); }
   const NameTable& names() const { return names_; }
 
   // What rank 0 waits for, a line per name; empty on other ranks.

@@ -497,7 +497,7 @@ void Group::fail_all(ErrorCode code, const std::string& text) {
   running_.give_all_up(code, text);
   if (join_.is_waiting()) finish_(*join_.take(), code, text);
   held_back_.clear();
-  agreement_.give_up(code, text);
+  agreement_.hang_up();
 }
 
 std::pair<Clock::time_point, std::string> Group::oldest() const {

@@ -12,53 +12,50 @@ constexpr int kQuestionTag = 3;
 constexpr int kAnswerTag = 4;
 constexpr int kDemandTag = 5;
 constexpr uint32_t kNoBucket = UINT32_MAX;  // in a question that is about presence alone
+
+template <typename T>
+std::shared_ptr<const std::string> letter(const T& value) {
+  return std::make_shared<const std::string>(reinterpret_cast<const char*>(&value), sizeof value);
+}
 }  // namespace
 
 Inquiry::Inquiry(const Comm& comm)
-    : comm_(&comm), questions_(comm, kQuestionTag), arrived_(comm, kAnswerTag), demanded_(comm, kDemandTag) {}
-
-template <typename T>
-void Inquiry::send(const T& value, int peer, int tag) {
-  std::vector<char> bytes(sizeof value);
-  std::memcpy(bytes.data(), &value, sizeof value);
-  Request request = comm_->isend(bytes.data(), bytes.size(), peer, tag);
-  outgoing_.push_back({std::move(bytes), std::move(request)});
-}
+    : comm_(&comm), asked_of_(comm, kQuestionTag), told_(comm, kAnswerTag), demanded_(comm, kDemandTag) {}
 
 void Inquiry::ask(uint32_t bucket) {
   asked_ = bucket;
   answers_.assign(static_cast<size_t>(comm_->size()), std::nullopt);
   for (int peer = 0; peer < comm_->size(); ++peer)
-    if (peer != comm_->rank()) send(Question{bucket}, peer, kQuestionTag);
+    if (peer != comm_->rank()) asked_of_.send(letter(Question{bucket}), peer);
 }
 
 void Inquiry::ask_presence(int peer) {
   present_ = false;
-  send(Question{kNoBucket}, peer, kQuestionTag);
+  asked_of_.send(letter(Question{kNoBucket}), peer);
 }
 
 void Inquiry::progress(const std::vector<uint32_t>& started, const std::function<std::string()>& waits_for) {
   if (comm_->size() == 1) return;
-  while (auto message = questions_.poll()) {
+  while (auto message = asked_of_.poll()) {
     Question question;
     std::memcpy(&question, message->bytes.data(), sizeof question);
     const uint32_t count = question.bucket < started.size() ? started[question.bucket] : 0;
     Answer answer{question.bucket, count, ""};
     if (question.bucket != kNoBucket)
       clipped(waits_for(), sizeof answer.waits_for - 1).copy(answer.waits_for, sizeof answer.waits_for);
-    send(answer, message->source, kAnswerTag);
+    told_.send(letter(answer), message->source);
   }
-  while (auto message = arrived_.poll()) {
+  while (auto message = told_.poll()) {
     Answer answer;
     std::memcpy(&answer, message->bytes.data(), sizeof answer);
     if (answer.bucket == kNoBucket) present_ = true;
     if (answer.bucket == asked_ && !answers_.empty()) answers_[static_cast<size_t>(message->source)] = answer;
   }
-  std::erase_if(outgoing_, [](Outgoing& outgoing) { return outgoing.request.done(); });
+  for (MpiLetters* letters : {&asked_of_, &told_, &demanded_}) letters->sent();
 }
 
 void Inquiry::demand(int peer, uint32_t bucket, uint64_t plan, uint32_t run) {
-  send(Demand{plan, bucket, run}, peer, kDemandTag);
+  demanded_.send(letter(Demand{plan, bucket, run}), peer);
 }
 
 std::vector<Inquiry::Demand> Inquiry::take_demands() {

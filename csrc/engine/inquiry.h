@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "messages/comm.h"
+#include "messages/letters.h"
 
 namespace collective {
 
@@ -46,19 +46,11 @@ class Inquiry {
     uint32_t started;
     char waits_for[160];
   };
-  template <typename T>
-  void send(const T& value, int peer, int tag);
-
   const Comm* comm_;
-  Inbox questions_, arrived_, demanded_;
+  MpiLetters asked_of_, told_, demanded_;       // questions, answers, demands
   std::vector<std::optional<Answer>> answers_;  // by rank, to the last question
   uint32_t asked_ = 0;
   bool present_ = false;
-  struct Outgoing {
-    std::vector<char> bytes;
-    Request request;
-  };
-  std::vector<Outgoing> outgoing_;
 };
 
 }  // namespace collective

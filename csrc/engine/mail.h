@@ -34,7 +34,7 @@ class Mail {
   virtual void tell_below(const std::string& bytes) { (void)bytes; }
   // Whether anything was passed on since the last call, so that more may follow soon.
   virtual bool take_moved() { return false; }
-  // All ranks have been told about this name, so that what they say of it now is about its next use.
+  // The ranks that have submitted this name have been told about it: what they say of it now is about its next use.
   virtual void decided(const std::string& name) { (void)name; }
   // All ranks have been told that all have joined.
   virtual void all_joined() {}

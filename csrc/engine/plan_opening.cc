@@ -139,14 +139,19 @@ class OpeningOnNodes final : public Operation {
       : context_(std::move(context)), plan_(std::move(plan)), nodes_(&nodes) {
     size_t nbytes = 0;
     for (const BucketShape& shape : context_.descriptor.buckets) nbytes += NodeStorage::nbytes(shape);
-    creation_ = std::make_unique<SharedMemoryCreation>(nodes.local, context_.tag, nbytes);
+    if (nodes.local.size() == 1)
+      plan_->memory = SharedMemoryCreation::of_one_rank(nodes.local, nbytes);
+    else
+      creation_ = std::make_unique<SharedMemoryCreation>(nodes.local, context_.tag, nbytes);
   }
 
   Step step() override {
     if (verdict_ == nullptr) {
-      const Step step = creation_->step();
-      if (step != Step::kDone) return step;
-      plan_->memory = creation_->take();
+      if (creation_ != nullptr) {
+        const Step step = creation_->step();
+        if (step != Step::kDone) return step;
+        plan_->memory = creation_->take();
+      }
       shares_ = plan_->memory ? 1 : 0;
       verdict_ = std::make_unique<AllreduceDoubling>(context_.comm, context_.pool, context_.tag, &shares_, &all_share_,
                                                      1, Arithmetic{DType::kInt32, ReduceOp::kMin});
@@ -171,7 +176,7 @@ class OpeningOnNodes final : public Operation {
     return Step::kDone;
   }
   std::string describe() const override {
-    return verdict_ == nullptr ? creation_->describe()
+    return verdict_ == nullptr ? (creation_ == nullptr ? "takes memory" : creation_->describe())
                                : "whether all nodes have shared memory: " + verdict_->describe();
   }
 
@@ -179,7 +184,7 @@ class OpeningOnNodes final : public Operation {
   PlanContext context_;
   std::shared_ptr<Plan> plan_;
   const Nodes* nodes_;
-  std::unique_ptr<SharedMemoryCreation> creation_;
+  std::unique_ptr<SharedMemoryCreation> creation_;  // where there is somebody to share with
   int32_t shares_ = 0, all_share_ = 0;
   std::unique_ptr<AllreduceDoubling> verdict_;
 };

@@ -11,16 +11,6 @@ constexpr uint32_t kAllBelow = UINT32_MAX;
 
 }  // namespace
 
-void MpiLetters::send(std::shared_ptr<const std::string> bytes, int peer) {
-  Request request = comm_->isend(bytes->data(), bytes->size(), peer, tag_);
-  outgoing_.push_back({std::move(bytes), std::move(request)});
-}
-
-bool MpiLetters::sent() {
-  while (!outgoing_.empty() && outgoing_.front().request.done()) outgoing_.pop_front();
-  return outgoing_.empty();
-}
-
 TreeMail::TreeMail(int rank, const std::vector<int>& leaders, const NameTable& names, std::unique_ptr<Letters> letters,
                    std::unique_ptr<Mail> members)
     : rank_(rank), names_(&names), letters_(std::move(letters)), local_(std::move(members)) {

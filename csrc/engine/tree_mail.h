@@ -30,40 +30,9 @@
 #include "engine/decision.h"
 #include "engine/limits.h"
 #include "engine/mail.h"
-#include "messages/comm.h"
+#include "messages/letters.h"
 
 namespace collective {
-
-// Messages to single ranks; those of one sender arrive in order. Nothing here blocks.
-class Letters {
- public:
-  Letters() = default;
-  Letters(const Letters&) = delete;
-  Letters& operator=(const Letters&) = delete;
-  virtual ~Letters() = default;
-  virtual void send(std::shared_ptr<const std::string> bytes, int peer) = 0;
-  virtual std::optional<Message> poll() = 0;
-  // Goes on with what was sent; true when nothing is left to do.
-  virtual bool sent() = 0;
-};
-
-class MpiLetters final : public Letters {
- public:
-  MpiLetters(const Comm& comm, int tag) : comm_(&comm), tag_(tag), inbox_(comm, tag) {}
-  void send(std::shared_ptr<const std::string> bytes, int peer) override;
-  std::optional<Message> poll() override { return inbox_.poll(); }
-  bool sent() override;
-
- private:
-  struct Outgoing {
-    std::shared_ptr<const std::string> bytes;
-    Request request;
-  };
-  const Comm* comm_;
-  int tag_;
-  Inbox inbox_;
-  std::deque<Outgoing> outgoing_;
-};
 
 // A leader's end. The other ranks of a node have that of the node alone.
 class TreeMail final : public Mail {

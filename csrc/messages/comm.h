@@ -53,7 +53,7 @@ struct Segments {
 // the link idles meanwhile. Measured, 2 ranks that send to each other over 1 Gbit/s, share of the link: 32 KiB x 16
 // 0.95, 60 KiB x 8 and x 16 0.96, 128 KiB x 4 0.61, x 16 0.52, 512 KiB x 4 0.53, 1 MiB x 8 0.59; with two connections
 // (btl_tcp_links=2) 0.93 to 0.96 at all lengths. Such messages need no receiver: what is sent to a rank that is late
-// waits in its MPI's memory, at most the first chunk of each bucket in flight.
+// waits in its MPI's memory: of buckets at most the first chunk, of a broadcast and the like all of it.
 inline constexpr Segments kNetworkSegments{size_t{60} << 10, 16};
 
 // A private duplicate of the caller's communicator, so that our messages never meet the user's.

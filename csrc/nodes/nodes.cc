@@ -56,9 +56,11 @@ std::optional<Nodes> find_nodes(MPI_Comm comm, const Topology& topology, const C
     if (sizes[rank] == 1) nodes.leaders[rank] = static_cast<int>(rank);
   for (size_t rank = 0; rank < sizes.size(); ++rank) nodes.count += nodes.leaders[rank] == static_cast<int>(rank);
   nodes.owners = *std::min_element(sizes.begin(), sizes.end());
-  // In the order of the nodes, whatever the order of the ranks.
-  nodes.cross = split(comm, nodes.owns() ? nodes.local.rank() : nodes.owners + topology.rank,
-                      nodes.leaders[static_cast<size_t>(topology.rank)], job);
+  // In the order of the machines, whatever the order of the ranks.
+  const auto place_of = [&](int rank) { return std::pair(topology.leaders[static_cast<size_t>(rank)], rank); };
+  int place = 0;
+  for (int rank = 0; rank < topology.size; ++rank) place += place_of(rank) < place_of(topology.rank) ? 1 : 0;
+  nodes.cross = split(comm, nodes.owns() ? nodes.local.rank() : nodes.owners + topology.rank, place, job);
   nodes.cross.set_crosses_network();
   nodes.memory = std::make_shared<SharedMemory>(std::move(*memory));
   nodes.lane = std::make_unique<NodesLane>(*nodes.memory, nodes.count, nodes.owners);

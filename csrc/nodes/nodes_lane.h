@@ -3,7 +3,7 @@
 // there are, and begins on a rank when turn t - n has ended there. So n pieces are in flight at a time, of one operation
 // or of several.
 //
-// limits:  16 MiB of each rank's memory, for every group of ranks that spans nodes, from its making on
+// limits:  17 MiB of each rank's memory, for every group of ranks that spans nodes, from its making on
 #pragma once
 
 #include <algorithm>
@@ -35,7 +35,7 @@ class NodesLane {
   // Of a piece: long enough that what an owner sends of it to the next is a long message, as far as there is room; and
   // short, because nothing crosses the network while the first one is packed and the last one unpacked.
   size_t piece_bytes() const { return piece_bytes_; }
-  // How many pieces may cross the network at a time: while one waits for its last messages, others must keep it busy.
+  // How many pieces of one operation may cross the network at a time: while one waits for its last messages, others must keep it busy.
   // If all did, all would finish together, and be unpacked when nothing crosses any more. Measured, 2 nodes of 2 ranks, 16
   // MiB over 1 Gbit/s, share of the link: pieces of 4 MiB, 4 of which cross, 0.80; 2, 0.86 to 0.89; of 1 MiB, 8 of which cross,
   // 0.92; of 512 KiB, 0.87.

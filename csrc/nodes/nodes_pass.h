@@ -17,7 +17,7 @@
 // bytes on the wire:  2(n-1)/n N per node each way (the lower bound), divided among its owners
 // memory traffic:     per node of m ranks, m N loads to reduce and m N stores; what crosses is also sent and received
 // sums:               what has come from other nodes, then this node's ranks in their order; 16-bit types in float32,
-//                     rounded once per node. The same bits on all ranks and in every run
+//                     rounded once per node; short slices also between nodes. The same bits on all ranks and in every run
 // limits:             reducing begins when all ranks of the node have packed everything; where nodes differ in size, the
 //                     ranks that own nothing only pack and unpack
 #pragma once
