@@ -47,6 +47,7 @@ __all__ = [
     "LogLevel",
     "cache_directory",
     "environment_outside_the_job",
+    "gloo_interface",
     "launched",
     "mark_rank",
     "marked_rank",
@@ -290,3 +291,8 @@ def cache_directory() -> Path:
     given = os.environ.get("XDG_CACHE_HOME", "")
     base = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
     return Path(base) / "collective"
+
+
+def gloo_interface() -> str | None:
+    """The network interface that the user has told gloo to use."""
+    return os.environ.get("GLOO_SOCKET_IFNAME")

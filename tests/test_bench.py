@@ -14,10 +14,10 @@ import pytest
 from cluster import Cluster, why_not
 from collective.bench.buffers import check
 from collective.bench.cli import parse_bytes, parse_sizes
-from collective.bench.link import parse_rate
 from collective.bench.resnet50 import gradient_shapes
 from collective.bench.results import Result, read_json, write_json
 from collective.bench.sizes import format_bytes
+from collective.bench.units import parse_rate
 from harness.mpirun import run_ranks
 from test_device import stand_in  # noqa: F401
 

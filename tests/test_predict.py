@@ -15,6 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from collective.bench.units import parse_counts, parse_factor, parse_rate, parse_seconds
 from collective.predict.cli import _parser
 from collective.predict.costs import (
     SHORT,
@@ -28,7 +29,6 @@ from collective.predict.costs import (
     ring,
 )
 from collective.predict.replay import Computation, Work, replay
-from collective.predict.units import parse_counts, parse_factor, parse_rate, parse_seconds
 from harness.mpirun import run_ranks
 
 ROOT = Path(__file__).parents[1]

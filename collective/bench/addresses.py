@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import socket
 import struct
 from dataclasses import dataclass
 
+from ..config import gloo_interface
 from .job import Job
 
 __all__ = ["Found", "find"]
@@ -39,7 +39,7 @@ def find(job: Job) -> Found | None:
         if job.rank == 0:
             listener.bind(("", 0))
             listener.listen(job.size)
-            wanted = os.environ.get("GLOO_SOCKET_IFNAME")
+            wanted = gloo_interface()
             own = [address for name, address in _interfaces() if name != "lo" and wanted in (None, name)]
             offered = (listener.getsockname()[1], own)
         port, candidates = job.comm.bcast(offered)

@@ -18,11 +18,11 @@ from .devices import devices
 from .gradients import gradients
 from .idle import idle
 from .job import Job
-from .link import parse_rate
 from .peers import PEERS, contenders
 from .results import Result, write_json
 from .sizes import bandwidth, latency
 from .training import overlap, step
+from .units import parse_count, parse_rate
 from .wire import wire
 
 __all__ = ["main", "parse_bytes", "parse_sizes"]
@@ -68,13 +68,6 @@ def _names(known: Sequence[str], text: str) -> list[str]:
     return names
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mpirun -np N python -m collective.bench",
@@ -109,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(DTYPES)}; for latency and bandwidth; float32 unless given",
     )
     add("--full", action="store_true", help=f"--sizes {_ALL_SIZES} --dtype float32,float16,bfloat16")
-    add("--repeat", type=_positive, metavar="N", help="samples of each figure; 15 unless given, of wire 3 to 15")
+    add("--repeat", type=parse_count, metavar="N", help="samples of each figure; 15 unless given, of wire 3 to 15")
     add("--idle-seconds", type=float, default=10.0, metavar="S", help="how long idle watches; 10 unless given")
     add(
         "--link-rate",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from .job import Job
 from .results import Result
 from .timing import measure
 
-__all__ = ["GIVEN", "LINK", "Nodes", "given", "measured", "parse_rate", "sent_bytes"]
+__all__ = ["GIVEN", "LINK", "Nodes", "given", "measured", "sent_bytes"]
 
 LINK = "wire link"
 """The name of the result: the time in which a node sends `nbytes` to the next one."""
@@ -22,21 +20,11 @@ LINK = "wire link"
 GIVEN = "given"
 """The contender whose rate was not measured."""
 
-_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-
 _STREAMS = 4  # messages in flight per rank, to as many ranks of the next node
 _NODE_BYTES = 32 << 20  # what a node sends at a time, unless its ranks are so many that messages would be short
 _SHORTEST = 1 << 20
 _ROUNDS = 10
 _SECONDS = 0.1
-
-
-def parse_rate(text: str) -> float:
-    """Bytes per second from 100mbit, 2.5gbit or 10Gbit/s: as tc has it, a multiple of 10**3, 10**6 or 10**9 bits."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)bit(?:/s)?", text.strip(), re.IGNORECASE)
-    if match is None or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a rate such as 100mbit, 2.5gbit or 10Gbit/s")
-    return float(match[1]) * _UNITS[match[2].lower()] / 8
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from .. import lifecycle, runtime
 from ..bench.cli import parse_sizes
 from ..bench.job import Job, has_torch
-from .units import parse_count, parse_counts, parse_factor, parse_rate, parse_seconds
+from ..bench.units import parse_count, parse_counts, parse_factor, parse_rate, parse_seconds
 
 if TYPE_CHECKING:
     from .profile import Profile

@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ..bench.sizes import format_bytes
+from ..bench.units import format_rate, format_seconds
 from .costs import Machine
 from .measure import Steps
 from .prediction import Prediction
 from .profile import Profile
 from .sweep import Times
-from .units import format_rate, format_seconds
 
 __all__ = ["Row", "plot", "print_measured", "print_report", "write_json"]
 

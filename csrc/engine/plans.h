@@ -40,9 +40,8 @@ class Plans {
   Plans(const Comm& comm, BufferPool& pool, int first_tag) : comm_(&comm), pool_(&pool), first_tag_(first_tag) {}
 
   // Opens the buckets that `descriptor` describes, from number `first` on, as all ranks have agreed; `ticket` gets the
-  // plan. on_node: the ranks share memory. nodes: that those of each of several nodes do, or
-  // null. device: this rank's, where the buckets are about devices, or null. Returns the
-  // operation that makes their storages, or null.
+  // plan. on_node: the ranks share memory. nodes: where those of each of several nodes do; else null. device: this
+  // rank's, where the buckets are about devices; else null. Returns the operation that makes their storages, or null.
   std::unique_ptr<Operation> open(uint32_t first, const Descriptor& descriptor, Ticket& ticket, bool on_node,
                                   Device* device, const Devices& devices, const Nodes* nodes);
 

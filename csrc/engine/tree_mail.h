@@ -40,9 +40,8 @@ class TreeMail final : public Mail {
   static constexpr int kArity = 7;
   static constexpr auto kPatience = std::chrono::milliseconds(100);
 
-  // leaders: by rank, the leader of its node. members: to and from the other ranks of this node, numbered in their order
-  // with this one as 0; null where there are none.
-  // names: for the ids in words, this rank's.
+  // leaders: by rank, the leader of its node. names: this rank's table, for the ids in words. members: to and from the
+  // other ranks of this node, numbered in their order with this one as 0; null where there are none.
   TreeMail(int rank, const std::vector<int>& leaders, const NameTable& names, std::unique_ptr<Letters> letters,
            std::unique_ptr<Mail> members);
 

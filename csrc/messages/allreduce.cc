@@ -11,6 +11,7 @@
 #include "reduce/identity.h"
 
 namespace collective {
+
 Allreduce::Allreduce(const Comm& comm, BufferPool& pool, int tag, const AllreduceSpec& spec, std::vector<Slot> slots,
                      void* storage)
     : comm_(&comm),

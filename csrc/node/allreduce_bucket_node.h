@@ -58,9 +58,10 @@ class NodeBucket {
   // Copies elements [begin, end) of the slots to their place in this rank's bucket, unless they are there already; returns
   // how many it copied. slot: where to look for `begin`, or before; it moves on.
   size_t pack(const Slots& slots, size_t& slot, size_t begin, size_t end);
-  // How many elements of all runs, in order, this rank has packed, so that they may be read; whether all ranks have.
-  void publish_packed(uint64_t elements) { packed_.publish(elements); }
-  bool all_packed(uint64_t elements) { return packed_.all_reached(elements); }
+  // How much this rank has packed, in all runs, so that it may be read; whether all ranks have. In elements, or in runs:
+  // whatever the operations on this bucket count.
+  void publish_packed(uint64_t count) { packed_.publish(count); }
+  bool all_packed(uint64_t count) { return packed_.all_reached(count); }
   int missing_to_pack() const { return packed_.missing(); }
   // How many runs' slices this rank has pushed to all buckets; whether all ranks have.
   void publish_pushed(uint64_t runs) { pushed_.publish(runs); }
@@ -73,7 +74,7 @@ class NodeBucket {
   DType wire_;
   size_t count_;
   std::vector<std::byte*> storage_;   // of each rank
-  Counters packed_;                   // elements of all runs, in order, that the rank has packed: they may be read
+  Counters packed_;                   // see publish_packed()
   Counters pushed_;                   // runs whose slices the rank has pushed to everybody
   uint64_t runs_ = 0;                 // started here
   std::vector<const void*> sources_;  // of each rank; kept for their capacity

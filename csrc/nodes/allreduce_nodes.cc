@@ -60,7 +60,7 @@ Step AllreduceNodes::step() {
   size_t before = 0;  // that have not crossed
   for (auto piece = in_flight_.begin(); piece != in_flight_.end();) {
     NodesPass& run = *piece->run;
-    if (before == lane.crossing() && !run.packs()) break;
+    if (before >= lane.crossing() && !run.packs()) break;
     const Step step = run.step();
     moved |= step != Step::kIdle;
     if (run.packs()) break;

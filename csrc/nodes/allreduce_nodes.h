@@ -1,6 +1,6 @@
 // All-reduce by name of ranks of several nodes, several of them on each: piece by piece through areas in the memory of
-// every node (nodes_lane.h). nodes_pass.h tells how a piece is reduced; several pieces are in flight, of which one packs and
-// some cross the network, so that packing, the network and unpacking overlap.
+// every node (nodes_lane.h). nodes_pass.h tells how a piece is reduced. Several pieces are in flight, of which one packs
+// and some cross the network, so that packing, the network and unpacking overlap.
 //
 // Where an element lies follows from its own tensor (arrangement.h), with a chunk for each node. A piece takes an equal
 // part of every chunk, so that all nodes have work:

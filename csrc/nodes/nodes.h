@@ -21,7 +21,7 @@ namespace collective {
 
 struct Nodes {
   Comm local;                // the ranks of this node
-  Comm cross;                // the owners number local.rank() of all nodes, in the nodes' order; of others, themselves
+  Comm cross;                // the owners of this rank's slice on all nodes; a rank that owns none is alone in it
   std::vector<int> leaders;  // by rank, the lowest rank of its node
   int count = 0;             // nodes
   int owners = 0;            // on each node
@@ -32,8 +32,8 @@ struct Nodes {
 };
 
 // Collective over `comm`, of which this is the topology. job: as for Comm::duplicate(). tag: of messages on a node,
-// meanwhile. more: the bytes needed behind the lane, given the number of the node's ranks. Nothing where every machine has
-// a single rank, or no machine's ranks can share memory; a warning names a machine whose ranks cannot.
+// meanwhile. more: the bytes needed behind the lane, given the number of the node's ranks. Returns nothing where every
+// machine has a single rank, or no machine's ranks can share memory; a warning names a machine whose ranks cannot.
 std::optional<Nodes> find_nodes(MPI_Comm comm, const Topology& topology, const Comm* job, int tag,
                                 std::chrono::seconds timeout, const std::function<size_t(int)>& more);
 

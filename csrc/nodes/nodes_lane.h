@@ -1,7 +1,7 @@
 // Areas in the shared memory of a node, through which operations by name go between nodes, piece by piece. They take turns
 // there in the order of their construction, which is the same on all ranks: turn t is in area t mod n, where n is how many
-// there are, and begins on a rank when turn t - n has ended there. So n pieces are in flight at a time, of one operation
-// or of several.
+// there are, and begins on a rank when turn t - n has ended there. So at most n pieces are in flight at a time, of one
+// operation or of several.
 //
 // limits:  17 MiB of each rank's memory, for every group of ranks that spans nodes, from its making on
 #pragma once
@@ -35,10 +35,10 @@ class NodesLane {
   // Of a piece: long enough that what an owner sends of it to the next is a long message, as far as there is room; and
   // short, because nothing crosses the network while the first one is packed and the last one unpacked.
   size_t piece_bytes() const { return piece_bytes_; }
-  // How many pieces of one operation may cross the network at a time: while one waits for its last messages, others must keep it busy.
-  // If all did, all would finish together, and be unpacked when nothing crosses any more. Measured, 2 nodes of 2 ranks, 16
-  // MiB over 1 Gbit/s, share of the link: pieces of 4 MiB, 4 of which cross, 0.80; 2, 0.86 to 0.89; of 1 MiB, 8 of which cross,
-  // 0.92; of 512 KiB, 0.87.
+  // How many pieces of one operation may cross the network at a time: while one waits for its last messages, others must
+  // keep it busy. If all did, all would finish together, and be unpacked when nothing crosses any more. Measured, 2 nodes
+  // of 2 ranks, 16 MiB over 1 Gbit/s, share of the link: with pieces of 4 MiB 0.80 if 4 cross and 0.86 to 0.89 if 2 do;
+  // with pieces of 1 MiB, of which 8 cross, 0.92; with pieces of 512 KiB 0.87.
   size_t crossing() const { return areas_.size() / 2; }
 
   // The first of `count` turns.

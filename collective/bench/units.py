@@ -17,7 +17,7 @@ __all__ = [
 
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
-_PREFIX = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_PREFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def parse_seconds(text: str) -> float:
@@ -29,11 +29,14 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_rate(text: str) -> float:
-    """25Gbit, 200Gbit/s, 40GB or 12.5 GB/s, in bytes per second; prefixes are powers of 1000, and b is no unit."""
-    match = re.fullmatch(rf"{_NUMBER}\s*([kMGT]?)(bit|B)(?:/s)?", text.strip())
+    """25Gbit, 100mbit, 200Gbit/s or 12.5 GB/s, in bytes per second.
+
+    Prefixes are powers of 1000, in either case, as tc has them; b, which may mean bits or bytes, is no unit.
+    """
+    match = re.fullmatch(rf"{_NUMBER}\s*([kKmMgGtT]?)(bit|B)(?:/s)?", text.strip())
     if match is None or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a rate such as 25Gbit or 40GB (per second)")
-    return float(match[1]) * _PREFIX[match[2]] / (8 if match[3] == "bit" else 1)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rate such as 25Gbit, 100mbit or 40GB (per second)")
+    return float(match[1]) * _PREFIX[match[2].lower()] / (8 if match[3] == "bit" else 1)
 
 
 def parse_counts(text: str) -> list[int]:
