@@ -41,6 +41,9 @@ class ReduceOp(Enum):
     Min = 3
     Max = 4
     Product = 5
+    BitAnd = 6
+    BitOr = 7
+    BitXor = 8
 
 class Descriptor:
     def __init__(
@@ -121,6 +124,23 @@ class Engine:
         stream: int = 0,
     ) -> Ticket: ...
     def submit_join(self, group: int, name: str, streams: Sequence[tuple[int, int]]) -> Ticket: ...
+    def add_ordered_group(self, comm: int, label: str, timeout: float) -> int: ...
+    def submit_ordered(
+        self,
+        group: int,
+        name: str,
+        descriptor: Descriptor,
+        source: int,
+        target: int,
+        splits: Sequence[int],
+        rows: Sequence[int],
+        expected: Sequence[int],
+        caller_waits: bool,
+        device: int = -1,
+        stream: int = 0,
+    ) -> Ticket: ...
+    def report(self, ticket: Ticket) -> bool: ...
+    def take_finished(self) -> list[Ticket]: ...
     def add_group(self, comm: int) -> int: ...
     def remove_group(self, group: int) -> None: ...
     def wait(self, ticket: Ticket, seconds: float) -> bool: ...

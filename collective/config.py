@@ -293,6 +293,11 @@ def cache_directory() -> Path:
     return Path(base) / "collective"
 
 
+def timeout_is_set() -> bool:
+    """Whether the user has chosen the time-out of operations."""
+    return _given("TIMEOUT", "STALL_SHUTDOWN_TIME_SECONDS") in os.environ
+
+
 def gloo_interface() -> str | None:
     """The network interface that the user has told gloo to use."""
     return os.environ.get("GLOO_SOCKET_IFNAME")

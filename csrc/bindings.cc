@@ -70,6 +70,26 @@ std::shared_ptr<Ticket> submit(Engine& engine, size_t group, const std::string& 
                        caller_waits);
 }
 
+std::shared_ptr<Ticket> submit_ordered(Engine& engine, size_t group, const std::string& name, Descriptor descriptor,
+                                       uintptr_t source, uintptr_t target, std::vector<int64_t> splits,
+                                       std::vector<int64_t> rows, std::vector<int64_t> expected, bool caller_waits,
+                                       int device, uintptr_t stream) {
+  int64_t own_rows = 0;
+  const size_t count = descriptor.count();
+  if (rows_differ(descriptor.kind)) own_rows = std::exchange(descriptor.shape.at(0), -1);
+  return engine.submit(
+      group, name,
+      OrderedSubmission{{std::move(descriptor),
+                         {reinterpret_cast<const void*>(source), reinterpret_cast<void*>(target), count},
+                         own_rows,
+                         std::move(splits),
+                         false,
+                         mark_of(device, stream)},
+                        std::move(rows),
+                        std::move(expected)},
+      caller_waits);
+}
+
 template <typename T>
 std::vector<T*> pointers(const std::vector<uintptr_t>& addresses) {
   std::vector<T*> result;
@@ -137,7 +157,7 @@ PYBIND11_MODULE(_core, m) {
   py::enum_<DType> dtype(m, "DType");
   for (int i = 0; i < kDTypeCount; ++i) dtype.value(name_of(static_cast<DType>(i)), static_cast<DType>(i));
   py::enum_<ReduceOp> op(m, "ReduceOp");
-  for (int i = 0; i <= static_cast<int>(ReduceOp::kProduct); ++i)
+  for (int i = 0; i <= static_cast<int>(ReduceOp::kBitXor); ++i)
     op.value(name_of(static_cast<ReduceOp>(i)), static_cast<ReduceOp>(i));
 
   py::class_<Descriptor>(m, "Descriptor")
@@ -178,6 +198,11 @@ PYBIND11_MODULE(_core, m) {
       .def("submit", &submit, py::arg("group"), py::arg("name"), py::arg("descriptor"), py::arg("source"),
            py::arg("target"), py::arg("splits"), py::arg("recurring"), py::arg("caller_waits"), py::arg("device") = -1,
            py::arg("stream") = 0)
+      .def("submit_ordered", &submit_ordered, py::arg("group"), py::arg("name"), py::arg("descriptor"),
+           py::arg("source"), py::arg("target"), py::arg("splits"), py::arg("rows"), py::arg("expected"),
+           py::arg("caller_waits"), py::arg("device") = -1, py::arg("stream") = 0)
+      .def("report", &Engine::report, py::arg("ticket"), py::call_guard<py::gil_scoped_release>())
+      .def("take_finished", &Engine::take_finished, py::call_guard<py::gil_scoped_release>())
       .def(
           "submit_pair",
           [](Engine& engine, size_t group, const std::string& name, Descriptor descriptor, bool sends, int peer,
@@ -201,6 +226,13 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "add_group", [](Engine& engine, uintptr_t comm) { return engine.add_group(comm_from<MPI_Comm>(comm)); },
           py::arg("comm"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "add_ordered_group",
+          [](Engine& engine, uintptr_t comm, const std::string& label, double timeout) {
+            return engine.add_group(comm_from<MPI_Comm>(comm),
+                                    {true, label, std::chrono::duration<double>(timeout)});
+          },
+          py::arg("comm"), py::arg("label"), py::arg("timeout"), py::call_guard<py::gil_scoped_release>())
       .def("remove_group", &Engine::remove_group, py::arg("group"), py::call_guard<py::gil_scoped_release>())
       .def("wait", &Engine::wait, py::arg("ticket"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
       .def("start_timeline", [](Engine& engine) { engine.timeline().start(); })

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from . import addresses
+from .. import addresses
 from .job import Job, has_torch
 
 __all__ = ["connect", "disconnect"]
@@ -27,7 +27,7 @@ def connect(job: Job) -> bool:
         return False
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    found = addresses.find(job)
+    found = addresses.find(job.comm, job.local_size)
     if found is None:
         job.note("gloo is left out: not every node reaches an IPv4 address of rank 0's")
         return False

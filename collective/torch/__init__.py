@@ -33,8 +33,9 @@ from ..runtime import (
 from ..submission import Adasum, Average, Max, Min, Product, Sum
 from ..timeline import start_timeline, stop_timeline
 from . import _requirements as _requirements  # first, since it says what is wrong with the torch found
-from . import compression, functions, mpi_ops, optimizer, sync_batch_norm
+from . import compression, distributed, functions, mpi_ops, optimizer, sync_batch_norm
 from .compression import Compression, Compressor
+from .distributed import distributed_environment
 from .ops import (
     allgather,
     allgather_async,
@@ -120,6 +121,7 @@ __all__ = [
     "cross_size",
     "cuda_built",
     "ddl_built",
+    "distributed_environment",
     "functions",
     "gather",
     "gather_async",
@@ -169,6 +171,8 @@ __all__ = [
     "sync_batch_norm",
     "synchronize",
 ]
+
+distributed.register()
 
 if not TYPE_CHECKING:  # a type checker would take every attribute to exist
 

@@ -21,6 +21,10 @@ Groups = int | list[list[torch.nn.Parameter]] | None
 # 256 KiB, 1 MiB and 2 MiB 11 to 15 ms; 4 MiB 16 to 17.
 EDGE = 1 << 20
 
+# A model is cut into about this many buckets, though not into buckets below EDGE: of a small model in one or two
+# buckets, nothing could be sent before backward is almost done.
+MOST_PARTS = 8
+
 
 _storage_use_count = getattr(torch._C, "_storage_Use_Count", None)
 
@@ -198,7 +202,7 @@ def deal(slots: Sequence[Slot], groups: Groups, limit: int) -> list[list[Slot]]:
         chosen = [bucket for part in parts for bucket in _by_kind(part)]
         rest = [slot for slot in rest if slot.parameter not in group_of]
     for part in _by_kind(rest):
-        chosen += _cut(part, limit)
+        chosen += _cut(part, min(limit, max(EDGE, sum(map(_nbytes, part)) // MOST_PARTS)))
     arrival = {slot: number for number, slot in enumerate(slots)}
     return sorted(chosen, key=lambda bucket: max(arrival[slot] for slot in bucket))
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace collective {
@@ -29,6 +30,7 @@ class RankNames {
   std::string located(const std::vector<int>& ranks) const;
   // "process set [1, 2]: ", which precedes messages about it; "" for the group of all ranks.
   const std::string& label() const { return label_; }
+  void set_label(std::string label) { label_ = std::move(label); }
 
  private:
   std::vector<int> in_job(const std::vector<int>& ranks) const;

@@ -27,8 +27,21 @@ enum class DType : uint8_t {
 };
 inline constexpr int kDTypeCount = 13;
 
-// Horovod's numbers (horovod/common/message.h), so that scripts which pass them as integers keep their meaning.
-enum class ReduceOp : uint8_t { kAverage = 0, kSum = 1, kAdasum = 2, kMin = 3, kMax = 4, kProduct = 5 };
+// Horovod's numbers (horovod/common/message.h), so that scripts which pass them as integers keep their meaning; then what
+// torch.distributed has beside them.
+enum class ReduceOp : uint8_t {
+  kAverage = 0,
+  kSum = 1,
+  kAdasum = 2,
+  kMin = 3,
+  kMax = 4,
+  kProduct = 5,
+  kBitAnd = 6,
+  kBitOr = 7,
+  kBitXor = 8,
+};
+
+constexpr bool is_bitwise(ReduceOp op) { return op >= ReduceOp::kBitAnd; }
 
 constexpr size_t size_of(DType dtype) {
   switch (dtype) {
@@ -76,6 +89,9 @@ constexpr const char* name_of(ReduceOp op) {
     case ReduceOp::kMin: return "Min";
     case ReduceOp::kMax: return "Max";
     case ReduceOp::kProduct: return "Product";
+    case ReduceOp::kBitAnd: return "BitAnd";
+    case ReduceOp::kBitOr: return "BitOr";
+    case ReduceOp::kBitXor: return "BitXor";
   }
   return "?";
 }

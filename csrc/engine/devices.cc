@@ -27,7 +27,7 @@ std::atomic<Device*> sent_from{nullptr};
 Device* Devices::whose_memory_is_sent() { return sent_from.load(std::memory_order_relaxed); }
 
 bool has_kernels(const Descriptor& d) {
-  return (d.kind == Kind::kAllreduce || d.kind == Kind::kReduce) && d.op != ReduceOp::kAdasum;
+  return (d.kind == Kind::kAllreduce || d.kind == Kind::kReduce) && d.op != ReduceOp::kAdasum && !is_bitwise(d.op);
 }
 
 // Memory of the devices of a node.

@@ -92,7 +92,7 @@ Engine::Engine(MPI_Comm comm, const Limits& limits, const std::vector<int>& core
   set_log_rank(topology_.rank);
   limits_.nccl = on_all_ranks(comm, limits.nccl);
   if (limits.nccl && !limits_.nccl) log_warning("NCCL is not used: COLLECTIVE_NCCL=1 is not set on all ranks");
-  groups_.push_back(make_group(comm));
+  groups_.push_back(make_group(comm, {}));
   for (const Watch::Peer& peer : groups_.front()->processes()) watch_.add(peer);
   limits_.nccl = false;  // of other groups, see nccl.h
   thread_ = std::thread([this] { run(); });
@@ -127,15 +127,15 @@ std::string Engine::device_way() {
   return groups_.front()->device_way();
 }
 
-std::unique_ptr<Group> Engine::make_group(MPI_Comm comm) {
+std::unique_ptr<Group> Engine::make_group(MPI_Comm comm, const GroupOptions& options) {
   return std::make_unique<Group>(
       comm, limits_, timeline_,
       [this](Ticket& ticket, ErrorCode code, const std::string& text) { finish(ticket, code, text); },
-      [this] { return waits_for(); }, groups_.empty() ? nullptr : groups_.front().get());
+      [this] { return waits_for(); }, groups_.empty() ? nullptr : groups_.front().get(), options);
 }
 
-size_t Engine::add_group(MPI_Comm comm) {
-  auto group = make_group(comm);  // before the claim: it waits for the other ranks
+size_t Engine::add_group(MPI_Comm comm, const GroupOptions& options) {
+  auto group = make_group(comm, options);  // before the claim: it waits for the other ranks
   const Claim claim(*this);
   for (const Watch::Peer& peer : group->processes()) watch_.add(peer);
   groups_.push_back(std::move(group));
@@ -169,6 +169,8 @@ std::shared_ptr<Ticket> Engine::submit(size_t group, std::string name, Submissio
   auto ticket = std::make_shared<Ticket>();
   ticket->name = std::move(name);
   const auto* named = std::get_if<NamedSubmission>(&work);
+  const auto* ordered = std::get_if<OrderedSubmission>(&work);
+  if (ordered != nullptr) named = &ordered->named;
   const std::string operation = named != nullptr ? name_of(named->descriptor.kind) : "bucket";
   ticket->group = group;
   {
@@ -217,6 +219,19 @@ bool Engine::wait(const Ticket& ticket, double seconds) {
   return ticket.finished();
 }
 
+std::vector<std::shared_ptr<Ticket>> Engine::take_finished() {
+  std::unique_lock lock(mutex_);
+  reported_.wait(lock, [this] { return !reports_.empty() || no_more_reports_; });
+  return std::exchange(reports_, {});
+}
+
+bool Engine::report(Ticket& ticket) {
+  const std::lock_guard lock(mutex_);
+  if (ticket.finished()) return false;
+  ticket.reported = true;
+  return true;
+}
+
 bool Engine::shutdown() {
   {
     const std::lock_guard lock(mutex_);
@@ -258,6 +273,11 @@ bool Engine::shutdown() {
   }
   driving_.unlock();
   --claims_;
+  {
+    const std::lock_guard lock(mutex_);
+    no_more_reports_ = true;
+  }
+  reported_.notify_all();
   thread_.join();
   if (!missing.empty())
     throw Error(ErrorCode::kTimeout,
@@ -414,11 +434,14 @@ void Engine::take_submissions() {
 
 void Engine::finish(Ticket& ticket, ErrorCode code, const std::string& text) {
   const std::lock_guard lock(mutex_);
-  in_flight_.erase({ticket.group, ticket.name});
+  const bool first = in_flight_.erase({ticket.group, ticket.name}) > 0;
   ticket.code = code;
   ticket.text = text;
   ticket.done.store(true, std::memory_order_release);
   if (waiting_ > 0) finished_.notify_all();
+  if (!ticket.reported || !first) return;
+  reports_.push_back(ticket.shared_from_this());
+  reported_.notify_one();
 }
 
 void Engine::stop_with(ErrorCode code, const std::string& text, bool is_told) noexcept {

@@ -41,17 +41,23 @@ class Engine {
 
   // A group over other ranks beside the first one, which is number 0. Collective over `comm`; the numbers are this
   // rank's own. Groups do not wait for each other.
-  size_t add_group(MPI_Comm comm);
+  size_t add_group(MPI_Comm comm, const GroupOptions& options = {});
   // Collective over the group's ranks. Throws the error that has stopped the engine, or kTimeout where a rank does not
   // come, and then leaves MPI's resources as they are.
   void remove_group(size_t group);
 
   // Throws kDuplicateName when the name is in flight on this rank, kShutdown after shutdown(), and the error that
-  // stopped the engine if one did. `caller_waits`: the caller calls wait() next, so nobody else need be woken.
+  // stopped the engine if one did. caller_waits: the caller calls wait() next, so nobody else need be woken.
   std::shared_ptr<Ticket> submit(size_t group, std::string name, Submission work, bool caller_waits);
 
   // Blocks until the ticket is finished, or for about `seconds`; true if it is finished.
   bool wait(const Ticket& ticket, double seconds);
+
+  // Blocks until tickets are finished that report() was called for; returns none once the engine has shut down. For one
+  // thread.
+  std::vector<std::shared_ptr<Ticket>> take_finished();
+  // Lets take_finished() give this ticket out when it is finished; false if it is finished already.
+  bool report(Ticket& ticket);
 
   // Collective: returns when every rank has called it. False when the engine had failed, so that MPI resources were
   // left as they are. Throws kTimeout, which names the missing ranks, when a rank does not come.
@@ -70,7 +76,7 @@ class Engine {
   class Backoff;
 
   class Claim;
-  std::unique_ptr<Group> make_group(MPI_Comm comm);
+  std::unique_ptr<Group> make_group(MPI_Comm comm, const GroupOptions& options);
   void bind_thread(const std::vector<int>& cores);
   bool any_busy() const;
   // What has been in flight for the longest time, while a caller waits; "" otherwise. Called by the driver.
@@ -107,6 +113,9 @@ class Engine {
   std::condition_variable finished_;  // for callers that wait while another thread drives
   std::vector<Work> queue_;
   std::map<std::pair<size_t, std::string>, std::shared_ptr<Ticket>> in_flight_;  // by group and name
+  std::vector<std::shared_ptr<Ticket>> reports_;  // for take_finished()
+  std::condition_variable reported_;
+  bool no_more_reports_ = false;
   std::optional<Error> failure_;
   bool stop_thread_ = false;
   int waiting_ = 0;          // threads in finished_

@@ -10,6 +10,7 @@
 #include "engine/operations.h"
 #include "engine/staging.h"
 #include "engine/tree_mail.h"
+#include "messages/mpi_library.h"
 #include "messages/pair.h"
 #include "messages/topology.h"
 #include "node/shared_memory_creation.h"
@@ -28,9 +29,15 @@ constexpr int kAgreedTags = 8192;
 constexpr int kFirstPairTag = kAgreedTags;
 constexpr int kFirstBucketTag = kFirstPairTag + 2 * kPairTags;
 constexpr uint32_t kMostBuckets = 32767 - kFirstBucketTag;
+// Where operations are matched by their order they have the tags of buckets, of which there are none, and as many more as
+// this MPI has: a range of kOrderedTags for each of some kinds of descriptions, so that what differs does not meet.
+constexpr int kOrderedTags = 1024;
 
 // In a rank's part of the node's memory.
 constexpr size_t kDevicesAt = Lane::nbytes(), kMailAt = kDevicesAt + Devices::kHostBytes;
+// Mail, and what is shown of operations that are matched by their order.
+constexpr size_t roll_at(int size) { return round_up(NodeMail::nbytes(size), kLineBytes); }
+constexpr size_t words_nbytes(int size) { return roll_at(size) + Roll::nbytes(); }
 
 // The page-locked host memory that agreed operations on devices take at a time; the last one may exceed it.
 constexpr size_t kMostPageLocked = size_t{256} << 20;
@@ -49,15 +56,29 @@ std::vector<int> by_node(const std::vector<int>& leaders) {
   return order;
 }
 
+// The ranks with the same leader.
+std::vector<int> ranks_of_node(const std::vector<int>& leaders, int rank) {
+  std::vector<int> ranks;
+  for (int peer = 0; peer < static_cast<int>(leaders.size()); ++peer)
+    if (leaders[static_cast<size_t>(peer)] == leaders[static_cast<size_t>(rank)]) ranks.push_back(peer);
+  return ranks;
+}
+
+Limits with_timeout(Limits limits, const GroupOptions& options) {
+  if (options.timeout) limits.timeout = *options.timeout;
+  return limits;
+}
+
 }  // namespace
 
 Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, WaitsFor waits_for,
-             const Group* all)
+             const Group* all, const GroupOptions& options)
     : control_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
       data_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
-      agreement_(control_.rank(), control_.names(), limits, kMostBuckets),
+      ordered_(options.ordered),
+      limits_(with_timeout(limits, options)),
+      agreement_(control_.rank(), control_.names(), limits_, kMostBuckets),
       inquiry_(control_),
-      limits_(limits),
       timeline_(&timeline),
       finish_(std::move(finish)),
       waits_for_(std::move(waits_for)),
@@ -66,6 +87,10 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
       plans_(data_, pool_, kFirstBucketTag),
       join_(inquiry_),
       stalls_(control_.rank(), control_.names(), limits_, inquiry_) {
+  if (!options.label.empty()) {
+    control_.set_label(options.label);
+    data_.set_label(options.label);
+  }
   if (size() == 1) {
     use_tree(every_rank_alone());
     return;
@@ -81,7 +106,10 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
   data_.set_crosses_network();
   if (shares)
     nodes_ = find_nodes(comm, topology, all == nullptr ? &control_ : &all->control_, kMemoryTag, creation_time(),
-                        NodeMail::nbytes);
+                        words_nbytes);
+  if (nodes_ && nodes_->local.size() > 1)
+    order_.use(*nodes_->memory, NodesLane::nbytes() + roll_at(nodes_->local.size()),
+               ranks_of_node(nodes_->leaders, rank()));
   use_tree(nodes_ ? nodes_->leaders : every_rank_alone());
 }
 
@@ -107,11 +135,12 @@ std::chrono::seconds Group::creation_time() const {
 
 bool Group::share_memory() {
   std::string why;
-  memory_ = try_share_memory(control_, kMemoryTag, kMailAt + NodeMail::nbytes(size()), creation_time(), why);
+  memory_ = try_share_memory(control_, kMemoryTag, kMailAt + words_nbytes(size()), creation_time(), why);
   if (memory_) {
     lane_ = std::make_unique<Lane>(*memory_, 0);
     devices_.use(*memory_, kDevicesAt);
     agreement_.use(std::make_unique<NodeMail>(*memory_, kMailAt));
+    order_.use(*memory_, kMailAt + roll_at(size()), ranks_of_node(std::vector<int>(static_cast<size_t>(size())), 0));
     return true;
   }
   static std::atomic<bool> told{false};  // one warning for all process sets: the reason is that of the node
@@ -125,6 +154,35 @@ void Group::submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
     not_ready_.push_back({std::move(ticket), std::move(submission), {}});
   else
     submit_ready(std::move(ticket), std::move(submission));
+}
+
+void Group::submit(std::shared_ptr<Ticket> ticket, OrderedSubmission submission) {
+  if (const int peer = left_before_turn(order_.submitted() + 1); peer >= 0)
+    refuse(*ticket, ErrorCode::kShutdown,
+           std::string(name_of(submission.named.descriptor.kind)) + " '" + ticket->name + "': " + left_text(peer));
+  else
+    order_.add(std::move(ticket), std::move(submission));
+}
+
+// Lets those run whose turn has come, like what has been agreed on by name.
+bool Group::start_ordered() {
+  bool moved = false;
+  while (std::optional<Order::Entry> next = order_.take(control_.names())) {
+    moved = true;
+    const std::string name = next->ticket->name;
+    if (!next->difference.empty()) {
+      const std::string text = next->what() + ": " + next->difference;
+      if (nodes_) throw Error(ErrorCode::kMismatch, text);  // which the other nodes do not see
+      refuse(*next->ticket, ErrorCode::kMismatch, text);
+      continue;
+    }
+    Decision decision(Decision::Kind::kExecute);
+    decision.entries.push_back({name, std::move(next->submission.rows), ""});
+    pending_.emplace(name, Pending{std::move(next->ticket), std::move(next->submission.named), {}, true, next->turn,
+                                   next->digest, std::move(next->submission.expected)});
+    held_back_.push_back(std::move(decision));
+  }
+  return moved;
 }
 
 std::string Group::Pending::what() const {
@@ -181,6 +239,13 @@ int Group::left_before(uint32_t bucket) const {
   return -1;
 }
 
+// A rank that has left without this turn; -1: none.
+int Group::left_before_turn(uint64_t turn) const {
+  for (const auto& [peer, started] : departed_)
+    if (started.at(0) < turn) return peer;
+  return -1;
+}
+
 void Group::start(std::shared_ptr<Ticket> ticket, uint32_t bucket, std::unique_ptr<Operation> operation,
                   std::shared_ptr<void> keep) {
   Running running;
@@ -195,22 +260,35 @@ void Group::start(std::shared_ptr<Ticket> ticket, uint32_t bucket, std::unique_p
 }
 
 void Group::submit(std::shared_ptr<Ticket> ticket, PairSubmission submission) {
+  const bool from_any = submission.peer == Pair::kAny;
   for (const auto& [peer, started] : departed_)
     if (peer == submission.peer) {
       refuse(*ticket, ErrorCode::kShutdown, std::string(submission.sends ? "send: " : "recv: ") + left_text(peer));
       return;
     }
   Running running;
-  running.peer = submission.peer;
-  running.what = (submission.sends ? "send to " : "recv from ") + data_.names().text_of(submission.peer) + ", tag " +
+  if (!from_any) running.peer = submission.peer;
+  running.what = (submission.sends ? "send to " : "recv from ") +
+                 (from_any ? "any rank" : data_.names().text_of(submission.peer)) + ", tag " +
                  std::to_string(submission.tag);
   running.phase = submission.sends ? "send" : "recv";
-  running.tickets.push_back(std::move(ticket));
-  std::shared_ptr<bool>& last = pair_over_[(submission.peer * kPairTags + submission.tag) * 2 + submission.sends];
   const auto over = std::make_shared<bool>(false);
+  std::vector<std::shared_ptr<bool>> before;
+  const auto follow = [&](int peer) {
+    const auto last = pair_over_.find((peer * kPairTags + submission.tag) * 2 + submission.sends);
+    if (last != pair_over_.end() && !*last->second) before.push_back(last->second);
+  };
+  if (!submission.sends) follow(Pair::kAny);
+  if (from_any)
+    for (int peer = 0; peer < size(); ++peer) follow(peer);
+  else
+    follow(submission.peer);
+  pair_over_[(submission.peer * kPairTags + submission.tag) * 2 + submission.sends] = over;
+  const auto found = [ticket = ticket.get()](int peer) { ticket->rows = {peer}; };
+  running.tickets.push_back(std::move(ticket));
   const auto make = [&](void* data) {
     return std::make_unique<Pair>(data_, kFirstPairTag + 2 * submission.tag, submission.sends, submission.peer,
-                                  submission.descriptor, data, std::exchange(last, over), over);
+                                  submission.descriptor, data, std::move(before), over, found);
   };
   running.operation = submission.mark == nullptr ? make(submission.data) : make_staged(submission, make);
   running_.add(std::move(running));
@@ -225,13 +303,17 @@ void Group::submit(std::shared_ptr<Ticket> ticket, JoinSubmission submission) {
 
 bool Group::progress() {
   if (leaving_) {
+    for (const Order::Entry& entry : order_.take_unseen())
+      refuse(*entry.ticket, ErrorCode::kShutdown, entry.what() + ": the runtime was shut down");
     for (const Pending& waiting : not_ready_)
       refuse(*waiting.ticket, ErrorCode::kShutdown, "'" + waiting.ticket->name + "': the runtime was shut down");
     not_ready_.clear();
   }
-  if (leaving_ && !left_ && running_.empty()) {
+  const bool ordered_is_done = !ordered_ || (order_.first() == nullptr && held_back_.empty());
+  if (leaving_ && !left_ && running_.empty() && ordered_is_done) {
     left_ = true;
-    agreement_.leave(plans_.started());
+    // Where operations are matched by their order, these take the place of buckets.
+    agreement_.leave(ordered_ ? std::vector<uint32_t>{static_cast<uint32_t>(order_.taken())} : plans_.started());
   }
   // MPI wants the context of memory that it sends, and any call may go on with another group's messages.
   std::optional<Device::Current> current;
@@ -245,6 +327,7 @@ bool Group::progress() {
     }
   }
   bool moved = submit_what_is_ready();
+  moved |= start_ordered();
   moved |= agreement_.progress(decisions_);
   for (Decision& decision : decisions_) carry_out(decision);
   decisions_.clear();
@@ -284,14 +367,24 @@ void Group::carry_out(Decision& decision) {
   }
 }
 
-Place Group::place(int tag) { return {data_, pool_, tag, lane_.get(), nodes_ ? &*nodes_ : nullptr}; }
+Place Group::place(int tag, uint64_t digest) {
+  return {data_, pool_, tag, lane_.get(), nodes_ ? &*nodes_ : nullptr, digest, !ordered_};
+}
 
-int Group::next_tag() { return static_cast<int>(executions_++ % kAgreedTags); }
+// digest: of the description, where operations are matched by their order.
+int Group::next_tag(uint64_t digest) {
+  const auto execution = executions_++;
+  if (!ordered_) return static_cast<int>(execution % kAgreedTags);
+  static const int kinds = (highest_tag() - kFirstBucketTag) / kOrderedTags;
+  return kFirstBucketTag + static_cast<int>(execution % kOrderedTags) +
+         kOrderedTags * static_cast<int>(digest % static_cast<uint64_t>(kinds));
+}
 
 void Group::execute_agreed() {
   for (; !held_back_.empty(); held_back_.pop_front()) {
     const Decision& next = held_back_.front();
-    if (running_.is_before(executions_ + kMostParts - std::min<uint64_t>(executions_ + kMostParts, kAgreedTags)))
+    const uint64_t tags = ordered_ ? kOrderedTags : kAgreedTags;
+    if (running_.is_before(executions_ + kMostParts - std::min<uint64_t>(executions_ + kMostParts, tags)))
       return;  // the tags that it needs are still in use
     // Otherwise a model that is broadcast tensor by tensor would be page-locked as a whole.
     if (running_.page_locked() >= kMostPageLocked || devices_.is_looking()) return;
@@ -319,7 +412,7 @@ bool Group::look_at_devices(const Decision& decision) {
   running.what = "what devices share";
   running.phase = "devices";
   running.execution = executions_;
-  running.operation = devices_.look(next_tag(), device);
+  running.operation = devices_.look(next_tag(0), device);
   running_.add(std::move(running));
   return true;
 }
@@ -342,22 +435,24 @@ void Group::execute(const Decision& decision) {
     }
     const Pending& task = held->back();
     fused.push_back({task.ticket.get(), &task.submission.descriptor, task.submission.data, &task.submission.splits,
-                     &entry.rows, task.submission.mark});
+                     &entry.rows, task.submission.mark, &task.expected});
   }
   const Descriptor& d = *fused[0].descriptor;
   running.phase = name_of(d.kind);
   running.what = std::string(name_of(d.kind)) + " '" + decision.entries[0].name + "'" +
                  (fused.size() > 1 ? " and " + std::to_string(fused.size() - 1) + " fused with it" : "");
   running.execution = executions_;
+  const uint64_t digest = held->front().digest;
+  if (ordered_) running.turn = held->front().turn;
   Device* const device = fused[0].mark == nullptr ? nullptr : &fused[0].mark->device();
   try {
     if (d.kind == Kind::kBuckets)
       running.operation = plans_.open(decision.bucket, d, *held->front().ticket, lane_ != nullptr, device, devices_,
                                       nodes_ ? &*nodes_ : nullptr);
     else if (is_staged(d))
-      running.operation = make_staged(place(0), [this] { return next_tag(); }, fused, devices_);
+      running.operation = make_staged(place(0, digest), [&] { return next_tag(digest); }, fused, devices_);
     else
-      running.operation = make_operation(place(next_tag()), fused);
+      running.operation = make_operation(place(next_tag(digest), digest), fused);
   } catch (...) {
     throw_for(running.what);
   }
@@ -391,7 +486,13 @@ void Group::start_demanded() {
 
 void Group::check_waits(Clock::time_point now) {
   next_check_ = now + kCheckEvery;
-  inquiry_.progress(plans_.started(), waits_for_);
+  inquiry_.progress(
+      [this](const Inquiry::Question& about) -> Inquiry::Known {
+        if (about.bucket == Inquiry::kOrder) return {order_.submitted(), order_.described(about.run)};
+        const std::vector<uint32_t>& started = plans_.started();
+        return {about.bucket < started.size() ? started[about.bucket] : 0, ""};
+      },
+      waits_for_);
   tell_let_go();
   // Whether the wait goes on; text: for what. A time-out finishes the ticket that `take` gives.
   const auto goes_on = [&](Wait& wait, const auto& text, const auto& take) {
@@ -419,7 +520,10 @@ void Group::check_waits(Clock::time_point now) {
     else
       ++i;
   }
-  stalls_.look_at(running_, now);
+  stalls_.look_at(running_, now, [this](uint64_t turn) { return order_.described(turn); });
+  // What waits behind something that runs is told by that.
+  if (Order::Entry* const first = order_.first(); first != nullptr && running_.empty())
+    stalls_.look_at(*first, [this] { return order_.state(); }, now);
 }
 
 // Of those that wait for the coordinator's word.
@@ -460,11 +564,18 @@ void Group::peer_left(const Decision& decision) {
   if (decision.rank == rank()) return;
   departed_.emplace_back(decision.rank, decision.started);
   if (join_.is_waiting()) refuse(*join_.take(), ErrorCode::kShutdown, "join: " + left_text(decision.rank));
+  if (ordered_)
+    for (const Order::Entry& entry : order_.take_from(decision.started.at(0) + 1))
+      refuse(*entry.ticket, ErrorCode::kShutdown, entry.what() + ": " + left_text(decision.rank));
   for (size_t i = 0; i < running_.size();) {
     Running& running = running_[i];
     // What a peer sent before it left may arrive after the word that it has left.
     if (running.peer == decision.rank) running.alone = Clock::now();
     const auto& of = running.of_bucket;
+    if (running.turn && decision.started.at(0) < *running.turn) {
+      give_up_on(i, decision.rank);
+      continue;
+    }
     if (of && (of->bucket >= decision.started.size() || decision.started[of->bucket] < of->run))
       give_up_on(i, decision.rank);
     else
@@ -494,6 +605,7 @@ void Group::fail_all(ErrorCode code, const std::string& text) {
   not_ready_.clear();
   for (auto& [name, pending] : pending_) finish_(*pending.ticket, code, text);
   pending_.clear();
+  for (const Order::Entry& entry : order_.take_from(0)) finish_(*entry.ticket, code, text);
   running_.give_all_up(code, text);
   if (join_.is_waiting()) finish_(*join_.take(), code, text);
   held_back_.clear();
@@ -509,6 +621,7 @@ std::pair<Clock::time_point, std::string> Group::oldest() const {
     if (!running.tickets.empty()) look_at(running.since, running.what);
   for (const Pending& waiting : not_ready_) look_at(waiting.wait.since(), waiting.waits_text());
   for (const auto& [name, pending] : pending_) look_at(pending.wait.since(), pending.what());
+  for (const Order::Entry& entry : order_.waiting()) look_at(entry.wait.since, entry.what());
   if (join_.is_waiting()) look_at(join_.wait().since(), "join");
   return oldest;
 }
@@ -526,6 +639,9 @@ std::string Group::describe() const {
   for (const auto& [name, pending] : pending_)
     text += "  submitted " + age(pending.wait.since()) + " ago, " +
             (pending.agreed ? "agreed and held back: " : "not agreed: ") + pending.what() + "\n";
+  for (const Order::Entry& entry : order_.waiting())
+    text += "  submitted " + age(entry.wait.since) + " ago: " + entry.what() +
+            (&entry == &order_.waiting().front() ? ": " + order_.state() : "") + "\n";
   for (const Running& running : running_.all())
     text += "  running for " + age(running.since) + ": " + running.what + ": " + running.operation->describe() + "\n";
   const std::string waiting = agreement_.describe();

@@ -16,6 +16,7 @@
 #include "engine/inquiry.h"
 #include "engine/join.h"
 #include "engine/limits.h"
+#include "engine/order.h"
 #include "engine/operations.h"
 #include "engine/plans.h"
 #include "engine/run_queue.h"
@@ -28,6 +29,13 @@
 
 namespace collective {
 
+struct GroupOptions {
+  // Its operations are matched by their order (order.h), rather than by name; then it has no buckets, and no join().
+  bool ordered = false;
+  std::string label{};                                     // what precedes messages about it; else what its ranks make
+  std::optional<std::chrono::duration<double>> timeout{};  // of its operations; else that of the limits
+};
+
 class Group {
  public:
   using Finish = std::function<void(Ticket&, ErrorCode, const std::string&)>;
@@ -35,12 +43,14 @@ class Group {
   // Collective over `comm`. finish: called once for every ticket that was submitted. waits_for: what this rank has had
   // in flight for the longest time, in any group, while its script waits; "" otherwise. all: the group of all ranks; null
   // where it is this one.
-  Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, WaitsFor waits_for, const Group* all);
+  Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, WaitsFor waits_for, const Group* all,
+        const GroupOptions& options);
 
   int rank() const { return control_.rank(); }
   int size() const { return control_.size(); }
 
   void submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission);
+  void submit(std::shared_ptr<Ticket> ticket, OrderedSubmission submission);
   void submit(std::shared_ptr<Ticket> ticket, BucketSubmission submission);
   void submit(std::shared_ptr<Ticket> ticket, PairSubmission submission);
   void submit(std::shared_ptr<Ticket> ticket, JoinSubmission submission);
@@ -53,7 +63,7 @@ class Group {
   // Something is in flight here, so progress() should be called soon and again.
   bool busy() const {
     return !pending_.empty() || !running_.empty() || !held_back_.empty() || join_.is_waiting() || leaving_ ||
-           !not_ready_.empty() || !agreement_.sent();
+           !not_ready_.empty() || !order_.waiting().empty() || !agreement_.sent();
   }
 
   // Orderly end: what runs may finish; what is not agreed fails, on the other ranks too; nothing may be submitted
@@ -89,7 +99,10 @@ class Group {
     std::shared_ptr<Ticket> ticket;
     NamedSubmission submission;
     Wait wait;
-    bool agreed = false;       // and held back until it can run here
+    bool agreed = false;  // and held back until it can run here
+    // Where it is matched by its order.
+    uint64_t turn = 0, digest = 0;
+    std::vector<int64_t> expected{};
     std::string what() const;  // for people
     // What it waits for while it is not ready.
     std::string waits_text() const;
@@ -104,12 +117,14 @@ class Group {
   void submit_ready(std::shared_ptr<Ticket> ticket, NamedSubmission submission);
   void tell_let_go();
 
+  bool start_ordered();
+
   void carry_out(Decision& decision);
   void execute_agreed();
   bool look_at_devices(const Decision& decision);
   void execute(const Decision& decision);
-  int next_tag();
-  Place place(int tag);
+  int next_tag(uint64_t digest);
+  Place place(int tag, uint64_t digest);
   void start(std::shared_ptr<Ticket> ticket, uint32_t bucket, std::unique_ptr<Operation> operation,
              std::shared_ptr<void> keep);
   void start_demanded();
@@ -119,6 +134,7 @@ class Group {
   const Pending* oldest_pending() const;
 
   int left_before(uint32_t bucket) const;
+  int left_before_turn(uint64_t turn) const;
   std::string left_text(int peer) const;
   void peer_left(const Decision& decision);
   void give_up_on(size_t i, int peer);  // of running_, when its peer has left
@@ -126,9 +142,10 @@ class Group {
   Comm control_, data_;
   std::optional<Nodes> nodes_;          // of a set on several nodes, not all of which have one rank
   std::optional<SharedMemory> memory_;  // of a set whose ranks are all on one node; outlives what is in it
+  bool ordered_;
+  Limits limits_;
   Agreement agreement_;
   Inquiry inquiry_;
-  Limits limits_;
   Timeline* timeline_;
   Finish finish_;
   WaitsFor waits_for_;
@@ -141,6 +158,7 @@ class Group {
   // that nothing that is agreed waits for anybody's device.
   std::vector<Pending> not_ready_;
   std::unordered_map<std::string, Pending> pending_;  // submitted here, not yet agreed
+  Order order_;                                       // submitted here, not yet their turn
   std::vector<Decision> decisions_;                   // kept for its capacity
   std::deque<Decision> held_back_;                    // agreed, but their tag is still in use here
   RunQueue running_;

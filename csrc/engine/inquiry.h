@@ -1,6 +1,6 @@
-// Questions between ranks. "Have you started this?" is asked when a bucket, which runs without agreement, makes no
-// progress: it costs nothing until something stalls, and the engine of a rank answers even while its script is stuck
-// elsewhere. "Are you there?" is asked of the coordinator.
+// Questions between ranks. "Have you started this?" is asked when something that runs without agreement makes no progress,
+// a bucket or an operation that is matched by its order: it costs nothing until something stalls, and the engine of a rank
+// answers even while its script is stuck elsewhere. "Are you there?" is asked of the coordinator.
 //
 // And a demand, "run this", is sent to a rank that has joined and so does not start its buckets by itself.
 #pragma once
@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "base/descriptor.h"
 #include "messages/letters.h"
 
 namespace collective {
@@ -18,10 +19,22 @@ class Inquiry {
  public:
   explicit Inquiry(const Comm& comm);
 
-  void ask(uint32_t bucket);
-  // Answers others with how often this rank has started their bucket and what it waits for itself ("" for nothing),
-  // and takes answers.
-  void progress(const std::vector<uint32_t>& started, const std::function<std::string()>& waits_for);
+  // Run number `run` (from 1) of a bucket; or of kOrder: the operation with that turn.
+  struct Question {
+    uint32_t bucket;
+    uint64_t run;
+  };
+  static constexpr uint32_t kOrder = UINT32_MAX - 1;
+  // What a rank knows about it: how many runs it has started, and how the operation with this turn is described ("" where
+  // it is not known).
+  struct Known {
+    uint64_t started;
+    std::string description;
+  };
+
+  void ask(const Question& question);
+  // Answers others with what this rank knows and what it waits for itself ("" for nothing), and takes answers.
+  void progress(const std::function<Known(const Question&)>& known, const std::function<std::string()>& waits_for);
   // "Are you there?", and whether that was answered.
   void ask_presence(int peer);
   bool is_present() const { return present_; }
@@ -33,23 +46,23 @@ class Inquiry {
     uint32_t run;
   };
   std::vector<Demand> take_demands();
-  // In words, which ranks have not started run number `run` (from 1) of `bucket`, as far as the answers tell. Ranks that
-  // cannot start it, because they wait for another operation, are told apart.
-  std::string verdict(uint32_t bucket, uint32_t run) const;
+  // In words, which ranks have not started what is in question, as far as the answers tell. Ranks that cannot start it,
+  // because they wait for another operation, are told apart.
+  std::string verdict(const Question& question) const;
+  // In words, how the others' descriptions of it differ from this one; "" where none does, as far as the answers tell.
+  std::string difference(const Question& question, const std::string& description) const;
 
  private:
-  struct Question {
-    uint32_t bucket;
-  };
   struct Answer {
-    uint32_t bucket;
-    uint32_t started;
-    char waits_for[160];
+    uint64_t started;
+    std::string description, waits_for;
   };
+  const Answer* answer_of(int peer, const Question& question) const;
+
   const Comm* comm_;
   MpiLetters asked_of_, told_, demanded_;       // questions, answers, demands
   std::vector<std::optional<Answer>> answers_;  // by rank, to the last question
-  uint32_t asked_ = 0;
+  Question asked_{0, 0};
   bool present_ = false;
 };
 

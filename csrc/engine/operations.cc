@@ -5,6 +5,7 @@
 
 #include "base/ranges.h"
 #include "base/thresholds.h"
+#include "messages/allreduce_doubling.h"
 #include "messages/alltoall.h"
 #include "messages/broadcast.h"
 #include "messages/exchange.h"
@@ -35,7 +36,14 @@ std::vector<size_t> row_offsets(const std::vector<int64_t>& rows, size_t row_byt
 }
 
 void copy(std::byte* target, const void* source, size_t nbytes) {
-  if (nbytes > 0) std::memcpy(target, source, nbytes);
+  if (nbytes > 0 && target != source) std::memcpy(target, source, nbytes);
+}
+
+// Where the result goes: to the caller's memory, if there is any for it, or the ticket's.
+std::byte* output_of(const Task& task, size_t nbytes) {
+  if (task.data.out != nullptr) return static_cast<std::byte*>(task.data.out);
+  task.ticket->output = Buffer(nbytes);
+  return task.ticket->output.data();
 }
 
 size_t most_rows(const Task& task) {
@@ -72,7 +80,8 @@ Made make_allreduce(const Place& place, const std::vector<Task>& bucket) {
   const AllreduceSpec spec = spec_of(*bucket[0].descriptor);
   if (runs_in_lane(place, bucket)) return std::make_unique<AllreduceNode>(*place.lane, spec, std::move(slots));
   if (goes_through_nodes(place, *bucket[0].descriptor))
-    return std::make_unique<AllreduceNodes>(*place.nodes, place.comm.size(), place.pool, spec, std::move(slots));
+    return std::make_unique<AllreduceNodes>(*place.nodes, place.comm.size(), place.pool, spec, std::move(slots),
+                                            place.digest);
   return std::make_unique<Allreduce>(place.comm, place.pool, place.tag, spec, std::move(slots));
 }
 
@@ -93,23 +102,32 @@ Made make_allgather(const Place& place, const Task& task) {
       row_offsets(*task.rows, row_elements(*task.descriptor) * size_of(task.descriptor->dtype));
   const auto me = static_cast<size_t>(place.comm.rank());
   ticket.rows = *task.rows;
-  ticket.output = Buffer(offsets.back());
+  std::byte* const out = output_of(task, offsets.back());
   if (place.lane != nullptr)
-    return ExchangeNode::gather(*place.lane, ExchangeNode::kAll, task.data.in, ticket.output.data(), offsets);
-  copy(ticket.output.data() + offsets[me], task.data.in, offsets[me + 1] - offsets[me]);
+    return ExchangeNode::gather(*place.lane, ExchangeNode::kAll, task.data.in, out, offsets);
+  copy(out + offsets[me], task.data.in, offsets[me + 1] - offsets[me]);
   if (place.comm.size() == 1) return nullptr;
-  return std::make_unique<Ring>(place.comm, place.pool, place.tag, Ring::Phases::kAllgather, ticket.output.data(),
-                                ticket.output.data(), ranges_of(offsets), Arithmetic{DType::kUInt8, ReduceOp::kSum});
+  return std::make_unique<Ring>(place.comm, place.pool, place.tag, Ring::Phases::kAllgather, out, out,
+                                ranges_of(offsets), Arithmetic{DType::kUInt8, ReduceOp::kSum});
+}
+
+[[noreturn]] void throw_unexpected(const std::vector<int64_t>& expected, const std::vector<int64_t>& received,
+                                   const RankNames& names) {
+  const auto [mine, theirs] = std::mismatch(expected.begin(), expected.end(), received.begin());
+  throw Error(ErrorCode::kMismatch, names.text_of(static_cast<int>(mine - expected.begin())) + " sends " +
+                                        std::to_string(*theirs) + " elements to a rank that expects " +
+                                        std::to_string(*mine));
 }
 
 Made make_alltoall(const Place& place, const Task& task) {
   const size_t row_bytes = row_elements(*task.descriptor) * size_of(task.descriptor->dtype);
   std::vector<int64_t> splits = *task.splits;
   splits.resize(static_cast<size_t>(place.comm.size()));  // none, of a rank that has joined
-  const auto allocate = [ticket = task.ticket, row_bytes](const std::vector<int64_t>& received) {
-    ticket->rows = received;
-    ticket->output = Buffer(row_offsets(received, row_bytes).back());
-    return ticket->output.data();
+  const auto allocate = [task, row_bytes, &names = place.comm.names()](const std::vector<int64_t>& received) {
+    if (task.expected != nullptr && !task.expected->empty() && *task.expected != received)
+      throw_unexpected(*task.expected, received, names);
+    task.ticket->rows = received;
+    return output_of(task, row_offsets(received, row_bytes).back());
   };
   if (runs_in_lane(place, {task}))
     return std::make_unique<AlltoallNode>(*place.lane, task.data.in, splits, most_rows(task), row_bytes, allocate);
@@ -118,7 +136,10 @@ Made make_alltoall(const Place& place, const Task& task) {
 
 Made make_reduce_scatter(const Place& place, const Task& task) {
   const Descriptor& d = *task.descriptor;
-  std::vector<size_t> offsets = even_offsets(static_cast<size_t>(d.shape[0]), row_elements(d), place.comm.size());
+  // By rows for each rank, where these are given.
+  std::vector<size_t> offsets = task.rows->empty() ? even_offsets(static_cast<size_t>(d.shape[0]), row_elements(d),
+                                                                  place.comm.size())
+                                                   : row_offsets(*task.rows, row_elements(d));
   if (place.lane != nullptr)
     return std::make_unique<ReduceScatterNode>(*place.lane, spec_of(d), std::move(offsets), task.data.in,
                                                task.data.out);
@@ -142,19 +163,17 @@ Made make_gather(const Place& place, const Task& task) {
   const std::vector<size_t> offsets = row_offsets(*task.rows, row_elements(d) * size_of(d.dtype));
   const int me = place.comm.rank();
   ticket.rows = *task.rows;
-  if (me == d.root) ticket.output = Buffer(offsets.back());
-  if (place.lane != nullptr)
-    return ExchangeNode::gather(*place.lane, d.root, task.data.in, ticket.output.data(), offsets);
+  std::byte* const out = me == d.root ? output_of(task, offsets.back()) : nullptr;
+  if (place.lane != nullptr) return ExchangeNode::gather(*place.lane, d.root, task.data.in, out, offsets);
   const auto nbytes = [&](int rank) {
     return offsets[static_cast<size_t>(rank) + 1] - offsets[static_cast<size_t>(rank)];
   };
   std::vector<Exchange::Send> sends;
   std::vector<Exchange::Receive> receives;
   if (me == d.root) {
-    copy(ticket.output.data() + offsets[static_cast<size_t>(me)], task.data.in, nbytes(me));
+    copy(out + offsets[static_cast<size_t>(me)], task.data.in, nbytes(me));
     for (int peer = 0; peer < place.comm.size(); ++peer)
-      if (peer != me)
-        receives.push_back({peer, ticket.output.data() + offsets[static_cast<size_t>(peer)], nbytes(peer)});
+      if (peer != me) receives.push_back({peer, out + offsets[static_cast<size_t>(peer)], nbytes(peer)});
   } else {
     sends.push_back({d.root, task.data.in, nbytes(me)});
   }
@@ -173,20 +192,29 @@ Made make_scatter(const Place& place, const Task& task) {
     return offsets[static_cast<size_t>(rank) + 1] - offsets[static_cast<size_t>(rank)];
   };
   ticket.rows = {static_cast<int64_t>(parts[static_cast<size_t>(me) + 1] - parts[static_cast<size_t>(me)])};
-  ticket.output = Buffer(nbytes(me));
-  if (place.lane != nullptr)
-    return ExchangeNode::scatter(*place.lane, d.root, task.data.in, ticket.output.data(), offsets);
+  std::byte* const out = output_of(task, nbytes(me));
+  if (place.lane != nullptr) return ExchangeNode::scatter(*place.lane, d.root, task.data.in, out, offsets);
   std::vector<Exchange::Send> sends;
   std::vector<Exchange::Receive> receives;
   if (me == d.root) {
     const auto* in = static_cast<const std::byte*>(task.data.in);
-    copy(ticket.output.data(), in + offsets[static_cast<size_t>(me)], nbytes(me));
+    copy(out, in + offsets[static_cast<size_t>(me)], nbytes(me));
     for (int peer = 0; peer < p; ++peer)
       if (peer != me) sends.push_back({peer, in + offsets[static_cast<size_t>(peer)], nbytes(peer)});
   } else {
-    receives.push_back({d.root, ticket.output.data(), nbytes(me)});
+    receives.push_back({d.root, out, nbytes(me)});
   }
   return std::make_unique<Exchange>(place.comm, place.tag, sends, receives);
+}
+
+// The agreement is all that it consists of, or that ranks of one node have come to it; otherwise a word to all.
+Made make_barrier(const Place& place, const Task& task) {
+  if (place.agreed || place.lane != nullptr || place.comm.size() == 1) return nullptr;
+  task.ticket->output = Buffer(1);
+  std::byte* const word = task.ticket->output.data();
+  *word = std::byte{0};
+  return std::make_unique<AllreduceDoubling>(place.comm, place.pool, place.tag, word, word, 1,
+                                             Arithmetic{DType::kUInt8, ReduceOp::kMax});
 }
 
 }  // namespace
@@ -206,7 +234,7 @@ std::unique_ptr<Operation> make_operation(const Place& place, const std::vector<
     case Kind::kReduce: return make_reduce(place, task);
     case Kind::kGather: return make_gather(place, task);
     case Kind::kScatter: return make_scatter(place, task);
-    case Kind::kBarrier:  // the agreement is all that it consists of
+    case Kind::kBarrier: return make_barrier(place, task);
     case Kind::kBuckets:
     case Kind::kPair:
     case Kind::kRefusal: return nullptr;

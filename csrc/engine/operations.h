@@ -19,6 +19,7 @@ struct Task {
   const std::vector<int64_t>* splits;  // of an alltoall: rows for each rank
   const std::vector<int64_t>* rows;    // first dimension by rank, where it may differ
   std::shared_ptr<DeviceMark> mark{};  // of an array on a device: what comes before
+  const std::vector<int64_t>* expected = nullptr;  // of an alltoall: rows from each rank, where the caller knows
 };
 
 // Where an operation runs.
@@ -28,6 +29,9 @@ struct Place {
   int tag;
   Lane* lane;    // of the node's shared memory; null where the ranks do not share any
   Nodes* nodes;  // where they are on several nodes, and share memory there; else null
+  // Of the description, by which messages of operations that are matched by their order are told apart; else 0.
+  uint64_t digest = 0;
+  bool agreed = true;  // all ranks have come to the operation
 };
 
 // Whether the operation takes turns with others in shared memory, so that it has to be made in the agreed order.

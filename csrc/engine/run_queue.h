@@ -15,26 +15,31 @@
 
 namespace collective {
 
-struct Running {
+// How long something has waited, and what was done about it.
+struct Waited {
+  Clock::time_point since = Clock::now();
+  Clock::time_point asked{};  // when the others were last asked about it
+  bool warned = false;
+};
+
+struct Running : Waited {
   // In this order: an operation goes before the memory that it works on.
   std::shared_ptr<void> keep;
   std::vector<std::shared_ptr<Ticket>> tickets;  // of this rank, to be finished with it
   std::unique_ptr<Operation> operation;
   std::string what;        // for people
   const char* phase = "";  // for the timeline
-  Clock::time_point since = Clock::now();
 
   // What it is: one of these.
-  std::optional<uint64_t> execution{};  // an agreed operation: its number, alike on all ranks
+  std::optional<uint64_t> execution{};  // an operation of all ranks: its number, alike on all of them
+  std::optional<uint64_t> turn{};       // and its turn, where they are matched by their order
   struct OfBucket {
     uint32_t bucket, run;  // runs count from 1
   };
   std::optional<OfBucket> of_bucket{};
   std::optional<int> peer{};  // a send or receive: its other end
 
-  Clock::time_point asked{};  // when the others were asked about it
   Clock::time_point alone{};  // of a send or receive: when its peer was heard to have left
-  bool warned = false;
 };
 
 class RunQueue {

@@ -11,6 +11,8 @@ namespace {
 constexpr auto kCoordinatorGrace = std::chrono::seconds(5);
 // How long the others have to answer before their answers are reported.
 constexpr auto kAnswerTime = std::chrono::milliseconds(500);
+// How long an operation that is matched by its order stalls before the ranks compare what they do.
+constexpr auto kFirstComparison = std::chrono::seconds(1);
 
 }  // namespace
 
@@ -21,24 +23,44 @@ Wait::Due Wait::look(Clock::time_point now, const Limits& limits) {
   return Due::kWarning;
 }
 
-void Stalls::look_at(RunQueue& queue, Clock::time_point now) {
+void Stalls::look_at(RunQueue& queue, Clock::time_point now,
+                     const std::function<std::string(uint64_t)>& described) {
   Running* const running = queue.oldest();
-  if (running == nullptr || now - running->since < std::min(limits_->stall_warning, limits_->timeout)) return;
-  if (running->of_bucket && running->asked == Clock::time_point{}) {
-    running->asked = now;
-    inquiry_->ask(running->of_bucket->bucket);
+  if (running == nullptr) return;
+  std::optional<Inquiry::Question> question;
+  if (running->of_bucket) question = {running->of_bucket->bucket, running->of_bucket->run};
+  if (running->turn) question = {Inquiry::kOrder, *running->turn};
+  look(*running, running->what, question, running->turn ? described(*running->turn) : "",
+       [&] { return running->operation->describe(); }, now);
+}
+
+void Stalls::look_at(Order::Entry& entry, const std::function<std::string()>& state, Clock::time_point now) {
+  look(entry.wait, entry.what(), Inquiry::Question{Inquiry::kOrder, entry.turn}, entry.encoded, state, now);
+}
+
+void Stalls::look(Waited& wait, const std::string& what, const std::optional<Inquiry::Question>& question,
+                  const std::string& description, const std::function<std::string()>& state, Clock::time_point now) {
+  const auto waited = now - wait.since;
+  std::chrono::duration<double> patience = std::min(limits_->stall_warning, limits_->timeout);
+  if (!description.empty()) patience = std::min<std::chrono::duration<double>>(patience, kFirstComparison);
+  if (waited < patience) return;
+  const bool never = wait.asked == Clock::time_point{};
+  // Again where descriptions may differ: a rank that has come since then may do something else. After 1, 2, 4, ... of
+  // the first wait, and before the last word.
+  const bool again = !description.empty() && (now - wait.asked >= wait.asked - wait.since);
+  if (question && (never || again)) {
+    wait.asked = now;
+    inquiry_->ask(*question);
   }
-  if (running->of_bucket && now < running->asked + kAnswerTime) return;
-  const auto why = [&] {
-    const std::string verdict =
-        running->of_bucket ? inquiry_->verdict(running->of_bucket->bucket, running->of_bucket->run) + "; " : "";
-    return running->what + ": " + verdict + running->operation->describe();
-  };
-  const auto waited = now - running->since;
+  if (question && now < wait.asked + kAnswerTime) return;
+  if (question && !description.empty())
+    if (const std::string difference = inquiry_->difference(*question, description); !difference.empty())
+      throw Error(ErrorCode::kMismatch, what + ": " + difference);
+  const auto why = [&] { return what + ": " + (question ? inquiry_->verdict(*question) + "; " : "") + state(); };
   if (waited >= limits_->timeout)
     throw Error(ErrorCode::kTimeout, why() + ". It did not finish within " + seconds_text(limits_->timeout));
-  if (!running->warned && waited >= limits_->stall_warning) {
-    running->warned = true;
+  if (!wait.warned && waited >= limits_->stall_warning) {
+    wait.warned = true;
     log_warning(names_->label() + "stalled: " + why());
   }
 }

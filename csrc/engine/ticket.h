@@ -16,9 +16,10 @@ namespace collective {
 struct Plan;
 
 // Written by the engine until `finished`, then read by the caller.
-struct Ticket {
+struct Ticket : std::enable_shared_from_this<Ticket> {
   std::string name;
-  size_t group = 0;  // the engine's number of the group that it was submitted to
+  size_t group = 0;     // the engine's number of the group that it was submitted to
+  bool reported = false;  // it is given out by Engine::take_finished()
   ErrorCode code = ErrorCode::kNone;
   std::string text;
 
@@ -41,10 +42,17 @@ struct NamedSubmission {
   std::shared_ptr<DeviceMark> mark{};  // of arrays on a device: what their user had queued before
 };
 
+// An operation that is matched by its order (order.h). `data.out` is where its result goes, whatever the kind.
+struct OrderedSubmission {
+  NamedSubmission named;
+  std::vector<int64_t> rows{};      // first dimension by rank, where it may differ and is known
+  std::vector<int64_t> expected{};  // of an alltoall: rows from each rank
+};
+
 // A send or a receive: runs when the peer has submitted its other half, matched in order per tag.
 struct PairSubmission {
   bool sends;
-  int peer;
+  int peer;  // Pair::kAny for a receive from whoever sends; the ticket's `rows` then tell from whom it came
   int tag;  // 0 to kPairTags - 1
   Descriptor descriptor;
   void* data;
@@ -64,6 +72,6 @@ struct BucketSubmission {
   BucketRun run;
 };
 
-using Submission = std::variant<NamedSubmission, BucketSubmission, PairSubmission, JoinSubmission>;
+using Submission = std::variant<NamedSubmission, OrderedSubmission, BucketSubmission, PairSubmission, JoinSubmission>;
 
 }  // namespace collective

@@ -121,7 +121,8 @@ Request Comm::isend(const void* data, size_t nbytes, int peer, int tag) const {
 Request Comm::irecv(void* data, size_t nbytes, int peer, int tag) const {
   Request result;
   result.receives_ = true;
-  check(MPI_Irecv(data, to_int(nbytes), MPI_BYTE, peer, tag, comm_, &result.request_), "MPI_Irecv");
+  const int source = peer < 0 ? MPI_ANY_SOURCE : peer;
+  check(MPI_Irecv(data, to_int(nbytes), MPI_BYTE, source, tag, comm_, &result.request_), "MPI_Irecv");
   return result;
 }
 

@@ -74,6 +74,8 @@ class Comm {
   int rank() const { return rank_; }
   int size() const { return size_; }
   const RankNames& names() const { return names_; }
+  // What precedes messages about the group, in place of the label that its ranks make.
+  void set_label(std::string label) { names_.set_label(std::move(label)); }
   // The ranks in the order of rings and chains, in which those of a node follow each other once nodes are known; this
   // rank's place there; and the rank at a place, modulo their number.
   const std::vector<int>& order() const { return order_; }
@@ -85,6 +87,7 @@ class Comm {
   Segments segments(Segments others) const { return crosses_network_ ? kNetworkSegments : others; }
 
   Request isend(const void* data, size_t nbytes, int peer, int tag) const;
+  // peer: negative for any.
   Request irecv(void* data, size_t nbytes, int peer, int tag) const;
 
  private:

@@ -22,6 +22,13 @@ void require_mpi_threads() {
                 "initialise MPI (its default asks for it), or call MPI_Init_thread with MPI_THREAD_MULTIPLE.");
 }
 
+int highest_tag() {
+  void* value = nullptr;
+  int flag = 0;
+  check(MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &value, &flag), "MPI_Comm_get_attr");
+  return flag == 0 ? 32767 : *static_cast<int*>(value);
+}
+
 std::string built_for_mpi() {
 #if defined(OMPI_MAJOR_VERSION)
   return "Open MPI " + std::to_string(OMPI_MAJOR_VERSION) + "." + std::to_string(OMPI_MINOR_VERSION) + "." +

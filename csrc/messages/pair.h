@@ -9,13 +9,16 @@
 // bytes on the wire:  4 KiB each way, to which a descriptor is padded; then N from the sender to the receiver
 // memory traffic:     none: sent from and received into the caller's memory
 // limits:             no data moves until both have called, however short it is; of two with the same peer, direction
-//                     and tag the second starts when the first has ended; segments as in exchange.h
+//                     and tag the second starts when the first has ended; a receive from any rank replies to the first
+//                     descriptor that comes, and other receives of its tag wait for it; segments as in exchange.h
 // source:             MPI_Send and MPI_Recv of the MPI standard, which check only that the message fits
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/descriptor.h"
 #include "base/operation.h"
@@ -26,10 +29,12 @@ namespace collective {
 
 class Pair final : public Operation {
  public:
-  // tag and tag + 1 belong to this pair. `before` is set when the previous operation with the same peer, direction and
-  // tag has ended, `over` when this one has. They keep messages of one tag in order.
+  static constexpr int kAny = -1;
+  // tag and tag + 1 belong to this pair. peer: kAny to receive from whoever sends first; `found` then learns who it is.
+  // `before` are set when the previous operations that may get this one's messages have ended, with the same peer,
+  // direction and tag; `over` when this one has. They keep messages of one tag in order.
   Pair(const Comm& comm, int tag, bool sends, int peer, const Descriptor& descriptor, void* data,
-       std::shared_ptr<bool> before, std::shared_ptr<bool> over);
+       std::vector<std::shared_ptr<bool>> before, std::shared_ptr<bool> over, std::function<void(int)> found);
   ~Pair() override;
 
   Step step() override;
@@ -38,6 +43,8 @@ class Pair final : public Operation {
   const std::optional<Error>& failure() const override { return failure_; }
 
  private:
+  bool may_begin() const;
+  void reply();
   void compare();
 
   const Comm* comm_;
@@ -47,8 +54,10 @@ class Pair final : public Operation {
   std::byte* data_;
   size_t nbytes_;
   std::string mine_, theirs_;
-  std::shared_ptr<bool> before_, over_;
-  bool greeted_ = false;
+  std::vector<std::shared_ptr<bool>> before_;
+  std::shared_ptr<bool> over_;
+  std::function<void(int)> found_;
+  bool listens_ = false, greeted_ = false;
   Request greeting_, reply_;
   std::unique_ptr<Exchange> exchange_;
   std::optional<Error> failure_;

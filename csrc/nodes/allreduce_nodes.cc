@@ -3,21 +3,24 @@
 #include <algorithm>
 #include <utility>
 
+#include "messages/mpi_library.h"
 #include "node/shared_memory.h"
 
 namespace collective {
 
 AllreduceNodes::AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec,
-                               std::vector<Slot> slots)
-    : AllreduceNodes(nodes, size, pool, spec, arrange(spec, std::move(slots), nodes.count)) {}
+                               std::vector<Slot> slots, uint64_t digest)
+    : AllreduceNodes(nodes, size, pool, spec, arrange(spec, std::move(slots), nodes.count), digest) {}
 
-AllreduceNodes::AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, Arrangement made)
+AllreduceNodes::AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, Arrangement made,
+                               uint64_t digest)
     : nodes_(&nodes),
       memory_(nodes.memory),
       pool_(&pool),
       scaling_(scaling_of(spec, size, Passes::kSteps)),
       slots_(spec, scaling_.before, std::move(made.slots)),
-      element_size_(size_of(spec.wire)) {
+      element_size_(size_of(spec.wire)),
+      digest_(digest) {
   cut(made);
   first_ = nodes.lane->reserve(loads_.size());
 }
@@ -52,7 +55,7 @@ Step AllreduceNodes::step() {
   NodesLane& lane = *nodes_->lane;
   while (started_ < loads_.size() && lane.is_free(first_ + started_)) {
     const uint64_t turn = first_ + started_;
-    in_flight_.push_back({turn, std::make_unique<NodesPass>(lane.area(turn), *nodes_, *pool_, lane.tag(turn),
+    in_flight_.push_back({turn, std::make_unique<NodesPass>(lane.area(turn), *nodes_, *pool_, lane.tag(turn, digest_, highest_tag()),
                                                             scaling_.arithmetic, slots_, std::move(loads_[started_]))});
     ++started_;
     moved = true;

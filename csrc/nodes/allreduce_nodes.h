@@ -26,13 +26,16 @@ namespace collective {
 class AllreduceNodes final : public Operation {
  public:
   // size: ranks of the group. Not for Adasum. Operations of one group are made in the same order on all ranks.
-  AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, std::vector<Slot> slots);
+  // digest: of what the operation is, where nothing is agreed on before it runs: different ones do not meet.
+  AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, std::vector<Slot> slots,
+                 uint64_t digest);
 
   Step step() override;
   std::string describe() const override;
 
  private:
-  AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, Arrangement made);
+  AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, Arrangement made,
+                 uint64_t digest);
   void cut(const Arrangement& made);
 
   struct Piece {
@@ -45,6 +48,7 @@ class AllreduceNodes final : public Operation {
   Scaling scaling_;
   Slots slots_;
   size_t element_size_;
+  uint64_t digest_;
   std::vector<NodesPass::Load> loads_;  // of all pieces
   uint64_t first_;                      // turn
   size_t started_ = 0;                  // pieces

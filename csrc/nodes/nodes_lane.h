@@ -49,8 +49,12 @@ class NodesLane {
   }
   bool is_free(uint64_t turn) const { return ended_[turn % areas_.size()] == turn / areas_.size(); }
   NodeBucket& area(uint64_t turn) { return *areas_[turn % areas_.size()]; }
-  // The tag of the turn's messages: that of its area, for a rank that is late there takes messages in order.
-  int tag(uint64_t turn) const { return static_cast<int>(turn % areas_.size()); }
+  // The tag of the turn's messages: that of its area, for a rank that is late there takes messages in order. Operations
+  // of different digests have different ones, as far as there are so many up to `highest`.
+  int tag(uint64_t turn, uint64_t digest, int highest) const {
+    const uint64_t kinds = static_cast<uint64_t>(highest) / kMostAreas;
+    return static_cast<int>(turn % areas_.size() + kMostAreas * (digest % kinds));
+  }
   void end(uint64_t turn) { ++ended_[turn % areas_.size()]; }
 
  private:

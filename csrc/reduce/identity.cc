@@ -19,9 +19,12 @@ T identity_of(ReduceOp op) {
     case ReduceOp::kMin: return Limits::has_infinity ? Limits::infinity() : Limits::max();
     case ReduceOp::kMax: return Limits::has_infinity ? -Limits::infinity() : Limits::lowest();
     case ReduceOp::kProduct: return T{1};
+    case ReduceOp::kBitAnd: return static_cast<T>(-1);  // of integers, all bits
     case ReduceOp::kAverage:
     case ReduceOp::kSum:
-    case ReduceOp::kAdasum: return T{0};
+    case ReduceOp::kAdasum:
+    case ReduceOp::kBitOr:
+    case ReduceOp::kBitXor: return T{0};
   }
   return T{0};
 }
@@ -34,7 +37,10 @@ uint16_t half_identity(ReduceOp op, uint16_t one, uint16_t infinity) {
     case ReduceOp::kProduct: return one;
     case ReduceOp::kAverage:
     case ReduceOp::kSum:
-    case ReduceOp::kAdasum: return 0;
+    case ReduceOp::kAdasum:
+    case ReduceOp::kBitAnd:
+    case ReduceOp::kBitOr:
+    case ReduceOp::kBitXor: return 0;
   }
   return 0;
 }
@@ -64,7 +70,11 @@ void fill_identity(DType dtype, ReduceOp op, void* target, size_t count) {
     case DType::kFloat64: fill(target, count, identity_of<double>(op)); break;
     case DType::kComplex64: fill_complex<float>(target, count, op); break;
     case DType::kComplex128: fill_complex<double>(target, count, op); break;
-    case DType::kBool: std::memset(target, op == ReduceOp::kMin || op == ReduceOp::kProduct ? 1 : 0, count); break;
+    case DType::kBool: {
+      const bool all = op == ReduceOp::kMin || op == ReduceOp::kProduct || op == ReduceOp::kBitAnd;
+      std::memset(target, all ? 1 : 0, count);
+      break;
+    }
   }
 }
 

@@ -69,7 +69,8 @@ void reduce(DType dtype, ReduceOp op, void* dst, const void* const* srcs, int n,
   if (op == ReduceOp::kAdasum || n < 1)
     throw Error(ErrorCode::kInternal,
                 std::string("reduce: op ") + name_of(op) + " of " + std::to_string(n) + " sources");
-  if (is_complex(dtype) && (op == ReduceOp::kMin || op == ReduceOp::kMax))
+  if ((is_complex(dtype) && (op == ReduceOp::kMin || op == ReduceOp::kMax)) ||
+      (is_bitwise(op) && (is_float(dtype) || is_complex(dtype))))
     throw Error(ErrorCode::kInvalid, std::string("op ") + name_of(op) + " is not defined for " + name_of(dtype));
   if (dtype == DType::kBool && (scale != 1 || divisor != 1)) throw Error(ErrorCode::kInvalid, "bool cannot be scaled");
   if (divisor < 1) throw Error(ErrorCode::kInvalid, "reduce: divide by " + std::to_string(divisor));

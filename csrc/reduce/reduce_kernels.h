@@ -150,7 +150,10 @@ static void reduce_floats(ReduceOp op, char* dst, const void* const* srcs, int n
     case ReduceOp::kProduct: return fold<F, F, Product>(dst, srcs, n, 0, count, how);
     case ReduceOp::kMin: return fold<F, F, Min>(dst, srcs, n, 0, count, how);
     case ReduceOp::kMax: return fold<F, F, Max>(dst, srcs, n, 0, count, how);
-    case ReduceOp::kAdasum: return;  // refused by reduce.cc
+    case ReduceOp::kAdasum:
+    case ReduceOp::kBitAnd:
+    case ReduceOp::kBitOr:
+    case ReduceOp::kBitXor: return;  // refused by reduce.cc
   }
 }
 
@@ -164,6 +167,9 @@ static void fold_integers(ReduceOp op, char* dst, const void* const* srcs, int n
     case ReduceOp::kProduct: return fold<Modular, Modular, Product>(dst, srcs, n, begin, end);
     case ReduceOp::kMin: return fold<Signed, Signed, Min>(dst, srcs, n, begin, end);
     case ReduceOp::kMax: return fold<Signed, Signed, Max>(dst, srcs, n, begin, end);
+    case ReduceOp::kBitAnd: return fold<Modular, Modular, And>(dst, srcs, n, begin, end);
+    case ReduceOp::kBitOr: return fold<Modular, Modular, Or>(dst, srcs, n, begin, end);
+    case ReduceOp::kBitXor: return fold<Modular, Modular, Xor>(dst, srcs, n, begin, end);
     case ReduceOp::kAdasum: return;  // refused by reduce.cc
   }
 }
@@ -179,8 +185,17 @@ static void reduce_integers(ReduceOp op, char* dst, const void* const* srcs, int
 }
 
 static void reduce_bools(ReduceOp op, char* dst, const void* const* srcs, int n, size_t count) {
-  const bool any = op == ReduceOp::kSum || op == ReduceOp::kAverage || op == ReduceOp::kMax;
-  return any ? fold<Bool, Bool, Or>(dst, srcs, n, 0, count) : fold<Bool, Bool, And>(dst, srcs, n, 0, count);
+  switch (op) {
+    case ReduceOp::kSum:
+    case ReduceOp::kAverage:
+    case ReduceOp::kMax:
+    case ReduceOp::kBitOr: return fold<Bool, Bool, Or>(dst, srcs, n, 0, count);
+    case ReduceOp::kProduct:
+    case ReduceOp::kMin:
+    case ReduceOp::kBitAnd: return fold<Bool, Bool, And>(dst, srcs, n, 0, count);
+    case ReduceOp::kBitXor: return fold<Bool, Bool, Xor>(dst, srcs, n, 0, count);
+    case ReduceOp::kAdasum: return;  // refused by reduce.cc
+  }
 }
 
 // A sum of complex numbers is the sum of twice as many real ones.

@@ -162,6 +162,12 @@ struct And {
     return x & y;
   }
 };
+struct Xor {
+  template <class V>
+  COLLECTIVE_INLINE static V apply(V x, V y) {
+    return x ^ y;
+  }
+};
 
 template <class Op, class V>
 COLLECTIVE_INLINE V combine(V x, V y) {

@@ -6,9 +6,12 @@ import fcntl
 import socket
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..config import gloo_interface
-from .job import Job
+from .config import gloo_interface
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 __all__ = ["Found", "find"]
 
@@ -27,24 +30,24 @@ class Found:
     """Of this rank's host, on the way to that address."""
 
 
-def find(job: Job) -> Found | None:
-    """Try all addresses of rank 0 from all ranks; None if there is none that all can connect to. Collective.
+def find(comm: MPI.Intracomm, local_size: int) -> Found | None:
+    """Try all addresses of rank 0 from all ranks; None if there is none that all can connect to. Collective over `comm`.
 
     On one node it is the loopback's. GLOO_SOCKET_IFNAME, if it is set, names the only interface to be tried.
     """
-    if job.local_size == job.size:
+    if local_size == comm.Get_size():
         return Found("127.0.0.1", "lo")
     with socket.socket() as listener:
         offered = None
-        if job.rank == 0:
+        if comm.Get_rank() == 0:
             listener.bind(("", 0))
-            listener.listen(job.size)
+            listener.listen(comm.Get_size())
             wanted = gloo_interface()
             own = [address for name, address in _interfaces() if name != "lo" and wanted in (None, name)]
             offered = (listener.getsockname()[1], own)
-        port, candidates = job.comm.bcast(offered)
+        port, candidates = comm.bcast(offered)
         ways = {address: _interface_to(address, port) for address in candidates}
-        everyone = job.comm.allgather([address for address, interface in ways.items() if interface])
+        everyone = comm.allgather([address for address, interface in ways.items() if interface])
     for address in candidates:
         interface = ways[address]
         if interface and all(address in reached for reached in everyone):

@@ -1,0 +1,78 @@
+"""What torch.distributed asks of its environment, told by MPI: ranks, hosts, a store."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from ... import addresses, lifecycle, runtime
+from ...errors import InvalidArgumentError
+
+__all__ = ["VARIABLES", "distributed_environment", "open_store"]
+
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What `env://` needs."""
+
+
+def distributed_environment() -> dict[str, str]:
+    """Set what torchrun would set, from MPI; collective over all ranks, and calls `init()` if that is not done.
+
+    For code that insists on `env://`, or for another backend, such as NCCL, under mpirun or srun. The port is one that
+    was free on rank 0's host at the time of the call. Variables that are set already are overwritten.
+
+    Returns:
+        RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK, MASTER_ADDR and MASTER_PORT, as set.
+
+    Raises:
+        InvalidArgumentError: on all ranks, where not every node reaches an IPv4 address of rank 0's.
+    """
+    lifecycle.init()
+    state = runtime.current()
+    place = state.topology
+    address = _address()
+    port = 0
+    if place.rank == 0:
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            port = listener.getsockname()[1]
+    values = {
+        "RANK": place.rank,
+        "WORLD_SIZE": place.size,
+        "LOCAL_RANK": place.local_rank,
+        "LOCAL_WORLD_SIZE": place.local_size,
+        "GROUP_RANK": place.cross_rank,
+        "MASTER_ADDR": address,
+        "MASTER_PORT": state.comm.bcast(port),
+    }
+    texts = {name: str(value) for name, value in values.items()}
+    os.environ.update(texts)
+    return texts
+
+
+def open_store(timeout: timedelta) -> dist.Store:
+    """The store by which torch's own parts talk to each other, held by rank 0; collective over all ranks."""
+    state = runtime.current()
+    place = state.topology
+    address = _address()
+    if place.rank > 0:
+        port = state.comm.bcast(None)
+        return dist.TCPStore(address, port, place.size, is_master=False, timeout=timeout)
+    store = dist.TCPStore(address, 0, place.size, is_master=True, timeout=timeout, wait_for_workers=False)
+    state.comm.bcast(store.port)
+    return store
+
+
+def _address() -> str:
+    """Rank 0's, by which all nodes reach it."""
+    state = runtime.current()
+    found = addresses.find(state.comm, state.topology.local_size)
+    if found is None:
+        raise InvalidArgumentError(
+            f"rank {state.topology.rank}: torch.distributed needs a TCP connection from every rank to rank 0, and not "
+            "every node reaches an IPv4 address of its host (GLOO_SOCKET_IFNAME, if it is set, names the only "
+            "interface that is tried)"
+        )
+    return found.address

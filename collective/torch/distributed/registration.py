@@ -1,0 +1,63 @@
+"""How torch.distributed learns of the backend."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from ... import lifecycle, runtime
+from .environment import VARIABLES, open_store
+
+__all__ = ["BACKEND", "register"]
+
+BACKEND = "collective"
+
+
+def register() -> None:
+    """Make `init_process_group("collective")` known to torch.distributed; a second call changes nothing.
+
+    `import collective.torch` calls it, and so does torch 2.14 through the entry point `torch.distributed.backends`.
+    """
+    if not dist.is_available() or BACKEND in dist.Backend.backend_list:
+        return
+    from .process_group import create
+
+    dist.Backend.register_backend(BACKEND, create, extended_api=True, devices=["cpu", "cuda"])
+    _answer_env()
+
+
+def _answer_env() -> None:
+    """Let `env://`, which init_process_group() assumes, take ranks and store from MPI for this backend.
+
+    Only where what it would need is not set: who sets it, by hand or by distributed_environment(), is taken at their
+    word. torch has no public way to say that a backend needs no such variables; its own MPI backend is a special case
+    in init_process_group().
+    """
+    from torch.distributed.rendezvous import _rendezvous_handlers as handlers
+
+    ordinary = handlers["env"]
+
+    def env(url: str, timeout: timedelta, **more: Any) -> Iterator[tuple[dist.Store, int, int]]:
+        if all(name in os.environ for name in VARIABLES) or not _is_for_us():
+            yield from ordinary(url, timeout=timeout, **more)
+            return
+        lifecycle.init()
+        yield open_store(timeout), runtime.rank(), runtime.size()
+
+    handlers["env"] = env
+
+
+def _is_for_us() -> bool:
+    """Whether the call of init_process_group() under way names this backend: handlers are not told."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "init_process_group":
+            named = str(frame.f_locals.get("backend"))
+            return BACKEND in (part.rpartition(":")[2] for part in named.split(","))
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
