@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from .. import lifecycle, runtime
-from . import gloo, machine
+from . import c10d, machine
 from .buffers import DTYPES
 from .devices import devices
 from .gradients import gradients
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     others = machine.Others(job)
     results = _measure(job, options)
     header["others_busy_cores"] = others.busy_cores()
-    gloo.disconnect()
+    c10d.disconnect()
     if job.rank != 0:
         return
     from .report import print_comparison, print_report

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import _core, ops, runtime
 from ..devices import prepare
-from . import gloo
+from . import c10d
 from .job import Job, has_torch
 from .peers import OURS
 from .resnet50 import gradient_shapes
@@ -123,7 +123,7 @@ def _allreduce(job: Job, cupy: Any, nbytes: int, rounds: int, peers: Sequence[st
     }
     if "mpi" in peers:
         calls["host + mpi"] = by_way_of_the_host
-    if "gloo" in peers and _torch_has_devices() and gloo.connect(job):
+    if "gloo" in peers and _torch_has_devices() and c10d.connect(job):
         import torch
         import torch.distributed as dist
 

@@ -7,16 +7,16 @@ from functools import partial
 from typing import Any
 
 from .. import ops
-from . import gloo
+from . import c10d
 from .buffers import Buffer
 from .job import Job, has_torch
 
 __all__ = ["OURS", "PEERS", "Contender", "Views", "contenders"]
 
 OURS = "ours"
-PEERS = ("views", "fp16", "bf16", "mpi", "mpi-pieces", "gloo", "memcpy")
-"""What --peers takes: ours as an optimizer's bucket view; ours with 16 bits on the wire; MPI_Allreduce in one call, and
-in pieces; gloo; a local copy."""
+PEERS = ("views", "c10d", "fp16", "bf16", "mpi", "mpi-pieces", "gloo", "memcpy")
+"""What --peers takes: ours as an optimizer's bucket view, and through torch.distributed; ours with 16 bits on the wire;
+MPI_Allreduce in one call, and in pieces; gloo; a local copy."""
 
 _PIECE_BYTES = 4 << 20
 
@@ -150,20 +150,28 @@ class _MPI(Contender):
         return run
 
 
-class _Gloo(Contender):
+class _C10d(Contender):
+    """torch.distributed, with the backend of a group; None: of the default group."""
+
+    def __init__(self, name: str, job: Job, group: Any = None) -> None:
+        super().__init__(name, job)
+        self._group = group
+
     def takes(self, dtype: str, nbytes: int) -> bool:
         return True
 
     def bind(self, buffer: Buffer) -> Call:
         import torch.distributed as dist
 
-        return partial(dist.all_reduce, buffer.array)
+        return partial(dist.all_reduce, buffer.array, group=self._group)
 
     def bind_all(self, buffers: Sequence[Buffer]) -> Call:
         import torch.distributed as dist
 
         def run() -> None:
-            for work in [dist.all_reduce(buffer.array, async_op=True) for buffer in buffers]:
+            works = [dist.all_reduce(buffer.array, group=self._group, async_op=True) for buffer in buffers]
+            for work in works:
+                assert work is not None
                 work.wait()
 
         return run
@@ -189,6 +197,9 @@ def contenders(job: Job, chosen: Sequence[str]) -> list[Contender]:
             continue
         if name == "views":
             made.append(Views(f"{OURS} views", job))
+        elif name == "c10d":
+            if (group := c10d.group_of_ours(job)) is not None:
+                made.append(_C10d(f"{OURS} c10d", job, group))
         elif name == "fp16":
             made.append(_Ours(f"{OURS} fp16", job, "fp16"))
         elif name == "bf16":
@@ -198,8 +209,8 @@ def contenders(job: Job, chosen: Sequence[str]) -> list[Contender]:
         elif name == "mpi-pieces":
             made.append(_MPI(name, job, _PIECE_BYTES))
         elif name == "gloo":
-            if gloo.connect(job):
-                made.append(_Gloo(name, job))
+            if c10d.connect(job):
+                made.append(_C10d(name, job))
         else:
             made.append(_Memcpy(name, job))
     return made

@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import gloo
+from . import c10d
 from .buffers import check
 from .job import Job, has_torch
 from .peers import OURS
@@ -45,7 +45,7 @@ def step(job: Job, rounds: int, with_gloo: bool) -> list[Result]:
     """ms per step of ResNet-50, batch 4 of 64 x 64 images and one torch thread per rank, SGD with momentum.
 
     Contenders: the step without communication, DistributedOptimizer (also with gradients that stay in their buckets,
-    and with bfloat16 on the wire), and DistributedDataParallel over gloo with bucket views.
+    and with bfloat16 on the wire), and DistributedDataParallel with bucket views, over gloo and over this package's backend.
     """
     if not ready(job, "step"):
         return []
@@ -56,10 +56,14 @@ def step(job: Job, rounds: int, with_gloo: bool) -> list[Result]:
     trainers = {"local": Trainer(_resnet()), OURS: Trainer(_resnet(), wrap=True)}
     trainers[f"{OURS} views"] = Trainer(_resnet(), wrap=True, as_view=True)
     trainers[f"{OURS} bf16"] = Trainer(_resnet(), wrap=True, compression="bf16")
-    if with_gloo and gloo.connect(job):
+    if with_gloo and c10d.connect(job):
         from torch.nn.parallel import DistributedDataParallel
 
         trainers["ddp gloo"] = Trainer(DistributedDataParallel(_resnet(), gradient_as_bucket_view=True))
+        group = c10d.group_of_ours(job)
+        trainers[f"ddp {OURS}"] = Trainer(
+            DistributedDataParallel(_resnet(), process_group=group, gradient_as_bucket_view=True)
+        )
     samples = measure_steps(job, {name: trainer.step for name, trainer in trainers.items()}, rounds)
     for name, trainer in trainers.items():
         trainer.check(job, name != "local", f"step, {name}")

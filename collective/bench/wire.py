@@ -35,7 +35,7 @@ CEILING = "ceiling"
 
 FP16 = f"{OURS} fp16"
 
-_PEERS = ("views", "fp16", "mpi", "mpi-pieces", "gloo")
+_PEERS = ("views", "c10d", "fp16", "mpi", "mpi-pieces", "gloo")
 
 _LONG = 0.1  # seconds of a call
 

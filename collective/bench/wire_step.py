@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import gloo
+from . import c10d
 from .buffers import check
 from .job import Job
 from .peers import OURS
@@ -62,7 +62,7 @@ def wire_step(job: Job, rounds: int | None, chosen: Sequence[str]) -> list[Resul
     trainers = {"local": Trainer(_network(), batch=data), OURS: Trainer(_network(), wrap=True, batch=data)}
     if "fp16" in chosen:
         trainers[f"{OURS} fp16"] = Trainer(_network(), wrap=True, compression="fp16", batch=data)
-    if "gloo" in chosen and gloo.connect(job):
+    if "gloo" in chosen and c10d.connect(job):
         from torch.nn.parallel import DistributedDataParallel
 
         trainers["ddp gloo"] = Trainer(DistributedDataParallel(_network(), gradient_as_bucket_view=True), batch=data)

@@ -1,15 +1,17 @@
-"""torch.distributed's gloo on the ranks that MPI started."""
+"""torch.distributed on the ranks that MPI started: gloo, and a group of this package's backend."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from .. import addresses
 from .job import Job, has_torch
 
-__all__ = ["connect", "disconnect"]
+__all__ = ["connect", "disconnect", "group_of_ours"]
 
 _connected = False
+_ours: Any = None
 
 
 def connect(job: Job) -> bool:
@@ -43,9 +45,22 @@ def connect(job: Job) -> bool:
     return True
 
 
+def group_of_ours(job: Job) -> Any:
+    """All ranks as a group of the backend "collective", beside gloo's; collective. None, with a note, without gloo."""
+    global _ours
+    if _ours is None and connect(job):
+        import torch.distributed as dist
+
+        from .. import torch as _  # registers it
+
+        _ours = dist.new_group(backend="collective")
+    return _ours
+
+
 def disconnect() -> None:
     """End what `connect` began; collective."""
-    global _connected
+    global _connected, _ours
+    _ours = None
     if _connected:
         import torch.distributed as dist
 
