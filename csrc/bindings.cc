@@ -234,6 +234,7 @@ PYBIND11_MODULE(_core, m) {
           },
           py::arg("comm"), py::arg("label"), py::arg("timeout"), py::call_guard<py::gil_scoped_release>())
       .def("remove_group", &Engine::remove_group, py::arg("group"), py::call_guard<py::gil_scoped_release>())
+      .def("dismiss_group", &Engine::dismiss_group, py::arg("group"), py::call_guard<py::gil_scoped_release>())
       .def("wait", &Engine::wait, py::arg("ticket"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
       .def("start_timeline", [](Engine& engine) { engine.timeline().start(); })
       .def("stop_timeline", [](Engine& engine) { engine.timeline().stop(); })

@@ -181,6 +181,11 @@ void Engine::remove_group(size_t number) {
   groups_[number].reset();
 }
 
+void Engine::dismiss_group(size_t number) {
+  const Claim claim(*this);
+  if (groups_.at(number) != nullptr) groups_[number]->dismiss();
+}
+
 // How long to wait for other ranks to leave: one whose engine has failed does not announce it.
 Clock::time_point Engine::end_of_patience() const {
   const auto patience = std::min<std::chrono::duration<double>>(limits_.timeout, std::chrono::hours(24));
@@ -406,10 +411,15 @@ bool Engine::progress() {
     next_look_ = now + kIdlePoll;
     look_for_deaths();
   }
-  for (const auto& group : groups_) {
+  for (auto& group : groups_) {
     if (!group) continue;
     try {
       moved |= group->progress();
+      if (group->is_dismissed() && group->over()) {
+        group->release();
+        group.reset();
+        continue;
+      }
     } catch (const PeerStopped&) {
       throw;
     } catch (const Error& error) {

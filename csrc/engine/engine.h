@@ -45,6 +45,8 @@ class Engine {
   // Collective over the group's ranks. Throws the error that has stopped the engine, or kTimeout where a rank does not
   // come, and then leaves MPI's resources as they are.
   void remove_group(size_t group);
+  // The same without waiting: the group goes when all its ranks have called this, or with the engine.
+  void dismiss_group(size_t group);
 
   // Throws kDuplicateName when the name is in flight on this rank, kShutdown after shutdown(), and the error that
   // stopped the engine if one did. caller_waits: the caller calls wait() next, so nobody else need be woken.

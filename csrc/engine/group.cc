@@ -383,6 +383,7 @@ int Group::next_tag(uint64_t digest) {
 void Group::execute_agreed() {
   for (; !held_back_.empty(); held_back_.pop_front()) {
     const Decision& next = held_back_.front();
+    if (ordered_ && refuse_if_left(next)) continue;
     const uint64_t tags = ordered_ ? kOrderedTags : kAgreedTags;
     if (running_.is_before(executions_ + kMostParts - std::min<uint64_t>(executions_ + kMostParts, tags)))
       return;  // the tags that it needs are still in use
@@ -394,6 +395,16 @@ void Group::execute_agreed() {
     execute(next);
     devices_.forget_absence();
   }
+}
+
+// Whether a rank has left without the operation, which then fails: nothing was agreed on before.
+bool Group::refuse_if_left(const Decision& decision) {
+  const auto pending = pending_.find(decision.entries[0].name);
+  const int peer = left_before_turn(pending->second.turn);
+  if (peer < 0) return false;
+  refuse(*pending->second.ticket, ErrorCode::kShutdown, pending->second.what() + ": " + left_text(peer));
+  pending_.erase(pending);
+  return true;
 }
 
 // Whether that has to come first.

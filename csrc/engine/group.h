@@ -62,13 +62,17 @@ class Group {
   bool progress();
   // Something is in flight here, so progress() should be called soon and again.
   bool busy() const {
-    return !pending_.empty() || !running_.empty() || !held_back_.empty() || join_.is_waiting() || leaving_ ||
+    return !pending_.empty() || !running_.empty() || !held_back_.empty() || join_.is_waiting() ||
+           (leaving_ && !is_dismissed_) ||
            !not_ready_.empty() || !order_.waiting().empty() || !agreement_.sent();
   }
 
   // Orderly end: what runs may finish; what is not agreed fails, on the other ranks too; nothing may be submitted
   // afterwards. Then call progress() until over(), when every rank has left.
   void leave();
+  // The same, without anybody who waits for the end: nothing hurries then.
+  void dismiss() { is_dismissed_ = leaving_ = true; }
+  bool is_dismissed() const { return is_dismissed_; }
   bool over() const { return all_left_ && running_.empty() && held_back_.empty() && agreement_.sent(); }
   // Collective, after over().
   void release();
@@ -135,6 +139,7 @@ class Group {
 
   int left_before(uint32_t bucket) const;
   int left_before_turn(uint64_t turn) const;
+  bool refuse_if_left(const Decision& decision);
   std::string left_text(int peer) const;
   void peer_left(const Decision& decision);
   void give_up_on(size_t i, int peer);  // of running_, when its peer has left
@@ -169,7 +174,7 @@ class Group {
   std::unordered_map<int, std::shared_ptr<bool>> pair_over_;     // the last operation by pair tag and peer
   uint64_t executions_ = 0;                                      // agreed operations, alike on all ranks
   Clock::time_point next_check_;
-  bool leaving_ = false, left_ = false, all_left_ = false;
+  bool leaving_ = false, is_dismissed_ = false, left_ = false, all_left_ = false;
 };
 
 }  // namespace collective

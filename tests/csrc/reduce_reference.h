@@ -88,6 +88,9 @@ T combine(ReduceOp op, T a, T b) {
   if constexpr (std::is_integral_v<T>) {
     if (op == ReduceOp::kMin) return std::min(a, b);
     if (op == ReduceOp::kMax) return std::max(a, b);
+    if (op == ReduceOp::kBitAnd) return static_cast<T>(a & b);
+    if (op == ReduceOp::kBitOr) return static_cast<T>(a | b);
+    if (op == ReduceOp::kBitXor) return static_cast<T>(a ^ b);
     return wrapped(op, a, b);
   } else {
     if (op == ReduceOp::kProduct) return a * b;
@@ -105,7 +108,8 @@ std::complex<T> combine(ReduceOp op, std::complex<T> a, std::complex<T> b) {
 }
 
 inline bool combine(ReduceOp op, bool a, bool b) {
-  return op == ReduceOp::kMin || op == ReduceOp::kProduct ? a && b : a || b;
+  if (op == ReduceOp::kBitXor) return a != b;
+  return op == ReduceOp::kMin || op == ReduceOp::kProduct || op == ReduceOp::kBitAnd ? a && b : a || b;
 }
 
 // Integers truncate.

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "engine/mail.h"
+#include "node/roll.h"
 #include "world.h"
 
 using namespace collective;
@@ -159,10 +160,37 @@ void test_hang_up(const World& world) {
   }
 }
 
+// Ranks show their turns at their own pace, and all see of each turn what all have shown: now and then one differs.
+void test_roll(const World& world) {
+  const SharedMemory memory = world.memory(Roll::nbytes());
+  Roll roll(memory, 0);
+  const uint64_t turns = world.is_threads ? 2000 : 20'000;
+  const auto description = [](int rank, uint64_t turn) {
+    return std::string(turn % 50, 'a') + std::to_string(rank) + "." + std::to_string(turn);
+  };
+  for (uint64_t turn = 1; turn <= turns; ++turn) {
+    const auto odd = static_cast<int>(turn % 11);  // the rank that differs, if there is one of this number
+    roll.show(turn + (odd == world.rank ? 1 : 0), static_cast<int64_t>(turn) * 10 + world.rank,
+              description(world.rank, turn));
+    while (!roll.all_shown()) std::this_thread::yield();
+    if (roll.all_alike() != (odd >= world.size || world.size == 1)) fail(world, "a wrong verdict on a turn");
+    const std::vector<int64_t> rows = roll.rows();
+    const std::vector<std::string> descriptions = roll.descriptions();
+    for (int rank = 0; rank < world.size; ++rank) {
+      const auto i = static_cast<size_t>(rank);
+      if (rows[i] != static_cast<int64_t>(turn) * 10 + rank) fail(world, "rows of another turn");
+      if (descriptions[i] != description(rank, turn)) fail(world, "a description of another turn: " + descriptions[i]);
+    }
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  return run(
-      argc, argv,
-      {{"lengths", test_lengths}, {"flood", test_flood}, {"ping-pong", test_ping_pong}, {"hang up", test_hang_up}});
+  return run(argc, argv,
+             {{"lengths", test_lengths},
+              {"flood", test_flood},
+              {"ping-pong", test_ping_pong},
+              {"hang up", test_hang_up},
+              {"roll", test_roll}});
 }

@@ -159,6 +159,8 @@ std::vector<AllreduceSpec> all_specs() {
         for (DType wire : {DType::kFloat16, DType::kBFloat16}) specs.push_back({dtype, wire, op});
       if (dtype == DType::kFloat32 || dtype == DType::kInt32) specs.push_back({dtype, dtype, op, 0.5, 3.0});
     }
+  for (DType dtype : {DType::kUInt8, DType::kInt64, DType::kBool})
+    for (ReduceOp op : {ReduceOp::kBitAnd, ReduceOp::kBitOr, ReduceOp::kBitXor}) specs.push_back({dtype, dtype, op});
   return specs;
 }
 

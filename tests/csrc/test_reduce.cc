@@ -113,6 +113,11 @@ void test_reductions() {
       }
     }
   }
+  for (DType dtype : {DType::kUInt8, DType::kInt8, DType::kUInt16, DType::kInt16, DType::kInt32, DType::kInt64,
+                      DType::kBool})
+    for (ReduceOp op : {ReduceOp::kBitAnd, ReduceOp::kBitOr, ReduceOp::kBitXor})
+      for (int n : {1, 2, 3, 9})
+        for (size_t count : kCounts) test_reduce(dtype, op, n, count, 1, 1, true);
   for (DType dtype : {DType::kUInt8, DType::kInt8, DType::kUInt16, DType::kInt16, DType::kInt32, DType::kInt64})
     for (double scale : {0.0, 0.999, 1e30, -1e30, double(INFINITY), double(NAN)})
       test_reduce(dtype, ReduceOp::kSum, 1, 1000, scale, 1, true);

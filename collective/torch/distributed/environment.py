@@ -11,10 +11,7 @@ import torch.distributed as dist
 from ... import addresses, lifecycle, runtime
 from ...errors import InvalidArgumentError
 
-__all__ = ["VARIABLES", "distributed_environment", "open_store"]
-
-VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What `env://` needs."""
+__all__ = ["distributed_environment", "open_store"]
 
 
 def distributed_environment() -> dict[str, str]:

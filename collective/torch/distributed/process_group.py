@@ -96,10 +96,12 @@ class ProcessGroup(dist.ProcessGroup):
         seconds = timeout.total_seconds()
         if timeout == default_pg_timeout and timeout_is_set():
             seconds = state.config.timeout
-        # The tag tells groups apart that different threads of a rank make at a time.
-        self._comm = state.comm.Create_group(state.comm.Get_group().Incl(ranks), zlib.crc32(name.encode()) % 32768)
+        # The tag tells groups apart that are made at a time. Not by their names, which torch gives each rank by itself.
+        tag = zlib.crc32(repr(ranks).encode()) % 32768
+        comm = state.comm.Create_group(state.comm.Get_group().Incl(ranks), tag)
         self._label = "default process group" if ranks == list(range(state.topology.size)) else f"process group {ranks}"
-        self._group = state.engine.add_ordered_group(MPI._handleof(self._comm), f"{self._label}: ", seconds)
+        self._group = state.engine.add_ordered_group(MPI._handleof(comm), f"{self._label}: ", seconds)
+        comm.Free()  # the engine has duplicates
         self._calls = itertools.count(1)  # alike on all ranks
         self._pairs = itertools.count(1)
         self._described: dict[tuple[Any, ...], Descriptor] = {}
@@ -174,7 +176,9 @@ class ProcessGroup(dist.ProcessGroup):
         return False
 
     def shutdown(self) -> None:
-        """No operation may follow. The group's memory is freed with the runtime's."""
+        """No operation may follow; what is in flight ends first. Does not wait for the other ranks."""
+        if self._is_open and runtime.is_initialized() and runtime.current().engine is self._engine:
+            self._engine.dismiss_group(self._group)
         self._is_open = False
 
     abort = shutdown

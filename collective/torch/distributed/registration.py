@@ -11,7 +11,8 @@ from typing import Any
 import torch.distributed as dist
 
 from ... import lifecycle, runtime
-from .environment import VARIABLES, open_store
+from ...errors import InvalidArgumentError
+from .environment import open_store
 
 __all__ = ["BACKEND", "register"]
 
@@ -34,19 +35,24 @@ def register() -> None:
 def _answer_env() -> None:
     """Let `env://`, which init_process_group() assumes, take ranks and store from MPI for this backend.
 
-    Only where what it would need is not set: who sets it, by hand or by distributed_environment(), is taken at their
-    word. torch has no public way to say that a backend needs no such variables; its own MPI backend is a special case
-    in init_process_group().
+    torch has no public way to say that a backend needs no variables in the environment; its own MPI backend is a
+    special case in init_process_group().
     """
     from torch.distributed.rendezvous import _rendezvous_handlers as handlers
 
     ordinary = handlers["env"]
 
     def env(url: str, timeout: timedelta, **more: Any) -> Iterator[tuple[dist.Store, int, int]]:
-        if all(name in os.environ for name in VARIABLES) or not _is_for_us():
+        if not _is_for_us():
             yield from ordinary(url, timeout=timeout, **more)
             return
         lifecycle.init()
+        for name, value in (("RANK", runtime.rank()), ("WORLD_SIZE", runtime.size())):
+            if os.environ.get(name, str(value)) != str(value):
+                raise InvalidArgumentError(
+                    f"{name}={os.environ[name]} in the environment of rank {runtime.rank()} of {runtime.size()}, which "
+                    f"MPI started: unset it, or let collective.torch.distributed_environment() set it"
+                )
         yield open_store(timeout), runtime.rank(), runtime.size()
 
     handlers["env"] = env
