@@ -1,5 +1,5 @@
 # make train | test | bench    set up what is missing (in .venv, nowhere else), then run it on MPI ranks
-# make torch-suite             torch's own tests of a torch.distributed backend, here and with gloo: about ten minutes
+# make torch-suite             torch's own tests of a torch.distributed backend, here and with gloo: three minutes
 # make setup                   the set-up alone; again after an edit in csrc/, it compiles what has changed
 # make lint | format | clean
 #

@@ -51,7 +51,7 @@ def job(size: int, backend: str, like: str, tests: Sequence[str]) -> list[Outcom
         lines = [json.loads(line) for line in results.read_text().splitlines()]
     outcomes = [Outcome(**line) for line in lines if "outcome" in line]
     if lines and "outcome" not in lines[-1]:
-        detail = f"the job hung or crashed:\n{printed[-20000:]}"
+        detail = f"{printed[-20000:]}\nthe job hung or crashed"
         outcomes.append(Outcome(lines[-1]["test"], "failed", detail))
     if not lines:
         raise SystemExit(f"the ranks did not start:\n{printed}")
