@@ -1,4 +1,5 @@
 # make train | test | bench    set up what is missing (in .venv, nowhere else), then run it on MPI ranks
+# make torch-suite             torch's own tests of a torch.distributed backend, here and with gloo: three minutes
 # make setup                   the set-up alone; again after an edit in csrc/, it compiles what has changed
 # make lint | format | clean
 #
@@ -56,7 +57,7 @@ ifeq ($(shell test $(NP) -gt $(CORES) && echo more),more)
 endif
 RANKS = OMP_NUM_THREADS=$(shell expr \( $(CORES) + $(NP) - 1 \) / $(NP)) $(MPIRUN) -np $(NP) --bind-to none $(PY)
 
-.PHONY: setup train test bench lint format clean
+.PHONY: setup train test torch-suite bench lint format clean
 .DEFAULT_GOAL := setup
 
 setup: $(packages)
@@ -67,6 +68,9 @@ train: setup
 
 test: setup
 	$(PY) -m pytest $(ARGS)
+
+torch-suite: setup
+	cd tests && $(PY) -m torch_suite --compare $(ARGS)
 
 bench: setup
 	$(RANKS) -m collective.bench $(ARGS)
