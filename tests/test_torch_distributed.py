@@ -469,7 +469,7 @@ def test_a_wait_with_a_timeout_gives_up_alone(world: World) -> None:
     if world.rank == 0:
         work = dist.all_reduce(x, async_op=True)
         assert work is not None
-        with pytest.raises(TimeoutError, match="did not finish within 0.2 s"):
+        with pytest.raises(TimeoutError, match="did not finish within the timeout of 0.2 s"):
             work.wait(timedelta(seconds=0.2))
         world.comm.Barrier()
         work.wait()

@@ -41,7 +41,7 @@ BODIES = {
     "late": (
         "time.sleep(5) if last else dist.all_reduce(torch.ones(3))",
         "CollectiveTimeoutError",
-        "rank {last} did not start it.* did not finish within 3.0 s",
+        "rank {last} did not start it.* did not finish within the timeout of 3.0 s",
     ),
     "gone": ("None if last else dist.all_reduce(torch.ones(3))", "ShutdownError", "rank {last} has shut down"),
     "splits": (

@@ -58,7 +58,7 @@ void Stalls::look(Waited& wait, const std::string& what, const std::optional<Inq
       throw Error(ErrorCode::kMismatch, what + ": " + difference);
   const auto why = [&] { return what + ": " + (question ? inquiry_->verdict(*question) + "; " : "") + state(); };
   if (waited >= limits_->timeout)
-    throw Error(ErrorCode::kTimeout, why() + ". It did not finish within " + seconds_text(limits_->timeout));
+    throw Error(ErrorCode::kTimeout, why() + ". It did not finish within the timeout of " + seconds_text(limits_->timeout));
   if (!wait.warned && waited >= limits_->stall_warning) {
     wait.warned = true;
     log_warning(names_->label() + "stalled: " + why());

@@ -7,11 +7,6 @@ LEFT_OUT = {
 }
 """Reasons, by the names of the tests or patterns of them."""
 
-WORDS = {
-    " (Timed out|closed|timeout) ": "did not finish within",
-}
-"""What tests look for in gloo's errors, and what ours say in its place; all else in such a test is as torch has it."""
-
 
 def reason(test: str) -> str | None:
     """Why the test is left out; None: it is run."""

@@ -143,7 +143,7 @@ class Work(dist.Work):
         deadline = time.monotonic() + seconds
         while not self._engine.wait(self.ticket, min(_SLICE_S, max(0.0, deadline - time.monotonic()))):
             if time.monotonic() >= deadline:
-                raise CollectiveTimeoutError(f"{self.ticket.name} did not finish within {seconds:g} s")
+                raise CollectiveTimeoutError(f"{self.ticket.name} did not finish within the timeout of {seconds:g} s")
 
     def synchronize(self) -> None:
         """wait()."""
