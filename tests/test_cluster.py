@@ -32,6 +32,7 @@ FILES = [
     "reductions",
     "sparse",
     "sync_batch_norm",
+    "torch_distributed",
     "torch_ops",
 ]
 

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -263,7 +264,7 @@ def test_objects_and_barriers(world: World) -> None:
 def test_sums_of_sparse_tensors(world: World) -> None:
     dense = torch.zeros(6, 2)
     rows = [world.rank, (world.rank + 2) % 6, 5]
-    x = torch.sparse_coo_tensor([rows], [[1.0, r] for r in rows], (6, 2))
+    x = torch.sparse_coo_tensor([rows], [[1.0, r] for r in rows], (6, 2), check_invariants=True)
     for rank in range(world.size):
         for row in (rank, (rank + 2) % 6, 5):
             dense[row] += torch.tensor([1.0, row])
@@ -303,6 +304,7 @@ def test_messages_from_whoever_sends(world: World) -> None:
             assert seen == set(range(1, world.size))
         else:
             dist.send(numbers(50, world.rank + round_), 0, tag=3)
+        dist.barrier()  # the next round's are not to be received in this one
 
 
 def test_futures_and_their_callbacks(world: World) -> None:
@@ -488,6 +490,7 @@ def test_the_environment_for_other_backends(world: World, monkeypatch: pytest.Mo
     assert (values["RANK"], values["WORLD_SIZE"]) == (str(world.rank), str(world.size))
     assert len(set(world.comm.allgather((values["MASTER_ADDR"], values["MASTER_PORT"])))) == 1
     dist.destroy_process_group()
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", os.environ["GLOO_SOCKET_IFNAME"])  # to be taken back
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dist.init_process_group("gloo")

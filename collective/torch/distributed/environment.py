@@ -18,7 +18,9 @@ def distributed_environment() -> dict[str, str]:
     """Set what torchrun would set, from MPI; collective over all ranks, and calls `init()` if that is not done.
 
     For code that insists on `env://`, or for another backend, such as NCCL, under mpirun or srun. The port is one that
-    was free on rank 0's host at the time of the call. Variables that are set already are overwritten.
+    was free on rank 0's host at the time of the call. Variables that are set already are overwritten; except
+    GLOO_SOCKET_IFNAME, which becomes the interface by which this host reaches rank 0's unless it is set, since gloo
+    would look up the host's name, which may lead nowhere.
 
     Returns:
         RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK, MASTER_ADDR and MASTER_PORT, as set.
@@ -29,7 +31,7 @@ def distributed_environment() -> dict[str, str]:
     lifecycle.init()
     state = runtime.current()
     place = state.topology
-    address = _address()
+    found = _find()
     port = 0
     if place.rank == 0:
         with socket.socket() as listener:
@@ -41,11 +43,12 @@ def distributed_environment() -> dict[str, str]:
         "LOCAL_RANK": place.local_rank,
         "LOCAL_WORLD_SIZE": place.local_size,
         "GROUP_RANK": place.cross_rank,
-        "MASTER_ADDR": address,
+        "MASTER_ADDR": found.address,
         "MASTER_PORT": state.comm.bcast(port),
     }
     texts = {name: str(value) for name, value in values.items()}
     os.environ.update(texts)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", found.interface)
     return texts
 
 
@@ -53,7 +56,7 @@ def open_store(timeout: timedelta) -> dist.Store:
     """The store by which torch's own parts talk to each other, held by rank 0; collective over all ranks."""
     state = runtime.current()
     place = state.topology
-    address = _address()
+    address = _find().address
     if place.rank > 0:
         port = state.comm.bcast(None)
         return dist.TCPStore(address, port, place.size, is_master=False, timeout=timeout)
@@ -62,8 +65,8 @@ def open_store(timeout: timedelta) -> dist.Store:
     return store
 
 
-def _address() -> str:
-    """Rank 0's, by which all nodes reach it."""
+def _find() -> addresses.Found:
+    """How all nodes reach rank 0."""
     state = runtime.current()
     found = addresses.find(state.comm, state.topology.local_size)
     if found is None:
@@ -72,4 +75,4 @@ def _address() -> str:
             "every node reaches an IPv4 address of its host (GLOO_SOCKET_IFNAME, if it is set, names the only "
             "interface that is tried)"
         )
-    return found.address
+    return found
