@@ -31,7 +31,7 @@ class Found:
 
 
 def find(comm: MPI.Intracomm, local_size: int) -> Found | None:
-    """Try all addresses of rank 0 from all ranks; None if there is none that all can connect to. Collective over `comm`.
+    """Try all addresses of rank 0 from all ranks of `comm`; None if not all can connect to one of them. Collective.
 
     On one node it is the loopback's. GLOO_SOCKET_IFNAME, if it is set, names the only interface to be tried.
     """

@@ -229,8 +229,7 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "add_ordered_group",
           [](Engine& engine, uintptr_t comm, const std::string& label, double timeout) {
-            return engine.add_group(comm_from<MPI_Comm>(comm),
-                                    {true, label, std::chrono::duration<double>(timeout)});
+            return engine.add_group(comm_from<MPI_Comm>(comm), {true, label, std::chrono::duration<double>(timeout)});
           },
           py::arg("comm"), py::arg("label"), py::arg("timeout"), py::call_guard<py::gil_scoped_release>())
       .def("remove_group", &Engine::remove_group, py::arg("group"), py::call_guard<py::gil_scoped_release>())

@@ -410,13 +410,18 @@ def test_differences_are_errors_on_all_ranks(world: World) -> None:
     wrong: list[tuple[Callable[[], Any], str]] = [
         (lambda: dist.all_reduce(torch.ones(4 if last else 3)), r"shape differs: \(3,\) on .*; \(4,\) on rank"),
         (lambda: dist.all_reduce(torch.ones(3, dtype=torch.int32 if last else torch.float32)), "dtype differs"),
-        (lambda: dist.all_reduce(torch.ones(3), dist.ReduceOp.MAX if last else dist.ReduceOp.SUM), "reduction differs: Sum on .*; Max"),
+        (
+            lambda: dist.all_reduce(torch.ones(3), dist.ReduceOp.MAX if last else dist.ReduceOp.SUM),
+            "reduction differs: Sum on .*; Max",
+        ),
         (lambda: dist.broadcast(torch.ones(3), 1 if last else 0), "root_rank differs: 0 on .*; 1 on"),
         (lambda: dist.barrier() if last else dist.all_reduce(torch.ones(3)), r"operation differs"),
         (
-            lambda: dist.all_gather([torch.empty(2 + (last and peer == 0)) for peer in range(world.size)], torch.ones(2))
-            if not (last and world.size == 1)
-            else None,
+            lambda: (
+                dist.all_gather([torch.empty(2 + (last and peer == 0)) for peer in range(world.size)], torch.ones(2))
+                if not (last and world.size == 1)
+                else None
+            ),
             "differs",
         ),
     ]
@@ -471,7 +476,7 @@ def test_a_wait_with_a_timeout_gives_up_alone(world: World) -> None:
     if world.rank == 0:
         work = dist.all_reduce(x, async_op=True)
         assert work is not None
-        with pytest.raises(TimeoutError, match="did not finish within the timeout of 0.2 s"):
+        with pytest.raises(TimeoutError, match=r"did not finish within the timeout of 0\.2 s"):
             work.wait(timedelta(seconds=0.2))
         world.comm.Barrier()
         work.wait()

@@ -32,7 +32,11 @@ else:
 """
 
 BODIES = {
-    "shape": ("dist.all_reduce(torch.ones(3 + last))", "MismatchError", r"shape differs: \(3,\) on .*; \(4,\) on rank {last}"),
+    "shape": (
+        "dist.all_reduce(torch.ones(3 + last))",
+        "MismatchError",
+        r"shape differs: \(3,\) on .*; \(4,\) on rank {last}",
+    ),
     "operator": (
         "dist.all_reduce(torch.ones(3), dist.ReduceOp.MAX if last else dist.ReduceOp.SUM)",
         "MismatchError",
@@ -65,13 +69,19 @@ def test_hangs_are_explained(what: str, shared_memory: str) -> None:
         if rank == 2 and what in ("late", "gone"):
             assert line == "2 done"
         else:
-            assert re.match(rf"{rank} {kind} .*default process group: \w+ 'call 1': .*{pattern.format(last=2)}", line), line
+            assert re.match(
+                rf"{rank} {kind} .*default process group: \w+ 'call 1': .*{pattern.format(last=2)}", line
+            ), line
 
 
 @pytest.mark.parametrize(
     ("variables", "arguments", "pattern"),
     [
-        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}, "", "alone in MPI_COMM_WORLD"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+            "",
+            "alone in MPI_COMM_WORLD",
+        ),
         ({}, ", rank=0, world_size=3, store=dist.HashStore()", "rank 0 of 3 .* MPI that it is rank 0 of 1"),
     ],
     ids=["variables", "arguments"],
@@ -79,7 +89,9 @@ def test_hangs_are_explained(what: str, shared_memory: str) -> None:
 def test_one_process_where_more_are_expected(variables: dict[str, str], arguments: str, pattern: str) -> None:
     code = f"import torch.distributed as dist, collective.torch\ndist.init_process_group('collective'{arguments})"
     env = {**environment(), **variables}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode != 0
     assert re.search(pattern, done.stderr), done.stderr
     assert "mpirun" in done.stderr

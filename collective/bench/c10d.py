@@ -51,8 +51,9 @@ def group_of_ours(job: Job) -> Any:
     if _ours is None and connect(job):
         import torch.distributed as dist
 
-        from .. import torch as _  # registers it
+        from ..torch.distributed import register
 
+        register()
         _ours = dist.new_group(backend="collective")
     return _ours
 

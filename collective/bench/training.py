@@ -45,7 +45,8 @@ def step(job: Job, rounds: int, with_gloo: bool) -> list[Result]:
     """ms per step of ResNet-50, batch 4 of 64 x 64 images and one torch thread per rank, SGD with momentum.
 
     Contenders: the step without communication, DistributedOptimizer (also with gradients that stay in their buckets,
-    and with bfloat16 on the wire), and DistributedDataParallel with bucket views, over gloo and over this package's backend.
+    and with bfloat16 on the wire), and DistributedDataParallel with bucket views, over gloo and over this package's
+    backend.
     """
     if not ready(job, "step"):
         return []

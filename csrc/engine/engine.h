@@ -115,7 +115,7 @@ class Engine {
   std::condition_variable finished_;  // for callers that wait while another thread drives
   std::vector<Work> queue_;
   std::map<std::pair<size_t, std::string>, std::shared_ptr<Ticket>> in_flight_;  // by group and name
-  std::vector<std::shared_ptr<Ticket>> reports_;  // for take_finished()
+  std::vector<std::shared_ptr<Ticket>> reports_;                                 // for take_finished()
   std::condition_variable reported_;
   bool no_more_reports_ = false;
   std::optional<Error> failure_;

@@ -178,8 +178,13 @@ bool Group::start_ordered() {
     }
     Decision decision(Decision::Kind::kExecute);
     decision.entries.push_back({name, std::move(next->submission.rows), ""});
-    pending_.emplace(name, Pending{std::move(next->ticket), std::move(next->submission.named), {}, true, next->turn,
-                                   next->digest, std::move(next->submission.expected)});
+    pending_.emplace(name, Pending{std::move(next->ticket),
+                                   std::move(next->submission.named),
+                                   {},
+                                   true,
+                                   next->turn,
+                                   next->digest,
+                                   std::move(next->submission.expected)});
     held_back_.push_back(std::move(decision));
   }
   return moved;

@@ -16,8 +16,8 @@
 #include "engine/inquiry.h"
 #include "engine/join.h"
 #include "engine/limits.h"
-#include "engine/order.h"
 #include "engine/operations.h"
+#include "engine/order.h"
 #include "engine/plans.h"
 #include "engine/run_queue.h"
 #include "engine/stalls.h"
@@ -63,8 +63,7 @@ class Group {
   // Something is in flight here, so progress() should be called soon and again.
   bool busy() const {
     return !pending_.empty() || !running_.empty() || !held_back_.empty() || join_.is_waiting() ||
-           (leaving_ && !is_dismissed_) ||
-           !not_ready_.empty() || !order_.waiting().empty() || !agreement_.sent();
+           (leaving_ && !is_dismissed_) || !not_ready_.empty() || !order_.waiting().empty() || !agreement_.sent();
   }
 
   // Orderly end: what runs may finish; what is not agreed fails, on the other ranks too; nothing may be submitted

@@ -103,8 +103,7 @@ Made make_allgather(const Place& place, const Task& task) {
   const auto me = static_cast<size_t>(place.comm.rank());
   ticket.rows = *task.rows;
   std::byte* const out = output_of(task, offsets.back());
-  if (place.lane != nullptr)
-    return ExchangeNode::gather(*place.lane, ExchangeNode::kAll, task.data.in, out, offsets);
+  if (place.lane != nullptr) return ExchangeNode::gather(*place.lane, ExchangeNode::kAll, task.data.in, out, offsets);
   copy(out + offsets[me], task.data.in, offsets[me + 1] - offsets[me]);
   if (place.comm.size() == 1) return nullptr;
   return std::make_unique<Ring>(place.comm, place.pool, place.tag, Ring::Phases::kAllgather, out, out,
@@ -137,9 +136,9 @@ Made make_alltoall(const Place& place, const Task& task) {
 Made make_reduce_scatter(const Place& place, const Task& task) {
   const Descriptor& d = *task.descriptor;
   // By rows for each rank, where these are given.
-  std::vector<size_t> offsets = task.rows->empty() ? even_offsets(static_cast<size_t>(d.shape[0]), row_elements(d),
-                                                                  place.comm.size())
-                                                   : row_offsets(*task.rows, row_elements(d));
+  std::vector<size_t> offsets = task.rows->empty()
+                                    ? even_offsets(static_cast<size_t>(d.shape[0]), row_elements(d), place.comm.size())
+                                    : row_offsets(*task.rows, row_elements(d));
   if (place.lane != nullptr)
     return std::make_unique<ReduceScatterNode>(*place.lane, spec_of(d), std::move(offsets), task.data.in,
                                                task.data.out);

@@ -16,9 +16,9 @@ struct Task {
   Ticket* ticket;
   const Descriptor* descriptor;
   Slot data;
-  const std::vector<int64_t>* splits;  // of an alltoall: rows for each rank
-  const std::vector<int64_t>* rows;    // first dimension by rank, where it may differ
-  std::shared_ptr<DeviceMark> mark{};  // of an array on a device: what comes before
+  const std::vector<int64_t>* splits;              // of an alltoall: rows for each rank
+  const std::vector<int64_t>* rows;                // first dimension by rank, where it may differ
+  std::shared_ptr<DeviceMark> mark{};              // of an array on a device: what comes before
   const std::vector<int64_t>* expected = nullptr;  // of an alltoall: rows from each rank, where the caller knows
 };
 

@@ -66,7 +66,7 @@ class Order {
   uint64_t submitted_ = 0, refused_ = 0;
   std::optional<Roll> roll_;
   std::vector<int> ranks_;  // in the roll
-  bool shown_ = false;  // the first that waits
+  bool shown_ = false;      // the first that waits
 };
 
 }  // namespace collective

@@ -23,15 +23,15 @@ Wait::Due Wait::look(Clock::time_point now, const Limits& limits) {
   return Due::kWarning;
 }
 
-void Stalls::look_at(RunQueue& queue, Clock::time_point now,
-                     const std::function<std::string(uint64_t)>& described) {
+void Stalls::look_at(RunQueue& queue, Clock::time_point now, const std::function<std::string(uint64_t)>& described) {
   Running* const running = queue.oldest();
   if (running == nullptr) return;
   std::optional<Inquiry::Question> question;
   if (running->of_bucket) question = {running->of_bucket->bucket, running->of_bucket->run};
   if (running->turn) question = {Inquiry::kOrder, *running->turn};
-  look(*running, running->what, question, running->turn ? described(*running->turn) : "",
-       [&] { return running->operation->describe(); }, now);
+  look(
+      *running, running->what, question, running->turn ? described(*running->turn) : "",
+      [&] { return running->operation->describe(); }, now);
 }
 
 void Stalls::look_at(Order::Entry& entry, const std::function<std::string()>& state, Clock::time_point now) {
@@ -58,7 +58,8 @@ void Stalls::look(Waited& wait, const std::string& what, const std::optional<Inq
       throw Error(ErrorCode::kMismatch, what + ": " + difference);
   const auto why = [&] { return what + ": " + (question ? inquiry_->verdict(*question) + "; " : "") + state(); };
   if (waited >= limits_->timeout)
-    throw Error(ErrorCode::kTimeout, why() + ". It did not finish within the timeout of " + seconds_text(limits_->timeout));
+    throw Error(ErrorCode::kTimeout,
+                why() + ". It did not finish within the timeout of " + seconds_text(limits_->timeout));
   if (!wait.warned && waited >= limits_->stall_warning) {
     wait.warned = true;
     log_warning(names_->label() + "stalled: " + why());

@@ -18,7 +18,7 @@ struct Plan;
 // Written by the engine until `finished`, then read by the caller.
 struct Ticket : std::enable_shared_from_this<Ticket> {
   std::string name;
-  size_t group = 0;     // the engine's number of the group that it was submitted to
+  size_t group = 0;       // the engine's number of the group that it was submitted to
   bool reported = false;  // it is given out by Engine::take_finished()
   ErrorCode code = ErrorCode::kNone;
   std::string text;
@@ -53,7 +53,7 @@ struct OrderedSubmission {
 struct PairSubmission {
   bool sends;
   int peer;  // Pair::kAny for a receive from whoever sends; the ticket's `rows` then tell from whom it came
-  int tag;  // 0 to kPairTags - 1
+  int tag;   // 0 to kPairTags - 1
   Descriptor descriptor;
   void* data;
   std::shared_ptr<DeviceMark> mark{};

@@ -55,8 +55,9 @@ Step AllreduceNodes::step() {
   NodesLane& lane = *nodes_->lane;
   while (started_ < loads_.size() && lane.is_free(first_ + started_)) {
     const uint64_t turn = first_ + started_;
-    in_flight_.push_back({turn, std::make_unique<NodesPass>(lane.area(turn), *nodes_, *pool_, lane.tag(turn, digest_, highest_tag()),
-                                                            scaling_.arithmetic, slots_, std::move(loads_[started_]))});
+    in_flight_.push_back(
+        {turn, std::make_unique<NodesPass>(lane.area(turn), *nodes_, *pool_, lane.tag(turn, digest_, highest_tag()),
+                                           scaling_.arithmetic, slots_, std::move(loads_[started_]))});
     ++started_;
     moved = true;
   }

@@ -113,8 +113,8 @@ void test_reductions() {
       }
     }
   }
-  for (DType dtype : {DType::kUInt8, DType::kInt8, DType::kUInt16, DType::kInt16, DType::kInt32, DType::kInt64,
-                      DType::kBool})
+  for (DType dtype :
+       {DType::kUInt8, DType::kInt8, DType::kUInt16, DType::kInt16, DType::kInt32, DType::kInt64, DType::kBool})
     for (ReduceOp op : {ReduceOp::kBitAnd, ReduceOp::kBitOr, ReduceOp::kBitXor})
       for (int n : {1, 2, 3, 9})
         for (size_t count : kCounts) test_reduce(dtype, op, n, count, 1, 1, true);

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import socket
 from datetime import timedelta
+from typing import Any
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ... import addresses, lifecycle, runtime
 from ...errors import InvalidArgumentError
@@ -52,15 +53,15 @@ def distributed_environment() -> dict[str, str]:
     return texts
 
 
-def open_store(timeout: timedelta) -> dist.Store:
+def open_store(timeout: timedelta) -> Any:
     """The store by which torch's own parts talk to each other, held by rank 0; collective over all ranks."""
     state = runtime.current()
     place = state.topology
     address = _find().address
     if place.rank > 0:
         port = state.comm.bcast(None)
-        return dist.TCPStore(address, port, place.size, is_master=False, timeout=timeout)
-    store = dist.TCPStore(address, 0, place.size, is_master=True, timeout=timeout, wait_for_workers=False)
+        return TCPStore(address, port, place.size, is_master=False, timeout=timeout)
+    store = TCPStore(address, 0, place.size, is_master=True, timeout=timeout, wait_for_workers=False)
     state.comm.bcast(store.port)
     return store
 

@@ -31,6 +31,8 @@ _INTEGERS = (DType.uint8, DType.int8, DType.uint16, DType.int16, DType.int32, DT
 _BITWISE = (ReduceOp.BitAnd, ReduceOp.BitOr, ReduceOp.BitXor)
 
 Tensors = list[torch.Tensor]
+# Untyped: what its stubs say of arguments and results differs between releases of torch.
+_ProcessGroup: Any = dist.ProcessGroup
 AnyWork = Work | Completed | Several
 
 
@@ -47,8 +49,8 @@ def create(options: Any, backend_options: Any = None) -> ProcessGroup:
     if len(ranks) != options.group_size or max(ranks) >= state.topology.size or ranks[options.group_rank] != me:
         raise InvalidArgumentError(
             f"torch.distributed says that this process is rank {options.group_rank} of {options.group_size} in the "
-            f"group {options.group_id!r} of ranks {ranks}, and MPI that it is rank {me} of {state.topology.size}. Start "
-            f"the script with mpirun -np {options.group_size} or srun, and leave RANK, WORLD_SIZE, rank= and "
+            f"group {options.group_id!r} of ranks {ranks}, and MPI that it is rank {me} of {state.topology.size}. "
+            f"Start the script with mpirun -np {options.group_size} or srun, and leave RANK, WORLD_SIZE, rank= and "
             "world_size= to init_process_group(): they are MPI's."
         )
     return ProcessGroup(options.group_rank, ranks, str(options.group_id), options.timeout)
@@ -70,13 +72,18 @@ class _Place:
             self.copy = tensor.contiguous().resolve_conj().resolve_neg()
             self.view = arrays.view(self.copy, True)
 
+    @property
+    def array(self) -> torch.Tensor:
+        """What the engine reads and writes."""
+        return self.tensor if self.copy is None else self.copy
+
     def store(self) -> None:
         """Copy the result to where the caller wants it."""
         if self.copy is not None:
             self.tensor.copy_(self.copy)
 
 
-class ProcessGroup(dist.ProcessGroup):
+class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
     """A group of ranks in torch.distributed; made by `create`.
 
     Operations start in the order of the calls, which all ranks of the group make alike. Different shapes, types or
@@ -110,24 +117,24 @@ class ProcessGroup(dist.ProcessGroup):
 
     # ---- what torch asks about a group ----
 
-    def getBackendName(self) -> str:
+    def getBackendName(self) -> str:  # noqa: N802
         return "collective"
 
     def name(self) -> str:
         return "collective"
 
-    def getSize(self) -> int:
+    def getSize(self) -> int:  # noqa: N802
         return self._size
 
-    def getRank(self) -> int:
+    def getRank(self) -> int:  # noqa: N802
         return self._rank
 
     size, rank = getSize, getRank
 
-    def setGroupName(self, name: str) -> None:
+    def setGroupName(self, name: str) -> None:  # noqa: N802
         self._name = name
 
-    def getGroupName(self) -> str:
+    def getGroupName(self) -> str:  # noqa: N802
         return self._name
 
     _set_group_name = setGroupName
@@ -136,10 +143,10 @@ class ProcessGroup(dist.ProcessGroup):
     def group_name(self) -> str:
         return self._name
 
-    def setGroupDesc(self, description: str) -> None:
+    def setGroupDesc(self, description: str) -> None:  # noqa: N802
         self._description = description
 
-    def getGroupDesc(self) -> str:
+    def getGroupDesc(self) -> str:  # noqa: N802
         return self._description
 
     _set_group_desc = setGroupDesc
@@ -335,7 +342,7 @@ class ProcessGroup(dist.ProcessGroup):
         return torch.cat(parts)
 
     def reduce(self, tensors: Any, opts: Any = None, *more: Any) -> Work:
-        opts = opts if hasattr(opts, "rootRank") else _options(dist.ReduceOptions, *more[:1], root=opts)
+        opts = opts if hasattr(opts, "rootRank") else _options(dist.ReduceOptions, more[0] if more else None, opts)
         tensor = self._only(Kind.reduce, tensors)
         root = self._root(Kind.reduce, opts.rootRank)
         place = self._place(Kind.reduce, tensor)
@@ -346,27 +353,27 @@ class ProcessGroup(dist.ProcessGroup):
         after = (lambda _: place.store()) if is_root and place.copy is not None else None
         return self._submit(what, Kind.reduce, v, v.pointer, v.pointer if is_root else 0, place, [tensor], after)
 
-    def _reduce_scatter_base(self, output: torch.Tensor, input: torch.Tensor, opts: Any = None) -> Work:
+    def _reduce_scatter_base(self, output: torch.Tensor, own: torch.Tensor, opts: Any = None) -> Work:
         kind = Kind.reducescatter
         opts = opts if hasattr(opts, "reduceOp") else _options(dist.ReduceScatterOptions, opts)
-        if input.numel() != output.numel() * self._size:
+        if own.numel() != output.numel() * self._size:
             raise self._refuse(
-                kind, f"the input has {input.numel()} elements, and {self._size} outputs {output.numel()} each"
+                kind, f"the input has {own.numel()} elements, and {self._size} outputs {output.numel()} each"
             )
-        return self._scatter_sums(output, input, opts, ())
+        return self._scatter_sums(output, own, opts, ())
 
     reduce_scatter_single = _reduce_scatter_base
 
-    def _scatter_sums(self, output: torch.Tensor, input: torch.Tensor, opts: Any, rows: Sequence[int]) -> Work:
+    def _scatter_sums(self, output: torch.Tensor, own: torch.Tensor, opts: Any, rows: Sequence[int]) -> Work:
         """rows: elements for each rank; none where they are equal."""
         kind = Kind.reducescatter
-        self._same_type(kind, output, input)
-        source, target = self._place(kind, input), self._place(kind, output)
+        self._same_type(kind, output, own)
+        source, target = self._place(kind, own), self._place(kind, output)
         v = source.view
         op, factor = self._reduction(kind, v, opts.reduceOp)
         if rows and v.ordinal >= 0:
             raise UnsupportedTypeError(f"{self._where(kind)}: parts of different length of tensors on a device")
-        what = self._descriptor(kind, v, input.numel(), op, factor, layout=_rows_text(rows))
+        what = self._descriptor(kind, v, own.numel(), op, factor, layout=_rows_text(rows))
         after = None if target.copy is None else lambda _: target.store()
         places = (source, target)
         return self._submit(what, kind, v, v.pointer, target.view.pointer, places, [output], after, rows=rows)
@@ -385,7 +392,7 @@ class ProcessGroup(dist.ProcessGroup):
 
     def reduce_scatter_tensor_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> AnyWork:
         pairs = zip(outputs, inputs, strict=True)
-        return _joined([self._reduce_scatter_base(output, input, opts) for output, input in pairs])
+        return _joined([self._reduce_scatter_base(output, own, opts) for output, own in pairs])
 
     reduce_scatter_single_coalesced = reduce_scatter_tensor_coalesced
 
@@ -405,24 +412,24 @@ class ProcessGroup(dist.ProcessGroup):
 
     def allgather(self, outputs: Any, inputs: Any, opts: Any = None, *more: Any) -> Work:
         kind = Kind.allgather
-        input = self._only(kind, inputs)
+        own = self._only(kind, inputs)
         parts = outputs if isinstance(outputs[0], torch.Tensor) else self._only(kind, outputs, "the output list")
         self._one_each(kind, parts, "output")
         rows = [part.numel() for part in parts]
-        if rows[self._rank] != input.numel():
-            raise self._refuse(kind, f"the input has {input.numel()} elements, its output {rows[self._rank]}")
+        if rows[self._rank] != own.numel():
+            raise self._refuse(kind, f"the input has {own.numel()} elements, its output {rows[self._rank]}")
         for part in parts:
-            self._same_type(kind, part, input)
-        return self._gather(kind, input, parts, rows)
+            self._same_type(kind, part, own)
+        return self._gather(kind, own, parts, rows)
 
-    def _allgather_base(self, output: torch.Tensor, input: torch.Tensor, opts: Any = None) -> Work:
+    def _allgather_base(self, output: torch.Tensor, own: torch.Tensor, opts: Any = None) -> Work:
         kind = Kind.allgather
-        if output.numel() != input.numel() * self._size:
+        if output.numel() != own.numel() * self._size:
             raise self._refuse(
-                kind, f"the output has {output.numel()} elements, and {self._size} inputs {input.numel()} each"
+                kind, f"the output has {output.numel()} elements, and {self._size} inputs {own.numel()} each"
             )
-        self._same_type(kind, output, input)
-        return self._gather(kind, input, [output], [input.numel()] * self._size)
+        self._same_type(kind, output, own)
+        return self._gather(kind, own, [output], [own.numel()] * self._size)
 
     all_gather_single = _allgather_base
 
@@ -434,29 +441,29 @@ class ProcessGroup(dist.ProcessGroup):
 
     def allgather_into_tensor_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> AnyWork:
         pairs = zip(outputs, inputs, strict=True)
-        return _joined([self._allgather_base(output, input) for output, input in pairs])
+        return _joined([self._allgather_base(output, own) for output, own in pairs])
 
     all_gather_single_coalesced = allgather_into_tensor_coalesced
 
     def gather(self, outputs: Any, inputs: Any, opts: Any = None, *more: Any) -> Work:
         kind = Kind.gather
-        input = self._only(kind, inputs)
+        own = self._only(kind, inputs)
         root = self._root(kind, opts.rootRank if hasattr(opts, "rootRank") else opts or 0)
         parts: Tensors = []
         if root == self._rank:
             parts = outputs if isinstance(outputs[0], torch.Tensor) else self._only(kind, outputs, "the output list")
             self._one_each(kind, parts, "output")
             for part in parts:
-                self._same_type(kind, part, input)
-                if part.numel() != input.numel():
-                    raise self._refuse(kind, f"an output has {part.numel()} elements, the input {input.numel()}")
+                self._same_type(kind, part, own)
+                if part.numel() != own.numel():
+                    raise self._refuse(kind, f"an output has {part.numel()} elements, the input {own.numel()}")
         elif any(len(part) > 0 for part in outputs or []):
             raise self._refuse(kind, f"outputs belong to the root, rank {root} of the group")
-        return self._gather(kind, input, parts, [input.numel()] * self._size, root)
+        return self._gather(kind, own, parts, [own.numel()] * self._size, root)
 
-    def _gather(self, kind: Kind, input: torch.Tensor, parts: Tensors, rows: list[int], root: int = 0) -> Work:
+    def _gather(self, kind: Kind, own: torch.Tensor, parts: Tensors, rows: list[int], root: int = 0) -> Work:
         """All ranks' elements, side by side in `parts`; no parts on a rank that gets nothing. rows: of each rank."""
-        source = self._place(kind, input)
+        source = self._place(kind, own)
         v = source.view
         what = self._descriptor(kind, v, rows[self._rank], root=root, layout=_rows_text(rows))
         if not parts:
@@ -464,9 +471,9 @@ class ProcessGroup(dist.ProcessGroup):
         whole = _whole(parts)
         if v.ordinal >= 0:  # the engine gathers on the host, see csrc/engine/staging.h
             return self._submit(
-                what, kind, v, v.pointer, 0, source, parts, lambda ticket: _spread(ticket, parts, input), rows=rows
+                what, kind, v, v.pointer, 0, source, parts, lambda ticket: _spread(ticket, parts, own), rows=rows
             )
-        flat = whole if whole is not None else input.new_empty(sum(rows))
+        flat = whole if whole is not None else own.new_empty(sum(rows))
         after = None if whole is not None else lambda _: _deal(flat, parts)
         return self._submit(what, kind, v, v.pointer, flat.data_ptr(), (source, flat), parts, after, rows=rows)
 
@@ -500,17 +507,17 @@ class ProcessGroup(dist.ProcessGroup):
     def alltoall_base(
         self,
         output: torch.Tensor,
-        input: torch.Tensor,
+        own: torch.Tensor,
         output_splits: Sequence[int],
         input_splits: Sequence[int],
         opts: Any = None,
         *more: Any,
     ) -> Work:
         kind = Kind.alltoall
-        self._same_type(kind, output, input)
-        sent = self._splits(kind, "input", input, input_splits)
+        self._same_type(kind, output, own)
+        sent = self._splits(kind, "input", own, input_splits)
         received = self._splits(kind, "output", output, output_splits)
-        source, target = self._place(kind, input), self._place(kind, output)
+        source, target = self._place(kind, own), self._place(kind, output)
         after = None if target.copy is None else lambda _: target.store()
         return self._exchange(source, target, sent, received, [output], after)
 
@@ -541,16 +548,10 @@ class ProcessGroup(dist.ProcessGroup):
         kind = Kind.alltoall
         v = source.view
         what = self._descriptor(kind, v, sum(sent))
-        if v.ordinal >= 0:
-            store = after
-
-            def after(ticket: Any) -> None:
-                into = target.tensor if target.copy is None else target.copy
-                _spread(ticket, [into], into)
-                if store is not None:
-                    store(ticket)
-
-        pointer = 0 if v.ordinal >= 0 else target.view.pointer
+        pointer = target.view.pointer
+        if v.ordinal >= 0:  # what the engine exchanges arrives on the host, see csrc/engine/staging.h
+            pointer = 0
+            after = _in_turn(lambda ticket: _spread(ticket, [target.array], target.array), after)
         return self._submit(
             what, kind, v, v.pointer, pointer, (source, target), results, after, splits=sent, expected=received
         )
@@ -669,6 +670,15 @@ def _rows_text(rows: Sequence[int]) -> str:
         return f"{rows[0]} elements of each rank" if rows else ""
     text = f"elements by rank {', '.join(map(str, rows))}"
     return text if len(text) < 1000 else f"elements by rank, with checksum {zlib.crc32(text.encode())}"
+
+
+def _in_turn(first: Callable[[Any], None], second: Callable[[Any], None] | None) -> Callable[[Any], None]:
+    def both(ticket: Any) -> None:
+        first(ticket)
+        if second is not None:
+            second(ticket)
+
+    return both
 
 
 def _whole(parts: Tensors) -> torch.Tensor | None:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
@@ -42,7 +43,7 @@ def _answer_env() -> None:
 
     ordinary = handlers["env"]
 
-    def env(url: str, timeout: timedelta, **more: Any) -> Iterator[tuple[dist.Store, int, int]]:
+    def env(url: str, timeout: timedelta, **more: Any) -> Iterator[tuple[Any, int, int]]:
         if not _is_for_us():
             yield from ordinary(url, timeout=timeout, **more)
             return
@@ -60,10 +61,10 @@ def _answer_env() -> None:
 
 def _is_for_us() -> bool:
     """Whether the call of init_process_group() under way names this backend: handlers are not told."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "init_process_group":
             named = str(frame.f_locals.get("backend"))
             return BACKEND in (part.rpartition(":")[2] for part in named.split(","))
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ... import _core
-from ...errors import CollectiveError, CollectiveTimeoutError, error_class
+from ...errors import CollectiveError, CollectiveTimeoutError
 from ...handles import Handle
 
 __all__ = ["Completed", "Several", "Work"]
@@ -21,7 +21,7 @@ _SLICE_S = 0.1  # a wait returns to the interpreter this often, so that Ctrl-C t
 
 
 class _Reports:
-    """The thread that completes what nobody waits for, as the engine reports it. One for each engine, once it is needed.
+    """The thread that completes what nobody waits for, as the engine reports it: one for an engine, once it is needed.
 
     Futures are completed by it: DDP's reducer sleeps on them in C++, and their callbacks run here.
     """
@@ -93,7 +93,7 @@ class Work(dist.Work):
             _reports_of(engine).expect(self)
 
     def complete(self) -> None:
-        """The operation is finished: store results, note errors, tell the future. Once, whichever thread comes first."""
+        """The operation is finished: store results, note errors, tell the future; once, by the first thread here."""
         with self._lock:
             if self._complete:
                 return
@@ -163,7 +163,8 @@ class Work(dist.Work):
         with self._lock:
             if self._future is not None:
                 return self._future
-            self._future = future = torch.futures.Future()
+            self._future = torch.futures.Future()
+            future = self._future
             complete = self._complete
         if complete:
             _finish(future, self._error, self._results)
@@ -189,7 +190,7 @@ def _finish(
     future: torch.futures.Future[list[torch.Tensor]], error: CollectiveError | None, results: list[torch.Tensor]
 ) -> None:
     if error is not None:
-        future.set_exception(error)
+        future.set_exception(error)  # type: ignore[arg-type]
     else:
         future.set_result(results)
 
