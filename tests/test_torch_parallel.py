@@ -25,7 +25,7 @@ if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
 
 import torch.distributed._functional_collectives as funcol
 import torch.distributed.checkpoint as dcp
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.distributed.algorithms.join import Join
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -170,6 +170,32 @@ def test_ddp_comm_hook(world: World, hook: Any) -> None:
         return (net(8 * values((2, 6), rank, step)) * values((2, 3), 17).sign()).sum() * world.size
 
     train(world, model, alone, loss=loss)
+
+
+@pytest.mark.ranks(2, 3)
+def test_ddp_compresses_by_powersgd(world: World) -> None:
+    """Of full rank, and so without loss. Its callbacks wait for operations of their own."""
+    alone = Layers()
+    model = DistributedDataParallel(copy.deepcopy(alone))
+    state = powerSGD_hook.PowerSGDState(
+        None, matrix_approximation_rank=5, start_powerSGD_iter=2, min_compression_rate=0.3, use_error_feedback=False
+    )
+    model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    train(world, model, alone, steps=5)
+    assert state.total_numel_after_compression > 0
+
+
+@pytest.mark.ranks(2, 3)
+def test_callbacks_wait_for_other_operations(world: World) -> None:
+    for _ in range(20):
+        one, other = torch.ones(3), torch.ones(5)
+
+        def then(_: Any, other: Tensor = other) -> Any:
+            return dist.all_reduce(other, async_op=True).get_future().wait()
+
+        dist.all_reduce(one, async_op=True).get_future().then(then).wait()
+        assert one.tolist() == [world.size] * 3
+        assert other.tolist() == [world.size] * 5
 
 
 @pytest.mark.ranks(2, 3)
