@@ -360,6 +360,14 @@ def test_fsdp_accumulates_clips_and_casts(world: World) -> None:
     torch.testing.assert_close(cast(x).float(), single(x), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.ranks(2)
+def test_fsdp_is_compiled(world: World) -> None:
+    alone = Layers()
+    model = shard(copy.deepcopy(alone), init_device_mesh("cpu", (world.size,)))
+    model.compile(backend="aot_eager")
+    train(world, model, alone, steps=3)
+
+
 @pytest.mark.ranks(4)
 def test_hybrid_sharding(world: World) -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
@@ -496,6 +504,14 @@ def test_functional_collectives_are_traced(world: World) -> None:
     expected = torch.cat([2 * torch.stack(every).sum(0) + 1] * world.size)
     compiled: Any = torch.compile(both, backend="aot_eager", fullgraph=True)
     close(compiled(every[world.rank]), expected)
+
+    def in_place(x: Tensor) -> Tensor:
+        total = x * 2
+        dist.all_reduce(total)
+        return total + 1
+
+    compiled = torch.compile(in_place, backend="aot_eager", fullgraph=True)
+    close(compiled(every[world.rank]), 2 * torch.stack(every).sum(0) + 1)
 
 
 @pytest.mark.ranks(2, 3, 4)
