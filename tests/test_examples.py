@@ -1,5 +1,6 @@
 """The examples in a short form, on real ranks: they learn, agree bit for bit, resume as if never stopped."""
 
+import importlib.metadata
 import importlib.util
 import re
 from pathlib import Path
@@ -16,6 +17,13 @@ SCRIPTS = sorted(EXAMPLES.glob("*.*"))
 def needs(*modules: str) -> pytest.MarkDecorator:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
+
+
+def needs_torch(major: int, minor: int) -> pytest.MarkDecorator:
+    """Where the example's parts of torch.distributed are."""
+    found = importlib.util.find_spec("torch") and importlib.metadata.version("torch")
+    old = not found or tuple(int(part) for part in found.split(".")[:2]) < (major, minor)
+    return pytest.mark.skipif(old, reason=f"needs torch {major}.{minor}, not {found}")
 
 
 def run(size: int, script: str, *options: str | Path, timeout: float = 150) -> list[str]:
@@ -92,6 +100,50 @@ def test_gpt_without_the_checkpoint_ends_all_ranks(tmp_path: Path) -> None:
     done = run_ranks(2, [EXAMPLES / "train_gpt.py", "--resume", "--checkpoint", tmp_path / "none.pt"], 60)
     assert done.returncode != 0
     assert "FileNotFoundError" in done.stderr
+
+
+@needs_torch(2, 6)
+@needs("torch", "sklearn")
+@pytest.mark.parametrize(("size", "options", "epochs"), [(2, [], 20), (3, ["--epochs", "10"], 10)])
+def test_ddp_learns_the_digits(size: int, options: list[str], epochs: int) -> None:
+    lines = run(size, "ddp_digits.py", *options)
+    assert [line.partition(":")[0] for line in lines[:-2]] == [f"epoch {n + 1} of {epochs}" for n in range(epochs)]
+    assert f"parameters bitwise equal on {size} of {size} ranks" in lines[-2]
+    assert number(r"^test accuracy (\S+) %", lines[-1]) >= 97
+
+
+@needs_torch(2, 6)
+def test_fsdp_trains_and_resumes_as_one_process(tmp_path: Path) -> None:
+    def trained(size: int, name: str, *options: str) -> list[float]:
+        lines = run(size, "fsdp_gpt.py", "--checkpoint", tmp_path / name, *options)
+        return [number(r"loss (\S+) nats/byte", line) for line in lines]
+
+    first, last = trained(1, "one", "--steps", "6")
+    assert last < first
+    assert trained(2, "whole", "--steps", "6") == pytest.approx([first, last], abs=1e-9)
+    early = trained(4, "stopped", "--steps", "3")[-1]
+    assert last < early < first
+    assert trained(3, "stopped", "--steps", "6", "--resume") == pytest.approx([last], abs=1e-9)  # one rank fewer
+
+
+@needs_torch(2, 6)
+@pytest.mark.parametrize(
+    ("size", "script", "options"),
+    [
+        (2, "tensor_parallel.py", []),
+        (3, "tensor_parallel.py", ["--hidden", "16"]),  # 6, 6 and 4 of them
+        (2, "pipeline_gpt.py", ["--steps", "3"]),
+        (4, "pipeline_gpt.py", ["--steps", "3", "--microbatches", "8"]),
+        (2, "moe_alltoall.py", []),
+        (3, "moe_alltoall.py", ["--experts", "1"]),
+    ],
+)
+def test_parallel_equals_one_process(size: int, script: str, options: list[str]) -> None:
+    line = run(size, script, *options)[-1]
+    differences = re.findall(r"\d\.\de[-+]\d+", line)
+    assert line.startswith("greatest difference to one process: ")
+    assert differences
+    assert all(float(difference) < 1e-9 for difference in differences), line
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -21,6 +21,7 @@ from ..._core import PAIR_TAGS, Descriptor, DType, Kind, ReduceOp
 from ...arrays import View
 from ...config import timeout_is_set
 from ...errors import InvalidArgumentError, ShutdownError, UnsupportedTypeError
+from .compiling import leave_alone
 from .work import Completed, Several, Work
 
 __all__ = ["ProcessGroup", "create"]
@@ -621,6 +622,9 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
     def _same_type(self, kind: Kind, a: torch.Tensor, b: torch.Tensor) -> None:
         if a.dtype != b.dtype or a.device != b.device:
             raise self._refuse(kind, f"tensors of {a.dtype} on {a.device} and of {b.dtype} on {b.device}")
+
+
+leave_alone(ProcessGroup, Work, Completed, Several)
 
 
 def _options(kind: Any, op: Any = None, root: int | None = None) -> Any:

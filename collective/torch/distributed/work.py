@@ -88,7 +88,7 @@ class Work(dist.Work):
         self._lock = threading.Lock()
         self._complete = False
         self._error: CollectiveError | None = None
-        self._future: torch.futures.Future[list[torch.Tensor]] | None = None
+        self._future: _Future | None = None
         if after is not None:  # whether or not the caller ever asks
             _reports_of(engine).expect(self)
 
@@ -105,6 +105,7 @@ class Work(dist.Work):
             future = self._future
         if future is not None:
             _finish(future, self._error, self._results)
+            future.work = None
 
     def is_completed(self) -> bool:
         """Whether the operation is finished, with or without an error."""
@@ -163,11 +164,11 @@ class Work(dist.Work):
         with self._lock:
             if self._future is not None:
                 return self._future
-            self._future = torch.futures.Future()
-            future = self._future
+            self._future = future = _Future(self)
             complete = self._complete
         if complete:
             _finish(future, self._error, self._results)
+            future.work = None
         else:
             _reports_of(self._engine).expect(self)
         return future
@@ -180,6 +181,20 @@ class Work(dist.Work):
         return self.ticket.rows[0]
 
     _source_rank = source_rank
+
+
+class _Future(torch.futures.Future[list[torch.Tensor]]):
+    """Waits by way of its operation: in a callback, on the thread that completes futures, it would wait for itself."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self.work: Work | None = work  # until it is finished
+
+    def wait(self) -> list[torch.Tensor]:
+        work = self.work
+        if work is not None:
+            work.wait()
+        return super().wait()
 
 
 def _nothing(_: _core.Ticket) -> None:
