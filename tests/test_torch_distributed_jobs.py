@@ -74,6 +74,37 @@ def test_hangs_are_explained(what: str, shared_memory: str) -> None:
             ), line
 
 
+MIXED = """
+import sys
+import torch
+import torch.distributed as dist
+import collective.torch
+
+dist.init_process_group(sys.argv[1])
+rank, size = dist.get_rank(), dist.get_world_size()
+for group in (None, dist.new_group(list(range(size)))):
+    x = torch.ones(3)
+    dist.all_reduce(x, group=group)
+    assert x.tolist() == [size] * 3
+    everyone = [None] * size
+    dist.all_gather_object(everyone, rank, group=group)
+    assert everyone == list(range(size))
+    dist.barrier(group=group)
+    print(rank, type((group or dist.group.WORLD)._get_backend(torch.device("cpu"))).__name__, flush=True)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "of_the_cpu"),
+    [("cpu:collective,cuda:gloo", "MixedProcessGroup"), ("cpu:gloo,cuda:collective", "ProcessGroupGloo")],
+)
+def test_a_backend_for_each_kind_of_device(backend: str, of_the_cpu: str) -> None:
+    done = run_ranks(2, ["-c", MIXED, backend], 60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(done.stdout.splitlines()) == sorted(f"{rank} {of_the_cpu}" for rank in (0, 0, 1, 1))
+
+
 @pytest.mark.parametrize(
     ("variables", "arguments", "pattern"),
     [

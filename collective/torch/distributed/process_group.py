@@ -10,13 +10,14 @@ import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import default_pg_timeout
 
-from ... import arrays, devices, lifecycle, runtime
+from ... import arrays, devices, runtime
 from ..._core import PAIR_TAGS, Descriptor, DType, Kind, ReduceOp
 from ...arrays import View
 from ...config import timeout_is_set
@@ -24,7 +25,7 @@ from ...errors import InvalidArgumentError, ShutdownError, UnsupportedTypeError
 from .compiling import leave_alone
 from .work import Completed, Several, Work
 
-__all__ = ["ProcessGroup", "create"]
+__all__ = ["ProcessGroup"]
 
 _ANY = -1  # for a receive
 _FLOATS = (DType.float16, DType.bfloat16, DType.float32, DType.float64, DType.complex64, DType.complex128)
@@ -35,26 +36,6 @@ Tensors = list[torch.Tensor]
 # Untyped: what its stubs say of arguments and results differs between releases of torch.
 _ProcessGroup: Any = dist.ProcessGroup
 AnyWork = Work | Completed | Several
-
-
-def create(options: Any, backend_options: Any = None) -> ProcessGroup:
-    """Make a group; collective over its ranks. Called by torch.distributed.
-
-    Raises:
-        InvalidArgumentError: torch.distributed and MPI differ about who this process is, or how many there are.
-    """
-    lifecycle.init()
-    state = runtime.current()
-    ranks = list(options.global_ranks_in_group) or list(range(options.group_size))
-    me = state.topology.rank
-    if len(ranks) != options.group_size or max(ranks) >= state.topology.size or ranks[options.group_rank] != me:
-        raise InvalidArgumentError(
-            f"torch.distributed says that this process is rank {options.group_rank} of {options.group_size} in the "
-            f"group {options.group_id!r} of ranks {ranks}, and MPI that it is rank {me} of {state.topology.size}. "
-            f"Start the script with mpirun -np {options.group_size} or srun, and leave RANK, WORLD_SIZE, rank= and "
-            "world_size= to init_process_group(): they are MPI's."
-        )
-    return ProcessGroup(options.group_rank, ranks, str(options.group_id), options.timeout)
 
 
 class _Place:
@@ -85,13 +66,20 @@ class _Place:
 
 
 class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
-    """A group of ranks in torch.distributed; made by `create`.
+    """A group of ranks in torch.distributed; collective over them. See creation.py.
 
     Operations start in the order of the calls, which all ranks of the group make alike. Different shapes, types or
     operators raise a MismatchError, on all ranks. Tensors that are not contiguous are copied.
+
+    Args:
+        rank: this rank's number in the group.
+        ranks: their numbers in the job, by their numbers in the group.
+        name: torch's.
+        label: what errors call it.
+        timeout: of its operations.
     """
 
-    def __init__(self, rank: int, ranks: list[int], name: str, timeout: timedelta) -> None:
+    def __init__(self, rank: int, ranks: list[int], name: str, label: str, timeout: timedelta) -> None:
         super().__init__(rank, len(ranks))  # the form that Python classes may use
         from mpi4py import MPI
 
@@ -107,7 +95,7 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
         # The tag tells groups apart that are made at a time. Not by their names, which torch gives each rank by itself.
         tag = zlib.crc32(repr(ranks).encode()) % 32768
         comm = state.comm.Create_group(state.comm.Get_group().Incl(ranks), tag)
-        self._label = "default process group" if ranks == list(range(state.topology.size)) else f"process group {ranks}"
+        self._label = label
         self._group = state.engine.add_ordered_group(MPI._handleof(comm), f"{self._label}: ", seconds)
         comm.Free()  # the engine has duplicates
         self._calls = itertools.count(1)  # alike on all ranks
@@ -500,8 +488,8 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
         source = 0 if flat is None else flat.data_ptr()
         rows = [total] * self._size
         if v.ordinal >= 0:
-            after = lambda ticket: _spread(ticket, [output], output)  # noqa: E731
-            return self._submit(what, kind, v, source, 0, (target, flat), [output], after, rows=rows)
+            spread = partial(_spread, parts=[output], like=output)
+            return self._submit(what, kind, v, source, 0, (target, flat), [output], spread, rows=rows)
         after = None if target.copy is None else lambda _: target.store()
         return self._submit(what, kind, v, source, v.pointer, (target, flat), [output], after, rows=rows)
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from datetime import timedelta
-from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
 
 from ... import lifecycle, runtime
 from ...errors import InvalidArgumentError
+from .callers import variable_of
 from .environment import open_store
 
 __all__ = ["BACKEND", "register"]
@@ -27,7 +26,7 @@ def register() -> None:
     """
     if not dist.is_available() or BACKEND in dist.Backend.backend_list:
         return
-    from .process_group import create
+    from .creation import create
 
     dist.Backend.register_backend(BACKEND, create, extended_api=True, devices=["cpu", "cuda"])
     _answer_env()
@@ -60,11 +59,6 @@ def _answer_env() -> None:
 
 
 def _is_for_us() -> bool:
-    """Whether the call of init_process_group() under way names this backend: handlers are not told."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "init_process_group":
-            named = str(frame.f_locals.get("backend"))
-            return BACKEND in (part.rpartition(":")[2] for part in named.split(","))
-        frame = frame.f_back
-    return False
+    """Whether the call of init_process_group() under way names this backend."""
+    named = str(variable_of("init_process_group", "backend"))
+    return BACKEND in (part.rpartition(":")[2] for part in named.split(","))
