@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -18,10 +19,30 @@ _SLICE_S = 0.1
 
 # Arrays of operations that failed with the engine: MPI may go on with a transfer that could not be cancelled.
 _abandoned: list[Any] = []
-_MPI_MAY_STILL_WRITE = (4, 6)  # time-out and internal error: ErrorCode of csrc/base/types.h
 
-# Arrays of operations whose handle was dropped before they finished: the engine still reads and writes them.
+# Arrays of operations whose handle was dropped before they finished: the engine still reads and writes them. Any thread
+# may drop one at any time, also the garbage collector within what follows: so they are appended to a list of their own.
+_dropped: list[tuple[_core.Ticket, Any]] = []
 _orphans: list[tuple[_core.Ticket, Any]] = []
+_looking = threading.Lock()
+
+
+def _look_at_orphans() -> None:
+    if not _looking.acquire(blocking=False):
+        return  # somebody does
+    try:
+        while _dropped:
+            _orphans.append(_dropped.pop())
+        waiting = []
+        for orphan in _orphans:
+            ticket, keep = orphan
+            if not ticket.done:
+                waiting.append(orphan)
+            elif ticket.given_up:
+                _abandoned.append(keep)
+        _orphans[:] = waiting
+    finally:
+        _looking.release()
 
 
 class Handle(Generic[T]):
@@ -36,9 +57,8 @@ class Handle(Generic[T]):
         self._ticket = ticket
         self._keep = keep
         self._result = result
-        if _orphans:
-            _abandoned.extend(keep for ticket, keep in _orphans if ticket.done and ticket.code in _MPI_MAY_STILL_WRITE)
-            _orphans[:] = [orphan for orphan in _orphans if not orphan[0].done]
+        if _dropped or _orphans:
+            _look_at_orphans()
 
     @property
     def name(self) -> str:
@@ -58,7 +78,7 @@ class Handle(Generic[T]):
         ticket = self._ticket
         while not self._engine.wait(ticket, _SLICE_S):
             pass
-        if ticket.code in _MPI_MAY_STILL_WRITE:
+        if ticket.given_up:
             _abandoned.append(self._keep)
         if ticket.code:
             raise error_class(ticket.code)(ticket.text)
@@ -72,7 +92,7 @@ class Handle(Generic[T]):
     def __del__(self) -> None:
         # __init__ may not have run: torch.compile makes such objects while it traces.
         if hasattr(self, "_ticket") and not self._ticket.done:
-            _orphans.append((self._ticket, self._keep))
+            _dropped.append((self._ticket, self._keep))
 
 
 class Handles(Generic[T]):

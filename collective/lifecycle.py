@@ -128,6 +128,8 @@ def shutdown() -> None:
         except CollectiveTimeoutError as error:
             _core.log(LogLevel.WARNING, f"{error}. MPI_Finalize waits for it.")
         finally:
+            for end in state.at_end:
+                end()
             sets.forget_all()
 
 

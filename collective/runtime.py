@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import _core, process
@@ -41,6 +42,7 @@ class Runtime:
             cores=config.thread_affinity,
         )
         self.prepared_devices: set[int] = set()  # see devices.py
+        self.at_end: list[Callable[[], None]] = []  # called when the engine has shut down
         self.topology = self.engine.topology
         self.comm = comm
         self._unnamed: dict[tuple[str, int], int] = {}  # operations without a name so far, by kind and group

@@ -72,8 +72,8 @@ std::shared_ptr<Ticket> submit(Engine& engine, size_t group, const std::string& 
 
 std::shared_ptr<Ticket> submit_ordered(Engine& engine, size_t group, const std::string& name, Descriptor descriptor,
                                        uintptr_t source, uintptr_t target, std::vector<int64_t> splits,
-                                       std::vector<int64_t> rows, std::vector<int64_t> expected, bool caller_waits,
-                                       int device, uintptr_t stream) {
+                                       std::vector<int64_t> rows, std::vector<int64_t> expected, int device,
+                                       uintptr_t stream) {
   int64_t own_rows = 0;
   const size_t count = descriptor.count();
   if (rows_differ(descriptor.kind)) own_rows = std::exchange(descriptor.shape.at(0), -1);
@@ -87,7 +87,7 @@ std::shared_ptr<Ticket> submit_ordered(Engine& engine, size_t group, const std::
                          mark_of(device, stream)},
                         std::move(rows),
                         std::move(expected)},
-      caller_waits);
+      false);
 }
 
 template <typename T>
@@ -101,6 +101,7 @@ std::vector<T*> pointers(const std::vector<uintptr_t>& addresses) {
 // The bytes of an allgather's result as an array that owns them.
 py::array_t<uint8_t> take_output(Ticket& ticket, size_t nbytes) {
   if (nbytes == 0) return py::array_t<uint8_t>(0);
+  if (nbytes > ticket.output.nbytes()) throw Error(ErrorCode::kInternal, "a result is shorter than its caller expects");
   std::byte* data = ticket.output.release();
   const py::capsule owner(data, [](void* p) { std::free(p); });
   return py::array_t<uint8_t>(static_cast<py::ssize_t>(nbytes), reinterpret_cast<uint8_t*>(data), owner);
@@ -169,6 +170,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("name", [](const Ticket& t) { return t.name; })
       .def_property_readonly("code", [](const Ticket& t) { return static_cast<int>(t.code); })
       .def_property_readonly("text", [](const Ticket& t) { return t.text; })
+      .def_property_readonly("given_up", [](const Ticket& t) { return t.given_up; })
       .def_property_readonly("rows", [](const Ticket& t) { return t.rows; })
       .def("take_output", &take_output, py::arg("nbytes"));
 
@@ -200,7 +202,7 @@ PYBIND11_MODULE(_core, m) {
            py::arg("stream") = 0)
       .def("submit_ordered", &submit_ordered, py::arg("group"), py::arg("name"), py::arg("descriptor"),
            py::arg("source"), py::arg("target"), py::arg("splits"), py::arg("rows"), py::arg("expected"),
-           py::arg("caller_waits"), py::arg("device") = -1, py::arg("stream") = 0)
+           py::arg("device") = -1, py::arg("stream") = 0)
       .def("report", &Engine::report, py::arg("ticket"), py::call_guard<py::gil_scoped_release>())
       .def("take_finished", &Engine::take_finished, py::call_guard<py::gil_scoped_release>())
       .def(

@@ -125,7 +125,7 @@ def test_every_contender_is_measured_at_every_size(size: int, tmp_path: Path) ->
     expected = {"ours", "ours fp16", "ours bf16", "mpi", "memcpy"}
     warm = set()  # a bucket stays where it is
     if importlib.util.find_spec("torch"):
-        expected.add("gloo")
+        expected |= {"gloo", "ours c10d"}
         warm.add("ours views")
     for workload, case in [("latency", "8 B"), ("latency", "1 KiB"), ("bandwidth", "64 KiB warm"),
                            ("bandwidth", "64 KiB cold")]:  # fmt: skip

@@ -27,8 +27,8 @@ enum class DType : uint8_t {
 };
 inline constexpr int kDTypeCount = 13;
 
-// Horovod's numbers (horovod/common/message.h), so that scripts which pass them as integers keep their meaning; then what
-// torch.distributed has beside them.
+// Horovod's numbers (horovod/common/message.h), so that scripts which pass them as integers keep their meaning, followed
+// by what torch.distributed has besides.
 enum class ReduceOp : uint8_t {
   kAverage = 0,
   kSum = 1,

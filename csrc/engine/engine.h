@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -55,10 +56,10 @@ class Engine {
   // Blocks until the ticket is finished, or for about `seconds`; true if it is finished.
   bool wait(const Ticket& ticket, double seconds);
 
-  // Blocks until tickets are finished that report() was called for; returns none once the engine has shut down. For one
-  // thread.
-  std::vector<std::shared_ptr<Ticket>> take_finished();
-  // Lets take_finished() give this ticket out when it is finished; false if it is finished already.
+  // Blocks until a ticket is finished that report() was called for; null once the engine has shut down and there are no
+  // more.
+  std::shared_ptr<Ticket> take_finished();
+  // Has take_finished() return this ticket when it is finished; false if it is finished already.
   bool report(Ticket& ticket);
 
   // Collective: returns when every rank has called it. False when the engine had failed, so that MPI resources were
@@ -115,7 +116,7 @@ class Engine {
   std::condition_variable finished_;  // for callers that wait while another thread drives
   std::vector<Work> queue_;
   std::map<std::pair<size_t, std::string>, std::shared_ptr<Ticket>> in_flight_;  // by group and name
-  std::vector<std::shared_ptr<Ticket>> reports_;                                 // for take_finished()
+  std::deque<std::shared_ptr<Ticket>> reports_;                                 // for take_finished()
   std::condition_variable reported_;
   bool no_more_reports_ = false;
   std::optional<Error> failure_;

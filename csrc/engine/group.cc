@@ -64,6 +64,12 @@ std::vector<int> ranks_of_node(const std::vector<int>& leaders, int rank) {
   return ranks;
 }
 
+// Where operations are matched by their order, how many a rank has begun takes the place of the runs of buckets.
+std::vector<uint32_t> as_words(uint64_t turns) {
+  return {static_cast<uint32_t>(turns), static_cast<uint32_t>(turns >> 32)};
+}
+uint64_t turns_of(const std::vector<uint32_t>& words) { return uint64_t{words.at(1)} << 32 | words.at(0); }
+
 Limits with_timeout(Limits limits, const GroupOptions& options) {
   if (options.timeout) limits.timeout = *options.timeout;
   return limits;
@@ -157,11 +163,13 @@ void Group::submit(std::shared_ptr<Ticket> ticket, NamedSubmission submission) {
 }
 
 void Group::submit(std::shared_ptr<Ticket> ticket, OrderedSubmission submission) {
-  if (const int peer = left_before_turn(order_.submitted() + 1); peer >= 0)
-    refuse(*ticket, ErrorCode::kShutdown,
-           std::string(name_of(submission.named.descriptor.kind)) + " '" + ticket->name + "': " + left_text(peer));
-  else
+  const int peer = left_before_turn(order_.submitted() + 1);
+  if (peer < 0 && !leaving_) {
     order_.add(std::move(ticket), std::move(submission));
+    return;
+  }
+  const std::string what = std::string(name_of(submission.named.descriptor.kind)) + " '" + ticket->name + "': ";
+  refuse(*ticket, ErrorCode::kShutdown, what + (leaving_ ? "the group was destroyed" : left_text(peer)));
 }
 
 // Lets those run whose turn has come, like what has been agreed on by name.
@@ -244,10 +252,12 @@ int Group::left_before(uint32_t bucket) const {
   return -1;
 }
 
+bool Group::all_others_left() const { return departed_.size() + 1 == static_cast<size_t>(size()); }
+
 // A rank that has left without this turn; -1: none.
 int Group::left_before_turn(uint64_t turn) const {
   for (const auto& [peer, started] : departed_)
-    if (started.at(0) < turn) return peer;
+    if (turns_of(started) < turn) return peer;
   return -1;
 }
 
@@ -266,13 +276,21 @@ void Group::start(std::shared_ptr<Ticket> ticket, uint32_t bucket, std::unique_p
 
 void Group::submit(std::shared_ptr<Ticket> ticket, PairSubmission submission) {
   const bool from_any = submission.peer == Pair::kAny;
+  if (from_any && all_others_left()) {
+    refuse(*ticket, ErrorCode::kShutdown, "recv from any rank: all other ranks have shut down");
+    return;
+  }
   for (const auto& [peer, started] : departed_)
     if (peer == submission.peer) {
       refuse(*ticket, ErrorCode::kShutdown, std::string(submission.sends ? "send: " : "recv: ") + left_text(peer));
       return;
     }
   Running running;
-  if (!from_any) running.peer = submission.peer;
+  if (from_any)
+    running.from_any = true;
+  else
+    running.peer = submission.peer;
+  if (!submission.sends && !from_any) ticket->rows = {submission.peer};
   running.what = (submission.sends ? "send to " : "recv from ") +
                  (from_any ? "any rank" : data_.names().text_of(submission.peer)) + ", tag " +
                  std::to_string(submission.tag);
@@ -308,17 +326,16 @@ void Group::submit(std::shared_ptr<Ticket> ticket, JoinSubmission submission) {
 
 bool Group::progress() {
   if (leaving_) {
-    for (const Order::Entry& entry : order_.take_unseen())
-      refuse(*entry.ticket, ErrorCode::kShutdown, entry.what() + ": the runtime was shut down");
     for (const Pending& waiting : not_ready_)
       refuse(*waiting.ticket, ErrorCode::kShutdown, "'" + waiting.ticket->name + "': the runtime was shut down");
     not_ready_.clear();
   }
-  const bool ordered_is_done = !ordered_ || (order_.first() == nullptr && held_back_.empty());
-  if (leaving_ && !left_ && running_.empty() && ordered_is_done) {
+  // Operations that are matched by their order have their turns first: the other ranks count on them. And questions are
+  // answered, so that no letter is under way when the communicators go.
+  const bool ordered_is_done = order_.first() == nullptr && held_back_.empty() && inquiry_.is_answered();
+  if (leaving_ && !left_ && running_.empty() && (!ordered_ || ordered_is_done)) {
     left_ = true;
-    // Where operations are matched by their order, these take the place of buckets.
-    agreement_.leave(ordered_ ? std::vector<uint32_t>{static_cast<uint32_t>(order_.taken())} : plans_.started());
+    agreement_.leave(ordered_ ? as_words(order_.taken()) : plans_.started());
   }
   // MPI wants the context of memory that it sends, and any call may go on with another group's messages.
   std::optional<Device::Current> current;
@@ -427,6 +444,7 @@ bool Group::look_at_devices(const Decision& decision) {
   Running running;
   running.what = "what devices share";
   running.phase = "devices";
+  if (ordered_) running.turn = pending->second.turn;
   running.execution = executions_;
   running.operation = devices_.look(next_tag(0), device);
   running_.add(std::move(running));
@@ -532,13 +550,14 @@ void Group::check_waits(Clock::time_point now) {
     const Running& running = running_[i];
     const bool lost = running.alone != Clock::time_point{} && now - running.alone >= kArrivalTime;
     if (lost && !running.operation->under_way())
-      give_up_on(i, *running.peer);
+      give_up_on(i, running.peer.value_or(departed_.back().first));
     else
       ++i;
   }
   stalls_.look_at(running_, now, [this](uint64_t turn) { return order_.described(turn); });
-  // What waits behind something that runs is told by that.
-  if (Order::Entry* const first = order_.first(); first != nullptr && running_.empty())
+  // What waits behind another operation that runs is told by that.
+  const bool runs = std::any_of(running_.all().begin(), running_.all().end(), [](const Running& r) { return r.turn; });
+  if (Order::Entry* const first = order_.first(); first != nullptr && !runs)
     stalls_.look_at(*first, [this] { return order_.state(); }, now);
 }
 
@@ -581,14 +600,14 @@ void Group::peer_left(const Decision& decision) {
   departed_.emplace_back(decision.rank, decision.started);
   if (join_.is_waiting()) refuse(*join_.take(), ErrorCode::kShutdown, "join: " + left_text(decision.rank));
   if (ordered_)
-    for (const Order::Entry& entry : order_.take_from(decision.started.at(0) + 1))
+    for (const Order::Entry& entry : order_.take_from(turns_of(decision.started) + 1))
       refuse(*entry.ticket, ErrorCode::kShutdown, entry.what() + ": " + left_text(decision.rank));
   for (size_t i = 0; i < running_.size();) {
     Running& running = running_[i];
     // What a peer sent before it left may arrive after the word that it has left.
-    if (running.peer == decision.rank) running.alone = Clock::now();
+    if (running.peer == decision.rank || (running.from_any && all_others_left())) running.alone = Clock::now();
     const auto& of = running.of_bucket;
-    if (running.turn && decision.started.at(0) < *running.turn) {
+    if (running.turn && turns_of(decision.started) < *running.turn) {
       give_up_on(i, decision.rank);
       continue;
     }

@@ -138,6 +138,7 @@ class Group {
 
   int left_before(uint32_t bucket) const;
   int left_before_turn(uint64_t turn) const;
+  bool all_others_left() const;
   bool refuse_if_left(const Decision& decision);
   std::string left_text(int peer) const;
   void peer_left(const Decision& decision);

@@ -40,6 +40,12 @@ void Inquiry::ask(const Question& question) {
     if (peer != comm_->rank()) asked_of_.send(asks, peer);
 }
 
+bool Inquiry::is_answered() const {
+  for (int peer = 0; peer < static_cast<int>(answers_.size()); ++peer)
+    if (peer != comm_->rank() && !answers_[static_cast<size_t>(peer)]) return false;
+  return true;
+}
+
 void Inquiry::ask_presence(int peer) {
   present_ = false;
   asked_of_.send(letter(writer_of({kNoBucket, 0})), peer);

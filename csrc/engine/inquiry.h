@@ -33,6 +33,8 @@ class Inquiry {
   };
 
   void ask(const Question& question);
+  // Whether all have answered the last question, if there was one.
+  bool is_answered() const;
   // Answers others with what this rank knows and what it waits for itself ("" for nothing), and takes answers.
   void progress(const std::function<Known(const Question&)>& known, const std::function<std::string()>& waits_for);
   // "Are you there?", and whether that was answered.

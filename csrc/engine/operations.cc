@@ -206,7 +206,7 @@ Made make_scatter(const Place& place, const Task& task) {
   return std::make_unique<Exchange>(place.comm, place.tag, sends, receives);
 }
 
-// The agreement is all that it consists of, or that ranks of one node have come to it; otherwise a word to all.
+// It consists of the agreement alone, or, on one node, of all ranks having come to it; otherwise of a word to all.
 Made make_barrier(const Place& place, const Task& task) {
   if (place.agreed || place.lane != nullptr || place.comm.size() == 1) return nullptr;
   task.ticket->output = Buffer(1);

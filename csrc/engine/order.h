@@ -54,9 +54,8 @@ class Order {
   uint64_t taken() const { return submitted_ - refused_ - waiting_.size(); }
   // The description of one of the last, as long as it is known; else "".
   std::string described(uint64_t turn) const;
-  // Takes out all that wait from this turn on; and those that the other ranks have not been shown.
+  // Takes out all that wait, from this turn on: they will have none.
   std::deque<Entry> take_from(uint64_t turn);
-  std::deque<Entry> take_unseen() { return take_from(taken() + (shown_ ? 2 : 1)); }
 
  private:
   static constexpr size_t kRemembered = 256;

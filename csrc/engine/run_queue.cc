@@ -55,7 +55,10 @@ std::vector<std::shared_ptr<Ticket>> RunQueue::keep_for_ever(size_t i) {
 }
 
 void RunQueue::give_up(size_t i, ErrorCode code, const std::string& text) {
-  for (const auto& ticket : keep_for_ever(i)) finish_(*ticket, code, text);
+  for (const auto& ticket : keep_for_ever(i)) {
+    ticket->given_up = true;
+    finish_(*ticket, code, text);
+  }
 }
 
 void RunQueue::give_all_up(ErrorCode code, const std::string& text) {

@@ -38,6 +38,7 @@ struct Running : Waited {
   };
   std::optional<OfBucket> of_bucket{};
   std::optional<int> peer{};  // a send or receive: its other end
+  bool from_any = false;      // a receive from whoever sends
 
   Clock::time_point alone{};  // of a send or receive: when its peer was heard to have left
 };

@@ -24,7 +24,7 @@ struct HostTask {
   Ticket* ticket;
   Descriptor descriptor;
   Slot data;
-  std::vector<int64_t> splits, rows;
+  std::vector<int64_t> splits, rows, expected;
 };
 
 bool is_elementwise(const Descriptor& d) {
@@ -122,7 +122,8 @@ std::unique_ptr<Operation> make_staged(const Place& place, const std::function<i
       host_out = memory.back().data();
     }
     for (size_t i = 0; i < parts.size(); ++i) {
-      HostTask host{task.ticket, d, task.data, *task.splits, *task.rows};
+      HostTask host{task.ticket, d, task.data, *task.splits, *task.rows, {}};
+      if (task.expected != nullptr) host.expected = *task.expected;
       host.descriptor.device = "cpu";
       host.data.in = task.data.in == nullptr ? nullptr : host_in;
       host.data.out = task.data.out == nullptr ? nullptr : host_out;
@@ -147,11 +148,12 @@ std::unique_ptr<Operation> make_staged(const Place& place, const std::function<i
     }
   }
   for (size_t i = 0; i < parts.size(); ++i) {
-    const auto make = [here = Place{place.comm, place.pool, next_tag(), place.lane, place.nodes},
-                       host = std::move(tasks[i])] {
+    Place here = place;
+    here.tag = next_tag();
+    const auto make = [here, host = std::move(tasks[i])] {
       std::vector<Task> views;
       for (const HostTask& task : host)
-        views.push_back({task.ticket, &task.descriptor, task.data, &task.splits, &task.rows, nullptr});
+        views.push_back({task.ticket, &task.descriptor, task.data, &task.splits, &task.rows, nullptr, &task.expected});
       return make_operation(here, views);
     };
     if (takes_turns(place, bucket))

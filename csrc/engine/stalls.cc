@@ -47,7 +47,8 @@ void Stalls::look(Waited& wait, const std::string& what, const std::optional<Inq
   const bool never = wait.asked == Clock::time_point{};
   // Again where descriptions may differ: a rank that has come since then may do something else. After 1, 2, 4, ... of
   // the first wait, and before the last word.
-  const bool again = !description.empty() && (now - wait.asked >= wait.asked - wait.since);
+  const bool is_last = waited >= limits_->timeout && now - wait.asked >= kFirstComparison;
+  const bool again = !description.empty() && (is_last || now - wait.asked >= wait.asked - wait.since);
   if (question && (never || again)) {
     wait.asked = now;
     inquiry_->ask(*question);

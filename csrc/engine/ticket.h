@@ -19,7 +19,8 @@ struct Plan;
 struct Ticket : std::enable_shared_from_this<Ticket> {
   std::string name;
   size_t group = 0;       // the engine's number of the group that it was submitted to
-  bool reported = false;  // it is given out by Engine::take_finished()
+  bool reported = false;  // Engine::take_finished() returns it
+  bool given_up = false;  // a transfer from or to the caller's memory may still be under way
   ErrorCode code = ErrorCode::kNone;
   std::string text;
 

@@ -31,8 +31,8 @@ class Pair final : public Operation {
  public:
   static constexpr int kAny = -1;
   // tag and tag + 1 belong to this pair. peer: kAny to receive from whoever sends first; `found` then learns who it is.
-  // `before` are set when the previous operations that may get this one's messages have ended, with the same peer,
-  // direction and tag; `over` when this one has. They keep messages of one tag in order.
+  // Each of `before` becomes true when a previous operation that might get this one's messages has ended (one with the
+  // same peer, direction and tag), `over` when this one has. They keep messages of one tag in order.
   Pair(const Comm& comm, int tag, bool sends, int peer, const Descriptor& descriptor, void* data,
        std::vector<std::shared_ptr<bool>> before, std::shared_ptr<bool> over, std::function<void(int)> found);
   ~Pair() override;
@@ -40,6 +40,7 @@ class Pair final : public Operation {
   Step step() override;
   std::string describe() const override;
   bool under_way() const override { return exchange_ != nullptr; }
+  void give_up() noexcept override { *over_ = true; }
   const std::optional<Error>& failure() const override { return failure_; }
 
  private:

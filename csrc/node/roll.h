@@ -1,7 +1,7 @@
 // What the ranks of a node do next, shown to each other before they do it, where operations are matched by their order.
 //
-// Every rank has two entries in its part of the memory, which its turns use by turns. It shows turn t + 1 when all have
-// shown turn t. By then all have read what turn t - 1 showed, whose entry turn t + 1 takes:
+// Every rank has two entries in its part of the memory, which successive turns use alternately. It shows turn t + 1 when
+// all have shown turn t. By then all have read what turn t - 1 showed, whose entry turn t + 1 takes:
 //
 //     part of a rank:   shown | digest, rows, description of even turns | the same of odd turns
 //
@@ -28,15 +28,15 @@ class Roll {
 
   // This rank's next turn. All have shown the last one.
   void show(uint64_t digest, int64_t rows, std::string_view description);
-  // Whether all have shown it, too; then what they show, by rank.
+  // Whether all have shown it, too.
   bool all_shown() { return shown_.all_reached(shown_.own()); }
+  // Then: whether all show the same digest, and what they show, by rank.
   bool all_alike() const;
   std::vector<int64_t> rows() const;
   std::vector<std::string> descriptions() const;
 
   // After all_shown() has returned false: the first rank that has not, by its number in the job.
   int missing() const { return shown_.missing(); }
-  const std::vector<int>& job_ranks() const { return shown_.job_ranks(); }
 
  private:
   struct Entry {

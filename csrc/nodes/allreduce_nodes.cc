@@ -53,10 +53,11 @@ void AllreduceNodes::cut(const Arrangement& made) {
 Step AllreduceNodes::step() {
   bool moved = false;
   NodesLane& lane = *nodes_->lane;
+  static const int highest = highest_tag();
   while (started_ < loads_.size() && lane.is_free(first_ + started_)) {
     const uint64_t turn = first_ + started_;
     in_flight_.push_back(
-        {turn, std::make_unique<NodesPass>(lane.area(turn), *nodes_, *pool_, lane.tag(turn, digest_, highest_tag()),
+        {turn, std::make_unique<NodesPass>(lane.area(turn), *nodes_, *pool_, lane.tag(turn, digest_, highest),
                                            scaling_.arithmetic, slots_, std::move(loads_[started_]))});
     ++started_;
     moved = true;

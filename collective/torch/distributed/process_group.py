@@ -87,7 +87,7 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
         self._engine = state.engine
         self._rank, self._ranks, self._size = rank, ranks, len(ranks)
         self._name, self._description = name, "undefined"
-        self._timeout = timeout
+        self._patience: timedelta | None = None
         # Torch's default counts only if the user has chosen nothing else.
         seconds = timeout.total_seconds()
         if timeout == default_pg_timeout and timeout_is_set():
@@ -163,8 +163,8 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
         return False
 
     def set_timeout(self, timeout: timedelta) -> None:
-        """Torch's waits of this group take at most so long from now on; the engine gives up as it was told at first."""
-        self._timeout = timeout
+        """Waits for operations of this group take at most so long from now on. The engine keeps its own limit."""
+        self._patience = timeout
 
     _set_default_timeout = set_timeout
 
@@ -237,7 +237,6 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
             splits,
             rows,
             expected,
-            False,
             -1 if at is None else at.ordinal,
             0 if at is None else at.stream,
         )
@@ -246,7 +245,7 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
     def _work(
         self, ticket: Any, keep: Any, results: Tensors, after: Callable[[Any], None] | None, timeout: timedelta | None
     ) -> Work:
-        work = Work(self._engine, ticket, keep, results, after, timeout)
+        work = Work(self._engine, ticket, keep, results, after, timeout or self._patience)
         if self._coalescing is not None:
             self._coalescing.append(work)
         return work

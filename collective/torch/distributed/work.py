@@ -11,25 +11,33 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ... import _core
-from ...errors import CollectiveError, CollectiveTimeoutError
+from ... import _core, runtime
+from ...errors import CollectiveTimeoutError
 from ...handles import Handle
+from ...runtime import Runtime
 
 __all__ = ["Completed", "Several", "Work"]
 
+_MOST_THREADS = 64
+_END_S = 1.0
 _SLICE_S = 0.1  # a wait returns to the interpreter this often, so that Ctrl-C takes effect
 
 
 class _Reports:
-    """The thread that completes what nobody waits for, as the engine reports it: one for an engine, once it is needed.
+    """The threads that complete what nobody waits for, as the engine reports it; one set for each engine.
 
-    Futures are completed by it: DDP's reducer sleeps on them in C++, and their callbacks run here.
+    Futures are completed by them: DDP's reducer sleeps on futures in C++, and their callbacks run here. A callback may
+    wait for another operation, so there is always one more thread than are busy.
     """
 
-    def __init__(self, engine: _core.Engine) -> None:
-        self.engine = engine
+    def __init__(self, state: Runtime) -> None:
+        self.engine = state.engine
         self._expected: dict[_core.Ticket, Work] = {}
-        threading.Thread(target=self._run, name="collective-reports", daemon=True).start()
+        self._lock = threading.Lock()
+        self._idle = 0
+        self._threads: list[threading.Thread] = []
+        state.at_end.append(self._join)
+        self._start()
 
     def expect(self, work: Work) -> None:
         """Complete it when its operation is finished: soon, if that is so already."""
@@ -37,25 +45,44 @@ class _Reports:
         if not self.engine.report(work.ticket):
             self._complete(work.ticket)
 
+    def _start(self) -> None:
+        self._idle += 1
+        thread = threading.Thread(target=self._run, name="collective-reports", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
     def _run(self) -> None:
-        while tickets := self.engine.take_finished():
-            for ticket in tickets:
-                self._complete(ticket)
+        while (ticket := self.engine.take_finished()) is not None:
+            with self._lock:
+                self._idle -= 1
+                if self._idle == 0 and len(self._threads) < _MOST_THREADS:
+                    self._start()
+            self._complete(ticket)
+            with self._lock:
+                self._idle += 1
 
     def _complete(self, ticket: _core.Ticket) -> None:
         work = self._expected.pop(ticket, None)
         if work is not None:
             work.complete()
 
+    def _join(self) -> None:
+        """At the runtime's end, unless a callback hangs: a thread that comes back from C++ while the interpreter ends
+        would bring it down."""
+        for thread in self._threads:
+            thread.join(_END_S)
+
 
 _reports: _Reports | None = None
+_making = threading.Lock()
 
 
 def _reports_of(engine: _core.Engine) -> _Reports:
     global _reports
-    if _reports is None or _reports.engine is not engine:
-        _reports = _Reports(engine)
-    return _reports
+    with _making:
+        if _reports is None or _reports.engine is not engine:
+            _reports = _Reports(runtime.current())
+        return _reports
 
 
 class Work(dist.Work):
@@ -84,11 +111,13 @@ class Work(dist.Work):
         self._handle = Handle(engine, ticket, keep, after or _nothing)
         self._engine = engine
         self._results = results
+        self._stores = after is not None
         self._timeout = timeout
         self._lock = threading.Lock()
         self._complete = False
-        self._error: CollectiveError | None = None
-        self._future: _Future | None = None
+        self._error: Exception | None = None
+        self._promise: torch.futures.Future[list[torch.Tensor]] | None = None
+        self._future: torch.futures.Future[list[torch.Tensor]] | None = None
         if after is not None:  # whether or not the caller ever asks
             _reports_of(engine).expect(self)
 
@@ -98,14 +127,16 @@ class Work(dist.Work):
             if self._complete:
                 return
             try:
-                self._handle.wait()
-            except CollectiveError as error:
+                with torch.no_grad():
+                    self._handle.wait()
+                    if self._stores and self._results[0].is_cuda:  # on the stream of whichever thread this is
+                        torch.cuda.current_stream(self._results[0].device).synchronize()
+            except Exception as error:  # whatever it is, it belongs to those who wait
                 self._error = error
             self._complete = True
-            future = self._future
-        if future is not None:
-            _finish(future, self._error, self._results)
-            future.work = None
+            promise = self._promise
+        if promise is not None:
+            promise.set_result(self._results)
 
     def is_completed(self) -> bool:
         """Whether the operation is finished, with or without an error."""
@@ -117,7 +148,7 @@ class Work(dist.Work):
         """Whether it is finished without an error."""
         return self.is_completed() and self._error is None
 
-    def exception(self) -> CollectiveError | None:
+    def exception(self) -> Exception | None:
         """What went wrong, once it is finished."""
         return self._error if self.is_completed() else None
 
@@ -160,18 +191,25 @@ class Work(dist.Work):
         return self._results
 
     def get_future(self) -> torch.futures.Future[list[torch.Tensor]]:
-        """A future of the result, which is completed on a thread of its own, or holds the error."""
+        """A future of the result, which is completed on another thread, or holds the error."""
         with self._lock:
             if self._future is not None:
                 return self._future
-            self._future = future = _Future(self)
+            # An error must reach those who wait in C++ as well: set_exception() is seen by Python alone.
+            promise: torch.futures.Future[list[torch.Tensor]] = torch.futures.Future()
+            future = promise.then(self._checked)
+            self._promise, self._future = promise, future
             complete = self._complete
         if complete:
-            _finish(future, self._error, self._results)
-            future.work = None
+            promise.set_result(self._results)
         else:
             _reports_of(self._engine).expect(self)
         return future
+
+    def _checked(self, _: torch.futures.Future[list[torch.Tensor]]) -> list[torch.Tensor]:
+        if self._error is not None:
+            raise self._error
+        return self._results
 
     def source_rank(self) -> int:
         """The rank in the group from which the data came; of a receive only."""
@@ -183,31 +221,8 @@ class Work(dist.Work):
     _source_rank = source_rank
 
 
-class _Future(torch.futures.Future[list[torch.Tensor]]):
-    """Waits by way of its operation: in a callback, on the thread that completes futures, it would wait for itself."""
-
-    def __init__(self, work: Work) -> None:
-        super().__init__()
-        self.work: Work | None = work  # until it is finished
-
-    def wait(self) -> list[torch.Tensor]:
-        work = self.work
-        if work is not None:
-            work.wait()
-        return super().wait()
-
-
 def _nothing(_: _core.Ticket) -> None:
     pass
-
-
-def _finish(
-    future: torch.futures.Future[list[torch.Tensor]], error: CollectiveError | None, results: list[torch.Tensor]
-) -> None:
-    if error is not None:
-        future.set_exception(error)  # type: ignore[arg-type]
-    else:
-        future.set_result(results)
 
 
 class Completed(dist.Work):
@@ -257,12 +272,12 @@ class Several(dist.Work):
     def is_success(self) -> bool:
         return all(work.is_success() for work in self._works)
 
-    def exception(self) -> CollectiveError | None:
+    def exception(self) -> Exception | None:
         return next((error for work in self._works if (error := work.exception()) is not None), None)
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         for work in self._works:
-            work.wait(timeout) if timeout is not None else work.wait()
+            work.wait(timeout)
         return True
 
     def synchronize(self) -> None:
