@@ -143,6 +143,68 @@ void test_join(const World& world) {
   }
 }
 
+std::shared_ptr<Ticket> ordered(Engine& engine, size_t group, Kind kind, const std::string& name,
+                                const std::vector<float>& in, std::vector<float>& out, int64_t rows = 0) {
+  Descriptor d;
+  d.kind = kind;
+  d.dtype = d.wire = DType::kFloat32;
+  d.shape = {rows_differ(kind) ? -1 : static_cast<int64_t>(in.size())};
+  NamedSubmission named{d, {in.data(), out.data(), in.size()}, rows, {}, false};
+  return engine.submit(group, name, OrderedSubmission{std::move(named)}, false);
+}
+
+// One thread's group: calls of some kinds, a few in flight, of which every third is left to take_finished().
+void call_in_order(const World& world, Engine& engine, size_t group, std::atomic<int>& reported) {
+  const int ranks = world.size * (world.size + 1) / 2;
+  for (int round = 0; round < 40; ++round) {
+    const std::string name = std::to_string(group) + "." + std::to_string(round);
+    const size_t count = std::vector<size_t>{1, 257, 100'003}[static_cast<size_t>(round % 3)];
+    const std::vector<float> in(count, static_cast<float>(world.rank + 1)), none;
+    std::vector<float> sum(count), all(count * static_cast<size_t>(world.size)), nothing;
+    std::vector<std::shared_ptr<Ticket>> tickets{
+        ordered(engine, group, Kind::kAllreduce, name + "a", in, sum),
+        ordered(engine, group, Kind::kBarrier, name + "b", none, nothing),
+        ordered(engine, group, Kind::kAllgather, name + "c", in, all, static_cast<int64_t>(count))};
+    if (round % 3 == 0 && engine.report(*tickets[0])) ++reported;
+    for (const auto& ticket : tickets) wait(world, engine, *ticket);
+    if (sum[0] != static_cast<float>(ranks) || sum[count - 1] != static_cast<float>(ranks)) fail(world, "wrong sum");
+    for (int rank = 0; rank < world.size; ++rank)
+      if (all[count * static_cast<size_t>(rank)] != static_cast<float>(rank + 1)) fail(world, "a wrong part");
+  }
+}
+
+void test_order(const World& world) {
+  const auto engine = make_engine(true);
+  std::vector<size_t> groups;
+  for (int i = 0; i < 3; ++i) groups.push_back(engine->add_group(MPI_COMM_WORLD, {true, "a group: ", {}}));
+  std::atomic<int> expected{0}, reported{0};
+  std::vector<std::thread> threads, listeners;
+  for (int i = 0; i < 2; ++i)
+    listeners.emplace_back([&] {
+      while (const auto ticket = engine->take_finished()) {
+        if (!ticket->finished()) fail(world, "reported before it was finished");
+        ++reported;
+      }
+    });
+  for (const size_t group : groups)
+    threads.emplace_back([&, group] { call_in_order(world, *engine, group, expected); });
+  for (std::thread& thread : threads) thread.join();
+  if (world.size > 1) {  // rank 0 does something else; the group goes on
+    const std::vector<float> in(world.rank == 0 ? 5 : 6);
+    std::vector<float> out(6);
+    wait(world, *engine, *ordered(*engine, groups[0], Kind::kAllreduce, "wrong", in, out), ErrorCode::kMismatch);
+  }
+  const std::vector<float> in(300'000, 1.0F);
+  std::vector<float> out(300'000);
+  const auto last = ordered(*engine, groups[0], Kind::kAllreduce, "last", in, out);
+  engine->dismiss_group(groups[0]);  // what was submitted before runs
+  wait(world, *engine, *last);
+  if (out[299'999] != static_cast<float>(world.size)) fail(world, "wrong sum at the end of a group");
+  if (!engine->shutdown()) fail(world, "the engine had failed");
+  for (std::thread& listener : listeners) listener.join();
+  if (reported != expected) fail(world, "not all tickets were reported");
+}
+
 // Rank 0 waits in one thread for what never comes and shuts down in another: everything ends.
 void test_a_shutdown_that_gives_up(const World& world) {
   if (world.size == 1) return;
@@ -207,6 +269,7 @@ int main(int argc, char** argv) {
   return run(argc, argv,
              {{"threads", test_threads},
               {"join", test_join},
+              {"order", test_order},
               {"given up", test_a_shutdown_that_gives_up},
               {"kept", test_what_is_given_up_is_kept}});
 }
