@@ -137,6 +137,7 @@ class Engine:
         splits: Sequence[int],
         rows: Sequence[int],
         expected: Sequence[int],
+        caller_waits: bool,
         device: int = -1,
         stream: int = 0,
     ) -> Ticket: ...

@@ -72,8 +72,8 @@ std::shared_ptr<Ticket> submit(Engine& engine, size_t group, const std::string& 
 
 std::shared_ptr<Ticket> submit_ordered(Engine& engine, size_t group, const std::string& name, Descriptor descriptor,
                                        uintptr_t source, uintptr_t target, std::vector<int64_t> splits,
-                                       std::vector<int64_t> rows, std::vector<int64_t> expected, int device,
-                                       uintptr_t stream) {
+                                       std::vector<int64_t> rows, std::vector<int64_t> expected, bool caller_waits,
+                                       int device, uintptr_t stream) {
   int64_t own_rows = 0;
   const size_t count = descriptor.count();
   if (rows_differ(descriptor.kind)) own_rows = std::exchange(descriptor.shape.at(0), -1);
@@ -87,7 +87,7 @@ std::shared_ptr<Ticket> submit_ordered(Engine& engine, size_t group, const std::
                          mark_of(device, stream)},
                         std::move(rows),
                         std::move(expected)},
-      false);
+      caller_waits);
 }
 
 template <typename T>
@@ -202,7 +202,7 @@ PYBIND11_MODULE(_core, m) {
            py::arg("stream") = 0)
       .def("submit_ordered", &submit_ordered, py::arg("group"), py::arg("name"), py::arg("descriptor"),
            py::arg("source"), py::arg("target"), py::arg("splits"), py::arg("rows"), py::arg("expected"),
-           py::arg("device") = -1, py::arg("stream") = 0)
+           py::arg("caller_waits"), py::arg("device") = -1, py::arg("stream") = 0)
       .def("report", &Engine::report, py::arg("ticket"), py::call_guard<py::gil_scoped_release>())
       .def("take_finished", &Engine::take_finished, py::call_guard<py::gil_scoped_release>())
       .def(

@@ -21,6 +21,8 @@ constexpr auto kIdlePoll = std::chrono::milliseconds(100);
 // answers take.
 constexpr auto kHold = std::chrono::microseconds(20);
 constexpr auto kSpin = std::chrono::microseconds(50);
+// A caller that waits has nothing better to do with its core, and answers across a network take longer.
+constexpr auto kSpinOfCaller = std::chrono::microseconds(200);
 constexpr auto kShortestSleep = std::chrono::microseconds(20);
 constexpr auto kLongestSleep = std::chrono::microseconds(500);
 
@@ -32,7 +34,10 @@ constexpr auto kLongestSleep = std::chrono::microseconds(500);
 // all-reduce 39 ms without naps, 22 with naps of half the wait; added to a training step 51 and 46 ms.
 class Engine::Backoff {
  public:
-  Backoff(bool may_hold, bool crosses_network) : may_hold_(may_hold), crosses_network_(crosses_network) {}
+  Backoff(bool may_hold, bool crosses_network, bool by_caller)
+      : may_hold_(may_hold),
+        crosses_network_(crosses_network),
+        spin_(by_caller && may_hold && crosses_network ? kSpinOfCaller : kSpin) {}
   void reset() {
     if (idle_since_ == Clock::time_point{}) return;
     if (crosses_network_) {
@@ -46,12 +51,12 @@ class Engine::Backoff {
     const auto now = Clock::now();
     if (idle_since_ == Clock::time_point{}) idle_since_ = now;
     const auto idle = std::chrono::duration_cast<std::chrono::microseconds>(now - idle_since_);
-    if (const auto nap = expected() / 3; nap > kSpin && !slept_) {
+    if (const auto nap = expected() / 3; nap > spin_ && !slept_) {
       slept_ = true;
       return std::min<std::chrono::microseconds>(nap, kLongestSleep);
     }
     // An eighth of the time waited so far: a late answer is noticed late by that share of the wait at most.
-    if (idle >= kSpin) return std::clamp<std::chrono::microseconds>(idle / 8, kShortestSleep, kLongestSleep);
+    if (idle >= spin_) return std::clamp<std::chrono::microseconds>(idle / 8, kShortestSleep, kLongestSleep);
     if (may_hold_ && idle < kHold)
       relax();
     else
@@ -71,6 +76,7 @@ class Engine::Backoff {
   std::chrono::microseconds expected() const { return *std::min_element(last_.begin(), last_.end()); }
 
   bool may_hold_, crosses_network_;
+  std::chrono::microseconds spin_;
   Clock::time_point idle_since_{};
   std::array<std::chrono::microseconds, 4> last_{};
   size_t next_ = 0;
@@ -230,7 +236,8 @@ bool Engine::wait(const Ticket& ticket, double seconds) {
     // Looked at under driving_: shutdown() has it to the end, and nothing may be driven after.
     if (!closed_)
       drive(
-          [&] { return ticket.finished() || claims_.load(std::memory_order_relaxed) > 0 || Clock::now() >= deadline; });
+          [&] { return ticket.finished() || claims_.load(std::memory_order_relaxed) > 0 || Clock::now() >= deadline; },
+          true);
     driving_.unlock();
     {
       const std::lock_guard lock(mutex_);
@@ -358,9 +365,9 @@ void Engine::run() {
 }
 
 template <typename Enough>
-void Engine::drive(const Enough& enough) {
+void Engine::drive(const Enough& enough, bool by_caller) {
   const FloatMode mode;
-  Backoff backoff(has_core_, topology_.local_size < topology_.size);
+  Backoff backoff(has_core_, topology_.local_size < topology_.size, by_caller);
   for (;;) {
     bool moved = false;
     try {

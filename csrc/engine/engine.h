@@ -85,9 +85,9 @@ class Engine {
   // What has been in flight for the longest time, while a caller waits; "" otherwise. Called by the driver.
   std::string waits_for();
   void run();  // the engine's thread
-  // Makes progress until `enough` or nothing is in flight. The caller holds driving_.
+  // Makes progress until `enough` or nothing is in flight. The caller holds driving_. by_caller: of wait().
   template <typename Enough>
-  void drive(const Enough& enough);
+  void drive(const Enough& enough, bool by_caller = false);
   bool failed();
   Clock::time_point end_of_patience() const;
   bool progress();

@@ -223,6 +223,7 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
         rows: Sequence[int] = (),
         expected: Sequence[int] = (),
         timeout: timedelta | None = None,
+        opts: Any = None,
     ) -> Work:
         if not self._is_open:
             raise ShutdownError(f"{self._where(kind)}: the group was destroyed")
@@ -237,6 +238,7 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
             splits,
             rows,
             expected,
+            getattr(opts, "asyncOp", True) is False,  # then torch waits for it next
             -1 if at is None else at.ordinal,
             0 if at is None else at.stream,
         )
@@ -304,7 +306,9 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
         op, factor = self._reduction(Kind.allreduce, v, opts.reduceOp)
         what = self._descriptor(Kind.allreduce, v, tensor.numel(), op, factor)
         after = None if place.copy is None else lambda _: place.store()
-        return self._submit(what, Kind.allreduce, v, v.pointer, v.pointer, place, [tensor], after, timeout=timeout)
+        return self._submit(
+            what, Kind.allreduce, v, v.pointer, v.pointer, place, [tensor], after, timeout=timeout, opts=opts
+        )
 
     def allreduce_coalesced(self, tensors: Tensors, opts: Any = None) -> AnyWork:
         opts = opts if hasattr(opts, "reduceOp") else _options(dist.AllreduceOptions, opts)
@@ -339,7 +343,9 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
         what = self._descriptor(Kind.reduce, v, tensor.numel(), op, factor, root)
         is_root = root == self._rank
         after = (lambda _: place.store()) if is_root and place.copy is not None else None
-        return self._submit(what, Kind.reduce, v, v.pointer, v.pointer if is_root else 0, place, [tensor], after)
+        return self._submit(
+            what, Kind.reduce, v, v.pointer, v.pointer if is_root else 0, place, [tensor], after, opts=opts
+        )
 
     def _reduce_scatter_base(self, output: torch.Tensor, own: torch.Tensor, opts: Any = None) -> Work:
         kind = Kind.reducescatter
@@ -364,7 +370,9 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
         what = self._descriptor(kind, v, own.numel(), op, factor, layout=_rows_text(rows))
         after = None if target.copy is None else lambda _: target.store()
         places = (source, target)
-        return self._submit(what, kind, v, v.pointer, target.view.pointer, places, [output], after, rows=rows)
+        return self._submit(
+            what, kind, v, v.pointer, target.view.pointer, places, [output], after, rows=rows, opts=opts
+        )
 
     def reduce_scatter(self, outputs: Any, inputs: Any, opts: Any = None, *more: Any) -> Work:
         kind = Kind.reducescatter
@@ -395,7 +403,7 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
             v = place.view
             what = self._descriptor(kind, v, tensor.numel(), root=root)
             after = None if place.copy is None or root == self._rank else (lambda _, place=place: place.store())
-            works.append(self._submit(what, kind, v, v.pointer, v.pointer, place, [tensor], after))
+            works.append(self._submit(what, kind, v, v.pointer, v.pointer, place, [tensor], after, opts=opts))
         return _joined(works)
 
     def allgather(self, outputs: Any, inputs: Any, opts: Any = None, *more: Any) -> Work:
@@ -408,7 +416,7 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
             raise self._refuse(kind, f"the input has {own.numel()} elements, its output {rows[self._rank]}")
         for part in parts:
             self._same_type(kind, part, own)
-        return self._gather(kind, own, parts, rows)
+        return self._gather(kind, own, parts, rows, opts)
 
     def _allgather_base(self, output: torch.Tensor, own: torch.Tensor, opts: Any = None) -> Work:
         kind = Kind.allgather
@@ -417,7 +425,7 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
                 kind, f"the output has {output.numel()} elements, and {self._size} inputs {own.numel()} each"
             )
         self._same_type(kind, output, own)
-        return self._gather(kind, own, [output], [own.numel()] * self._size)
+        return self._gather(kind, own, [output], [own.numel()] * self._size, opts)
 
     all_gather_single = _allgather_base
 
@@ -447,15 +455,15 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
                     raise self._refuse(kind, f"an output has {part.numel()} elements, the input {own.numel()}")
         elif any(len(part) > 0 for part in outputs or []):
             raise self._refuse(kind, f"outputs belong to the root, rank {root} of the group")
-        return self._gather(kind, own, parts, [own.numel()] * self._size, root)
+        return self._gather(kind, own, parts, [own.numel()] * self._size, opts, root)
 
-    def _gather(self, kind: Kind, own: torch.Tensor, parts: Tensors, rows: list[int], root: int = 0) -> Work:
+    def _gather(self, kind: Kind, own: torch.Tensor, parts: Tensors, rows: list[int], opts: Any, root: int = 0) -> Work:
         """All ranks' elements, side by side in `parts`; no parts on a rank that gets nothing. rows: of each rank."""
         source = self._place(kind, own)
         v = source.view
         what = self._descriptor(kind, v, rows[self._rank], root=root, layout=_rows_text(rows))
         if not parts:
-            return self._submit(what, kind, v, v.pointer, 0, source, [], rows=rows)
+            return self._submit(what, kind, v, v.pointer, 0, source, [], rows=rows, opts=opts)
         whole = _whole(parts)
         if v.ordinal >= 0:  # the engine gathers on the host, see csrc/engine/staging.h
             return self._submit(
@@ -463,7 +471,9 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
             )
         flat = whole if whole is not None else own.new_empty(sum(rows))
         after = None if whole is not None else lambda _: _deal(flat, parts)
-        return self._submit(what, kind, v, v.pointer, flat.data_ptr(), (source, flat), parts, after, rows=rows)
+        return self._submit(
+            what, kind, v, v.pointer, flat.data_ptr(), (source, flat), parts, after, rows=rows, opts=opts
+        )
 
     def scatter(self, outputs: Any, inputs: Any, opts: Any = None, *more: Any) -> Work:
         kind = Kind.scatter
@@ -488,9 +498,9 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
         rows = [total] * self._size
         if v.ordinal >= 0:
             spread = partial(_spread, parts=[output], like=output)
-            return self._submit(what, kind, v, source, 0, (target, flat), [output], spread, rows=rows)
+            return self._submit(what, kind, v, source, 0, (target, flat), [output], spread, rows=rows, opts=opts)
         after = None if target.copy is None else lambda _: target.store()
-        return self._submit(what, kind, v, source, v.pointer, (target, flat), [output], after, rows=rows)
+        return self._submit(what, kind, v, source, v.pointer, (target, flat), [output], after, rows=rows, opts=opts)
 
     def alltoall_base(
         self,
@@ -507,7 +517,7 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
         received = self._splits(kind, "output", output, output_splits)
         source, target = self._place(kind, own), self._place(kind, output)
         after = None if target.copy is None else lambda _: target.store()
-        return self._exchange(source, target, sent, received, [output], after)
+        return self._exchange(source, target, sent, received, [output], after, opts)
 
     all_to_all_single = alltoall_base
 
@@ -522,7 +532,7 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
         flat = whole if whole is not None else outputs[0].new_empty(sum(received))
         source, target = self._place(kind, _flat(inputs)), self._place(kind, flat)
         after = None if whole is not None else lambda _: _deal(flat, outputs)
-        return self._exchange(source, target, [part.numel() for part in inputs], received, outputs, after)
+        return self._exchange(source, target, [part.numel() for part in inputs], received, outputs, after, opts)
 
     def _exchange(
         self,
@@ -532,6 +542,7 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
         received: list[int],
         results: Tensors,
         after: Callable[[Any], None] | None,
+        opts: Any,
     ) -> Work:
         kind = Kind.alltoall
         v = source.view
@@ -541,7 +552,17 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
             pointer = 0
             after = _in_turn(lambda ticket: _spread(ticket, [target.array], target.array), after)
         return self._submit(
-            what, kind, v, v.pointer, pointer, (source, target), results, after, splits=sent, expected=received
+            what,
+            kind,
+            v,
+            v.pointer,
+            pointer,
+            (source, target),
+            results,
+            after,
+            splits=sent,
+            expected=received,
+            opts=opts,
         )
 
     def _splits(self, kind: Kind, which: str, tensor: torch.Tensor, splits: Sequence[int]) -> list[int]:
@@ -560,7 +581,7 @@ class ProcessGroup(_ProcessGroup):  # type: ignore[misc]
 
     def barrier(self, opts: Any = None, *more: Any) -> Work:
         what = Descriptor(Kind.barrier, (), DType.uint8, DType.uint8, ReduceOp.Sum, 1.0, 1.0, 0, "cpu", "")
-        return self._submit(what, Kind.barrier, None, 0, 0, None, [])
+        return self._submit(what, Kind.barrier, None, 0, 0, None, [], opts=opts)
 
     # ---- between two ranks ----
 
