@@ -78,6 +78,33 @@ assert [p.unique().tolist() for p in parameters] == [[-6.0 * (6 + 4 * n)] for n 
             assert 1.0 < share < 1.03, share  # frames, acknowledgements, and the start of the job
 
 
+@pytest.mark.parametrize("options", [[], ["--map-by", "node"]], ids=["by slot", "by node"])
+def test_a_reduce_scatter_sends_half_of_that(options: list[str]) -> None:
+    """(n-1)/n N bytes leave each of n nodes, in which the ranks have added theirs before; parts may differ in length."""
+    code = """
+import numpy as np
+import collective
+collective.init()
+size, rank = collective.size(), collective.rank()
+for rows in (1, 2, 5, 1003, (4 << 20) + 3):
+    x = np.arange(rows, dtype=np.float32) % 101 + rank
+    whole = size * (np.arange(rows, dtype=np.float32) % 101) + size * (size - 1) / 2
+    for _ in range(6 if rows > 2000 else 1):
+        part = collective.reducescatter(x, collective.Sum)
+        assert np.array_equal(part, np.array_split(whole, size)[rank]), rows
+    result = collective.reduce(x[:1000], size - 1, collective.Sum)
+    assert (result is None) == (rank != size - 1)
+    assert result is None or np.array_equal(result, whole[:1000])
+"""
+    with Cluster([2, 2], rate=None) as cluster:
+        job = cluster.start([sys.executable, "-c", code], options=options, stdout=subprocess.PIPE)
+        output, _ = job.communicate(timeout=100)
+        assert job.returncode == 0, output
+        for host in range(2):
+            share = cluster.bytes_sent(host) / (6 * (2 - 1) / 2 * (16 << 20))
+            assert 1.0 < share < 1.05, share
+
+
 def start_training(cluster: Cluster, steps: int, pause: float, **env: str) -> subprocess.Popen[str]:
     """Once it has made its first steps."""
     script = Path(__file__).with_name("cluster_training.py")

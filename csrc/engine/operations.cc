@@ -68,7 +68,8 @@ bool runs_in_lane(const Place& place, const std::vector<Task>& bucket) {
 
 // Whether it goes through the memory of several nodes.
 bool goes_through_nodes(const Place& place, const Descriptor& d) {
-  return place.nodes != nullptr && d.kind == Kind::kAllreduce && d.op != ReduceOp::kAdasum;
+  const bool reduces = d.kind == Kind::kAllreduce || d.kind == Kind::kReduceScatter || d.kind == Kind::kReduce;
+  return place.nodes != nullptr && reduces && d.op != ReduceOp::kAdasum;
 }
 
 Made make_allreduce(const Place& place, const std::vector<Task>& bucket) {
@@ -142,6 +143,9 @@ Made make_reduce_scatter(const Place& place, const Task& task) {
   if (place.lane != nullptr)
     return std::make_unique<ReduceScatterNode>(*place.lane, spec_of(d), std::move(offsets), task.data.in,
                                                task.data.out);
+  if (goes_through_nodes(place, d))
+    return AllreduceNodes::reduce_scatter(*place.nodes, place.comm.rank(), place.pool, spec_of(d), offsets,
+                                          task.data.in, task.data.out, place.digest);
   return std::make_unique<ReduceScatter>(place.comm, place.pool, place.tag, spec_of(d), std::move(offsets),
                                          task.data.in, task.data.out);
 }
@@ -152,6 +156,11 @@ Made make_reduce(const Place& place, const Task& task) {
     return std::make_unique<AllreduceNode>(
         *place.lane, spec_of(d),
         std::vector<Slot>{{task.data.in, place.comm.rank() == d.root ? task.data.out : nullptr, d.count()}});
+  if (goes_through_nodes(place, d))
+    return std::make_unique<AllreduceNodes>(
+        *place.nodes, place.comm.size(), place.pool, spec_of(d),
+        std::vector<Slot>{{task.data.in, place.comm.rank() == d.root ? task.data.out : nullptr, d.count()}},
+        place.digest);
   return ReduceScatter::to_root(place.comm, place.pool, place.tag, spec_of(d), d.count(), d.root, task.data.in,
                                 task.data.out);
 }

@@ -86,9 +86,9 @@ Ring::Ring(const Comm& comm, BufferPool& pool, int tag, Phases phases, const voi
   }
 }
 
-Ring::Ring(const Comm& comm, BufferPool& pool, int tag, RingData& data, void* out, const std::vector<Range>& chunks,
-           const Arithmetic& arithmetic)
-    : Ring(comm, pool, tag, Phases::kAllreduce, nullptr, out, chunks, arithmetic) {
+Ring::Ring(const Comm& comm, BufferPool& pool, int tag, Phases phases, RingData& data, void* out,
+           const std::vector<Range>& chunks, const Arithmetic& arithmetic)
+    : Ring(comm, pool, tag, phases, nullptr, out, chunks, arithmetic) {
   data_ = &data;
 }
 

@@ -95,9 +95,9 @@ class Ring final : public Operation {
   // other chunks of `out`. reducer: what combines, where the data is not in host memory; null: this processor.
   Ring(const Comm& comm, BufferPool& pool, int tag, Phases phases, const void* in, void* out,
        const std::vector<Range>& chunks, const Arithmetic& arithmetic, RingReducer* reducer = nullptr);
-  // An all-reduce of `data`, which must outlive it.
-  Ring(const Comm& comm, BufferPool& pool, int tag, RingData& data, void* out, const std::vector<Range>& chunks,
-       const Arithmetic& arithmetic);
+  // The same of `data`, which must outlive it; not an all-gather.
+  Ring(const Comm& comm, BufferPool& pool, int tag, Phases phases, RingData& data, void* out,
+       const std::vector<Range>& chunks, const Arithmetic& arithmetic);
 
   Step step() override;
   std::string describe() const override;

@@ -12,8 +12,29 @@ AllreduceNodes::AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const A
                                std::vector<Slot> slots, uint64_t digest)
     : AllreduceNodes(nodes, size, pool, spec, arrange(spec, std::move(slots), nodes.count), digest) {}
 
+std::unique_ptr<AllreduceNodes> AllreduceNodes::reduce_scatter(Nodes& nodes, int rank, BufferPool& pool,
+                                                               const AllreduceSpec& spec,
+                                                               const std::vector<size_t>& offsets, const void* in,
+                                                               void* out, uint64_t digest) {
+  Arrangement made;
+  made.chunks = {0};
+  for (const std::vector<int>& ranks : nodes.ranks) {
+    size_t end = made.chunks.back();
+    for (const int peer : ranks) {
+      const size_t begin = offsets[static_cast<size_t>(peer)], next = offsets[static_cast<size_t>(peer) + 1];
+      const void* const part =
+          in == nullptr ? nullptr : static_cast<const std::byte*>(in) + begin * size_of(spec.dtype);
+      made.slots.push_back({part, peer == rank ? out : nullptr, next - begin});
+      end += next - begin;
+    }
+    made.chunks.push_back(end);
+  }
+  const int size = static_cast<int>(offsets.size()) - 1;
+  return std::unique_ptr<AllreduceNodes>(new AllreduceNodes(nodes, size, pool, spec, std::move(made), digest, true));
+}
+
 AllreduceNodes::AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, Arrangement made,
-                               uint64_t digest)
+                               uint64_t digest, bool scatters)
     : nodes_(&nodes),
       memory_(nodes.memory),
       pool_(&pool),
@@ -21,11 +42,11 @@ AllreduceNodes::AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const A
       slots_(spec, scaling_.before, std::move(made.slots)),
       element_size_(size_of(spec.wire)),
       digest_(digest) {
-  cut(made);
+  cut(made, scatters);
   first_ = nodes.lane->reserve(loads_.size());
 }
 
-void AllreduceNodes::cut(const Arrangement& made) {
+void AllreduceNodes::cut(const Arrangement& made, bool scatters) {
   const size_t most = nodes_->lane->piece_bytes() / element_size_;
   for (size_t begin = 0; begin < made.short_count; begin += most) {
     const Range part{begin, std::min(made.short_count, begin + most)};
@@ -38,7 +59,7 @@ void AllreduceNodes::cut(const Arrangement& made) {
   size_t longest = 0;
   for (size_t i = 0; i < nodes; ++i) longest = std::max(longest, made.chunks[i + 1] - made.chunks[i]);
   for (size_t begin = 0; begin < longest; begin += share) {
-    NodesPass::Load load{{}, {}, true};
+    NodesPass::Load load{{}, {}, true, scatters};
     for (size_t i = 0; i < nodes; ++i) {
       const size_t length = made.chunks[i + 1] - made.chunks[i];
       const Range part{std::min(length, begin), std::min(length, begin + share)};

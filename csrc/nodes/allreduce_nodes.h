@@ -1,4 +1,4 @@
-// All-reduce by name of ranks of several nodes, several of them on each: piece by piece through areas in the memory of
+// All-reduce by name of ranks of several nodes, several of them on each, and reduce-scatter: piece by piece through areas in the memory of
 // every node (nodes_lane.h). nodes_pass.h tells how a piece is reduced. Several pieces are in flight, of which one packs
 // and some cross the network, so that packing, the network and unpacking overlap.
 //
@@ -7,6 +7,8 @@
 //
 //      [ short tensors | x0 y0 z0       | x1 y1 z1       | x2 y2 z2       ]      3 nodes, after arrangement.h
 //        piece 0         1    2    3      1    2    3      1    2    3
+//
+// In a reduce-scatter a node's chunk is what its ranks are to get, one after the other.
 #pragma once
 
 #include <deque>
@@ -30,13 +32,19 @@ class AllreduceNodes final : public Operation {
   AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, std::vector<Slot> slots,
                  uint64_t digest);
 
+  // A reduce-scatter: offsets, p+1 of them, are those of the ranks' parts in `in`, in elements; out: this rank's part.
+  // rank: this one's in the group.
+  static std::unique_ptr<AllreduceNodes> reduce_scatter(Nodes& nodes, int rank, BufferPool& pool,
+                                                        const AllreduceSpec& spec, const std::vector<size_t>& offsets,
+                                                        const void* in, void* out, uint64_t digest);
+
   Step step() override;
   std::string describe() const override;
 
  private:
-  AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, Arrangement made,
-                 uint64_t digest);
-  void cut(const Arrangement& made);
+  AllreduceNodes(Nodes& nodes, int size, BufferPool& pool, const AllreduceSpec& spec, Arrangement made, uint64_t digest,
+                 bool scatters = false);
+  void cut(const Arrangement& made, bool scatters);
 
   struct Piece {
     uint64_t turn;

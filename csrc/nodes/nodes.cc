@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 #include <string>
 #include <utility>
 
@@ -58,6 +59,15 @@ std::optional<Nodes> find_nodes(MPI_Comm comm, const Topology& topology, const C
   nodes.owners = *std::min_element(sizes.begin(), sizes.end());
   // In the order of the machines, whatever the order of the ranks.
   const auto place_of = [&](int rank) { return std::pair(topology.leaders[static_cast<size_t>(rank)], rank); };
+  std::vector<int> by_place(sizes.size());
+  std::iota(by_place.begin(), by_place.end(), 0);
+  std::sort(by_place.begin(), by_place.end(), [&](int a, int b) { return place_of(a) < place_of(b); });
+  for (const int leader : by_place) {
+    if (nodes.leaders[static_cast<size_t>(leader)] != leader) continue;
+    nodes.ranks.emplace_back();
+    for (int rank = 0; rank < topology.size; ++rank)
+      if (nodes.leaders[static_cast<size_t>(rank)] == leader) nodes.ranks.back().push_back(rank);
+  }
   int place = 0;
   for (int rank = 0; rank < topology.size; ++rank) place += place_of(rank) < place_of(topology.rank) ? 1 : 0;
   nodes.cross = split(comm, nodes.owns() ? nodes.local.rank() : nodes.owners + topology.rank, place, job);

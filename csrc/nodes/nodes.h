@@ -23,8 +23,9 @@ struct Nodes {
   Comm local;                // the ranks of this node
   Comm cross;                // the owners of this rank's slice on all nodes; a rank that owns none is alone in it
   std::vector<int> leaders;  // by rank, the lowest rank of its node
-  int count = 0;             // nodes
-  int owners = 0;            // on each node
+  std::vector<std::vector<int>> ranks;   // of each node, in the order of `cross`
+  int count = 0;                         // nodes
+  int owners = 0;                        // on each node
   std::shared_ptr<SharedMemory> memory;  // of this node; what may still be written to it holds it, too
   std::unique_ptr<NodesLane> lane;       // in it, for operations by name
 

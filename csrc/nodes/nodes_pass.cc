@@ -107,8 +107,9 @@ bool NodesPass::push_short() {
 
 void NodesPass::start_crossing() {
   if (!is_short()) {
-    crossing_ =
-        std::make_unique<Ring>(nodes_->cross, *pool_, tag_, static_cast<RingData&>(*this), own(0), own_, arithmetic_);
+    const auto phases = load_.scatters ? Ring::Phases::kReduceScatter : Ring::Phases::kAllreduce;
+    crossing_ = std::make_unique<Ring>(nodes_->cross, *pool_, tag_, phases, static_cast<RingData&>(*this), own(0), own_,
+                                       arithmetic_);
     return;
   }
   const size_t count = own_[0].count();

@@ -1,4 +1,5 @@
-// One pass of an all-reduce through an area in the memory of every node: a bucket, or a piece of an operation by name.
+// One pass of an all-reduce, or of a reduce-scatter, through an area in the memory of every node: a bucket, or a piece of
+// an operation by name.
 //
 // 2 nodes of 2 ranks; a0 = slice a of rank 0, of a chunk of the ring between the nodes:
 //
@@ -14,7 +15,8 @@
 // stored for all. Short slices are reduced, exchanged by recursive doubling or directly, and copied, one after the other.
 //
 // steps:              2 synchronisations on the node; between n nodes 2 (n-1) messages, or log2(n), or 2, if short
-// bytes on the wire:  2(n-1)/n N per node each way (the lower bound), divided among its owners
+// bytes on the wire:  2(n-1)/n N per node each way (the lower bound), divided among its owners; of a reduce-scatter, which
+//                     ends after the first half of the ring, (n-1)/n N
 // memory traffic:     per node of m ranks, m N loads to reduce and m N stores; what crosses is also sent and received
 // sums:               what has come from other nodes, then this node's ranks in their order; 16-bit types in float32,
 //                     rounded once per node; short slices also between nodes. The same bits on all ranks and in every run
@@ -47,6 +49,7 @@ class NodesPass final : public Operation, private RingData {
     std::vector<Part> parts;    // in the order of the slots
     std::vector<Range> chunks;  // of the area: one for each node, for the ring; a single one is short
     bool unpacks;               // to where the slots want it; otherwise the area is the result
+    bool scatters = false;      // node i of the ring gets chunk i alone, in the area of each of its ranks
   };
 
   // tag: of messages in nodes.cross, this area's alone. The slots must outlive it.
