@@ -1,4 +1,4 @@
-"""Arrays on devices: the cases of stand_in/device_cases.py on stand-ins for CuPy and the driver, and on real ones."""
+"""Arrays on devices: the cases of device_cases.py on stand-ins for CuPy and the driver, and on real ones."""
 
 import ctypes.util
 import os
@@ -13,7 +13,7 @@ from harness.mpirun import run_ranks
 from test_csrc import BUILD, build
 
 HERE = Path(__file__).parent
-CASES = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", HERE / "stand_in" / "device_cases.py"]
+CASES = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", HERE / "device_cases.py"]
 
 
 @pytest.fixture(scope="module")
@@ -317,3 +317,10 @@ except collective.InvalidArgumentError as error:
 """
     done = run_ranks(1, ["-c", script], 60, env=stand_in)
     assert "no CUDA device 5: there are 2 (see CUDA_VISIBLE_DEVICES)" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_stand_in_is_found_only_by_those_who_ask_for_it(tmp_path: Path) -> None:
+    """pytest puts the folder of a test file on the path: in that of the cases there must be nothing called cupy."""
+    (tmp_path / "cupy.py").write_text("raise SystemExit('the real one')")
+    done = run_ranks(1, [*CASES, "--collect-only"], 60, env={"PYTHONPATH": str(tmp_path)})
+    assert "the real one" in done.stdout + done.stderr
