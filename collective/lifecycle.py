@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from . import _core, job_end, launcher, likeness, mpi, process, runtime, timeline
+from . import _core, job_end, launcher, likeness, mpi, process, runtime, timeline, whereabouts
 from . import process_sets as sets
 from .config import Config, LogLevel
 from .errors import CollectiveTimeoutError, InvalidArgumentError, MismatchError
@@ -99,6 +99,7 @@ def _start(comm: MPI.Intracomm, config: Config) -> None:
         raise
     runtime.set_current(state)
     process.mark(state.topology.rank)
+    whereabouts.watch(state)
     sets.register_global()
     timeline.record_at_start()
     if state.topology.rank == 0:

@@ -237,6 +237,12 @@ PYBIND11_MODULE(_core, m) {
       .def("remove_group", &Engine::remove_group, py::arg("group"), py::call_guard<py::gil_scoped_release>())
       .def("dismiss_group", &Engine::dismiss_group, py::arg("group"), py::call_guard<py::gil_scoped_release>())
       .def("wait", &Engine::wait, py::arg("ticket"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "wait_for_question", [](Engine& engine) { return engine.whereabouts().wait_for_question(); },
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "tell_where", [](Engine& engine, std::string text) { engine.whereabouts().tell(std::move(text)); },
+          py::arg("text"))
       .def("start_timeline", [](Engine& engine) { engine.timeline().start(); })
       .def("stop_timeline", [](Engine& engine) { engine.timeline().stop(); })
       .def("take_timeline",

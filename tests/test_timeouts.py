@@ -60,6 +60,42 @@ def test_a_warning_names_the_tensor_and_the_missing_ranks(world: World, capfd: p
             assert said == ""
 
 
+def somewhere_else(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@pytest.mark.ranks(2, 3)
+@pytest.mark.parametrize("late", [0, -1], ids=["first", "last"])
+def test_a_warning_tells_where_the_script_of_the_missing_rank_is(
+    world: World, capfd: pytest.CaptureFixture[str], late: int
+) -> None:
+    late %= world.size
+    with settings(world, stall_warning=1, timeout=100):
+        if world.rank == late:
+            somewhere_else(2)
+        collective.allreduce(np.ones(3), Sum, name="x")
+        said = capfd.readouterr().err
+        if world.rank == 0:
+            line = inspect.getsourcelines(somewhere_else)[1] + 1
+            place = rf"rank {late}: its script is at test_timeouts\.py:{line} in somewhere_else, called from test_timeo"
+            assert re.search(place, said), said
+
+
+@pytest.mark.ranks(2)
+def test_ranks_that_wait_crosswise_are_told_so(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    """Rank 0 in "a", rank 1 in "b": each has what the other waits for."""
+    with settings(world, stall_warning=0.6, timeout=2):
+        first, second = ("a", "b") if world.rank == 0 else ("b", "a")
+        with pytest.raises(collective.CollectiveTimeoutError) as caught:
+            collective.allreduce(np.ones(3), Sum, name=first)
+        other = 1 - world.rank
+        assert f"rank {other}: waits itself, for allreduce '{second}'" in str(caught.value)
+        if world.rank == 0:
+            said = capfd.readouterr().err
+            assert "rank 0: waits itself, for allreduce 'a'" in said
+            assert "rank 1: waits itself, for allreduce 'b'" in said
+
+
 @pytest.mark.ranks(2, 3)
 def test_the_late_rank_may_be_the_coordinator(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     """Its engine answers for it while its script does something else."""
@@ -159,7 +195,8 @@ def test_a_stalled_bucket_names_who_has_not_started_it(world: World, capfd: pyte
         warnings = re.findall(r"stalled: bucket '(\S+)': (.*?);", capfd.readouterr().err)
     told = world.comm.allgather(warnings)
     assert [len(of_rank) for of_rank in told] == [1] * late + [0], told
-    assert {what for of_rank in told for _, what in of_rank} == {f"rank {late} did not start run 3"}
+    where = f"rank {late} did not start run 3: its script is at test_timeouts.py:"
+    assert all(what.startswith(where) for of_rank in told for _, what in of_rank), told
     assert len({name for of_rank in told for name, _ in of_rank}) == 1
 
 
@@ -177,7 +214,7 @@ def test_a_rank_that_waits_itself_is_not_blamed(world: World, capfd: pytest.Capt
         said = capfd.readouterr().err
         if world.rank == 0:
             told = (
-                r"stalled: bucket '\S+': rank 2 did not start run 3; "
+                r"stalled: bucket '\S+': rank 2 did not start run 3: its script is at [^;]*; "
                 r"rank 1 has not reached run 3: it waits itself, for process set \[1, 2\]: allreduce 'metric'; "
             )
             assert re.search(told, said), said
@@ -226,7 +263,7 @@ for step, _ in enumerate(train(3)):
 """
     done = run_ranks(2, ["-c", script], 60, env={"COLLECTIVE_TIMEOUT": "2"})
     assert done.returncode != 0
-    told = r"CollectiveTimeoutError: bucket '\S+': rank 1 did not start run 3; .* did not finish within .* of 2\.0 s"
+    told = r"CollectiveTimeoutError: bucket '\S+': rank 1 did not start run 3: its script is at .*; .* did not finish within .* of 2\.0 s"
     assert re.search(told, done.stderr), done.stderr
     assert "rank 0: uncaught CollectiveTimeoutError" in done.stderr
 
@@ -355,7 +392,7 @@ import collective.torch as hvd
 hvd.init()
 for step, _ in enumerate(train(3)):
     if step == 2 and hvd.rank() == 1:
-        collective.allreduce(np.ones(2), name="x" + "\u00e9" * 100)
+        collective.allreduce(np.ones(2), name="x" + "\u00e9" * 200)
 """
     done = run_ranks(2, ["-c", code], 60, env={"COLLECTIVE_TIMEOUT": "4", "COLLECTIVE_STALL_WARNING": "0.5"})
     assert done.returncode != 0

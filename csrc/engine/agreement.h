@@ -64,6 +64,12 @@ class Agreement {
   void hang_up() { mail_->hang_up(); }
   const NameTable& names() const { return names_; }
 
+  // Of rank 0: see Coordinator. On other ranks nobody is wanted.
+  std::vector<int> take_wanted() { return coordinator_ ? coordinator_->take_wanted() : std::vector<int>(); }
+  void set_doing(int rank, std::string text) {
+    if (coordinator_) coordinator_->set_doing(rank, std::move(text));
+  }
+
   // What rank 0 waits for, a line per name; empty on other ranks.
   std::string describe() const { return coordinator_ ? coordinator_->describe() : ""; }
 

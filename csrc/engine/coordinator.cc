@@ -1,6 +1,7 @@
 #include "engine/coordinator.h"
 
 #include <algorithm>
+#include <set>
 
 #include "base/log.h"
 
@@ -9,6 +10,9 @@ namespace {
 
 constexpr auto kCheckEvery = std::chrono::milliseconds(100);
 constexpr size_t kNamesInWarning = 6;
+// How long before a warning the ranks that are late are asked what they do, and how many of them.
+constexpr auto kAskAhead = std::chrono::milliseconds(700);
+constexpr size_t kRanksToAsk = 8;
 
 }  // namespace
 
@@ -275,6 +279,7 @@ std::vector<int> Coordinator::present(const Pending& pending) const {
 
 void Coordinator::check_stalls(Clock::time_point now) {
   next_check_ = now + kCheckEvery;
+  want(now);
   for (auto it = pending_.begin(); it != pending_.end();) {
     const auto& [name, pending] = *it;
     if (now - pending.since < limits_.timeout) {
@@ -284,7 +289,7 @@ void Coordinator::check_stalls(Clock::time_point now) {
     const std::vector<int> late = absent(pending);
     fail(name, present(pending), ErrorCode::kTimeout,
          what(name, pending) + ": " + ranks_.located(late) + " did not submit it within " +
-             seconds_text(limits_.timeout));
+             seconds_text(limits_.timeout) + doing_of(late));
     auto& missed = expired_[name];
     missed.resize(static_cast<size_t>(size()));
     for (const int rank : late) ++missed[static_cast<size_t>(rank)];
@@ -297,6 +302,30 @@ std::string Coordinator::what(const std::string& name, const Pending& pending) {
   return std::string(name_of(Descriptor::decode(pending.variants[0].encoded).kind)) + " '" + name + "'";
 }
 
+// Notes who is late soon before that is told, so that what they do can be told, too.
+void Coordinator::want(Clock::time_point now) {
+  const auto ahead = std::min<std::chrono::duration<double>>(kAskAhead, limits_.stall_warning / 2);
+  for (auto& [name, pending] : pending_) {
+    const auto warning = std::max(pending.since + limits_.stall_warning,
+                                  pending.warned + (pending.warned - pending.since) + limits_.stall_warning);
+    if (pending.asked || (now + ahead < warning && now + ahead < pending.since + limits_.timeout)) continue;
+    pending.asked = true;
+    for (const int rank : absent(pending)) {
+      if (wanted_.size() == kRanksToAsk) break;
+      if (std::find(wanted_.begin(), wanted_.end(), rank) == wanted_.end()) wanted_.push_back(rank);
+    }
+  }
+}
+
+// "\n  rank 1: its script is at ..." for those that have told.
+std::string Coordinator::doing_of(const std::vector<int>& ranks) const {
+  std::string text;
+  for (const int rank : ranks)
+    if (const auto told = doing_.find(rank); told != doing_.end() && !told->second.empty())
+      text += "\n  " + ranks_.text_of(rank) + ": " + told->second;
+  return text;
+}
+
 void Coordinator::warn_of_stalls(Clock::time_point now) {
   // At 1, 2, 4, ... times the interval.
   const auto is_due = [&](const Pending& pending, Clock::time_point at) {
@@ -307,16 +336,22 @@ void Coordinator::warn_of_stalls(Clock::time_point now) {
     return;
   // Those that are due at the next look are told now: what was submitted together is told together.
   std::vector<std::string> stalled;
+  std::set<int> missing;
   for (auto& [name, pending] : pending_) {
     if (!is_due(pending, now + kCheckEvery)) continue;
     pending.warned = now;
+    pending.asked = false;
+    const std::vector<int> late = absent(pending);
+    missing.insert(late.begin(), late.end());
     stalled.push_back("  " + what(name, pending) + ": submitted by " + ranks_.text_of(present(pending)) +
-                      ", waits for " + ranks_.located(absent(pending)) + " since " + seconds_text(now - pending.since));
+                      ", waits for " + ranks_.located(late) + " since " + seconds_text(now - pending.since));
   }
   std::string text = ranks_.label() + "stalled: some ranks have not submitted what others wait for\n";
   std::sort(stalled.begin(), stalled.end());
   for (size_t i = 0; i < std::min(stalled.size(), kNamesInWarning); ++i) text += stalled[i] + "\n";
   if (stalled.size() > kNamesInWarning) text += "  and " + std::to_string(stalled.size() - kNamesInWarning) + " more\n";
+  text.pop_back();  // the last line's end
+  text += doing_of({missing.begin(), missing.end()}) + "\n";
   log_warning(text);
 }
 

@@ -5,6 +5,7 @@
 #include <map>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "base/codec.h"
@@ -25,6 +26,9 @@ class Coordinator {
   // What all ranks are to be told, for Agreement::take_decisions(); empty: nothing new. Gives up on names that have
   // waited too long, and warns of those that wait.
   std::string decide(Clock::time_point now);
+  // The ranks about which a warning or an error is due soon, since the last call; and what one of them does, in words.
+  std::vector<int> take_wanted() { return std::exchange(wanted_, {}); }
+  void set_doing(int rank, std::string text) { doing_[rank] = std::move(text); }
   // A line for each name that some ranks have submitted and others not.
   std::string describe() const;
 
@@ -36,6 +40,7 @@ class Coordinator {
     int missing = 0;
     bool recurring = false;
     Clock::time_point since, warned;
+    bool asked = false;  // what the absent ranks do, since it was last warned of
   };
   struct Ready {
     std::string name, encoded;
@@ -61,6 +66,8 @@ class Coordinator {
   void write_execution(const std::vector<Ready*>& fused);
   void check_stalls(Clock::time_point now);
   void warn_of_stalls(Clock::time_point now);
+  void want(Clock::time_point now);
+  std::string doing_of(const std::vector<int>& ranks) const;
   static std::string what(const std::string& name, const Pending& pending);  // for people
   std::vector<int> absent(const Pending& pending) const;
   std::vector<int> present(const Pending& pending) const;
@@ -79,6 +86,8 @@ class Coordinator {
   std::vector<char> left_, joined_;
   int left_count_ = 0, joined_count_ = 0;
   Clock::time_point next_check_;
+  std::vector<int> wanted_;
+  std::map<int, std::string> doing_;
 };
 
 }  // namespace collective

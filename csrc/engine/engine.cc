@@ -159,7 +159,7 @@ std::unique_ptr<Group> Engine::make_group(MPI_Comm comm, const GroupOptions& opt
   return std::make_unique<Group>(
       comm, limits_, timeline_,
       [this](Ticket& ticket, ErrorCode code, const std::string& text) { finish(ticket, code, text); },
-      [this] { return waits_for(); }, groups_.empty() ? nullptr : groups_.front().get(), options);
+      [this] { return doing(); }, groups_.empty() ? nullptr : groups_.front().get(), options);
 }
 
 size_t Engine::add_group(MPI_Comm comm, const GroupOptions& options) {
@@ -317,6 +317,7 @@ bool Engine::shutdown() {
     no_more_reports_ = true;
   }
   reported_.notify_all();
+  whereabouts_.end();
   thread_.join();
   if (!missing.empty())
     throw Error(ErrorCode::kTimeout,
@@ -395,15 +396,21 @@ void Engine::drive(const Enough& enough, bool by_caller) {
   }
 }
 
-std::string Engine::waits_for() {
+std::optional<Inquiry::Doing> Engine::doing() {
+  bool waits = false;
   {
     const std::lock_guard lock(mutex_);
-    if (waiting_ == 0 && drivers_waiting_ == 0) return "";  // the script does something else
+    waits = waiting_ > 0 || drivers_waiting_ > 0;
   }
-  std::pair<Clock::time_point, std::string> oldest{Clock::time_point::max(), ""};
-  for (const auto& group : groups_)
-    if (group) oldest = std::min(oldest, group->oldest());
-  return oldest.second;
+  if (waits) {
+    std::pair<Clock::time_point, std::string> oldest{Clock::time_point::max(), ""};
+    for (const auto& group : groups_)
+      if (group) oldest = std::min(oldest, group->oldest());
+    if (!oldest.second.empty()) return Inquiry::Doing{oldest.second, ""};
+  }
+  std::optional<std::string> at = whereabouts_.look();
+  if (!at) return std::nullopt;
+  return Inquiry::Doing{"", std::move(*at)};
 }
 
 bool Engine::any_busy() const {

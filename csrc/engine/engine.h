@@ -22,6 +22,7 @@
 
 #include "engine/group.h"
 #include "engine/watch.h"
+#include "engine/whereabouts.h"
 #include "messages/topology.h"
 
 namespace collective {
@@ -67,6 +68,7 @@ class Engine {
   bool shutdown();
 
   Timeline& timeline() { return timeline_; }
+  Whereabouts& whereabouts() { return whereabouts_; }
 
   // The state in words; callable from any thread, also while another one drives, for which it waits up to two seconds.
   std::string describe();
@@ -82,8 +84,8 @@ class Engine {
   std::unique_ptr<Group> make_group(MPI_Comm comm, const GroupOptions& options);
   void bind_thread(const std::vector<int>& cores);
   bool any_busy() const;
-  // What has been in flight for the longest time, while a caller waits; "" otherwise. Called by the driver.
-  std::string waits_for();
+  // What the script does: waits for what has been in flight for the longest time, or is elsewhere. Called by the driver.
+  std::optional<Inquiry::Doing> doing();
   void run();  // the engine's thread
   // Makes progress until `enough` or nothing is in flight. The caller holds driving_. by_caller: of wait().
   template <typename Enough>
@@ -104,6 +106,7 @@ class Engine {
   Limits limits_;
   bool has_core_;  // there are as many cores as ranks on the node
   Timeline timeline_;
+  Whereabouts whereabouts_;
   std::timed_mutex driving_;                    // held by the driver; guards groups_
   std::vector<std::unique_ptr<Group>> groups_;  // by number; null when removed
   Watch watch_;                                 // likewise, over the processes of other ranks
@@ -116,7 +119,7 @@ class Engine {
   std::condition_variable finished_;  // for callers that wait while another thread drives
   std::vector<Work> queue_;
   std::map<std::pair<size_t, std::string>, std::shared_ptr<Ticket>> in_flight_;  // by group and name
-  std::deque<std::shared_ptr<Ticket>> reports_;                                 // for take_finished()
+  std::deque<std::shared_ptr<Ticket>> reports_;                                  // for take_finished()
   std::condition_variable reported_;
   bool no_more_reports_ = false;
   std::optional<Error> failure_;

@@ -77,8 +77,8 @@ Limits with_timeout(Limits limits, const GroupOptions& options) {
 
 }  // namespace
 
-Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, WaitsFor waits_for,
-             const Group* all, const GroupOptions& options)
+Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, DoingHere doing, const Group* all,
+             const GroupOptions& options)
     : control_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
       data_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
       ordered_(options.ordered),
@@ -87,7 +87,7 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
       inquiry_(control_),
       timeline_(&timeline),
       finish_(std::move(finish)),
-      waits_for_(std::move(waits_for)),
+      doing_(std::move(doing)),
       devices_(data_, limits.nccl),
       running_(timeline, finish_),
       plans_(data_, pool_, kFirstBucketTag),
@@ -526,7 +526,18 @@ void Group::check_waits(Clock::time_point now) {
         const std::vector<uint32_t>& started = plans_.started();
         return {about.bucket < started.size() ? started[about.bucket] : 0, ""};
       },
-      waits_for_);
+      doing_, [this](int peer, const Inquiry::Doing& doing) { agreement_.set_doing(peer, doing.text()); });
+  for (const int peer : agreement_.take_wanted()) {
+    if (peer == rank())
+      asks_itself_ = true;
+    else
+      inquiry_.ask_doing(peer);
+  }
+  if (asks_itself_)
+    if (const auto here = doing_()) {
+      agreement_.set_doing(rank(), here->text());
+      asks_itself_ = false;
+    }
   tell_let_go();
   // Whether the wait goes on; text: for what. A time-out finishes the ticket that `take` gives.
   const auto goes_on = [&](Wait& wait, const auto& text, const auto& take) {

@@ -39,11 +39,11 @@ struct GroupOptions {
 class Group {
  public:
   using Finish = std::function<void(Ticket&, ErrorCode, const std::string&)>;
-  using WaitsFor = std::function<std::string()>;
-  // Collective over `comm`. finish: called once for every ticket that was submitted. waits_for: what this rank has had
-  // in flight for the longest time, in any group, while its script waits; "" otherwise. all: the group of all ranks; null
+  using DoingHere = std::function<std::optional<Inquiry::Doing>()>;
+  // Collective over `comm`. finish: called once for every ticket that was submitted. doing: what this rank's script
+  // does; nothing while that is being found out. all: the group of all ranks; null
   // where it is this one.
-  Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, WaitsFor waits_for, const Group* all,
+  Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, DoingHere doing, const Group* all,
         const GroupOptions& options);
 
   int rank() const { return control_.rank(); }
@@ -153,7 +153,8 @@ class Group {
   Inquiry inquiry_;
   Timeline* timeline_;
   Finish finish_;
-  WaitsFor waits_for_;
+  DoingHere doing_;
+  bool asks_itself_ = false;  // what this rank does, for the coordinator here
   BufferPool pool_;
   std::unique_ptr<Lane> lane_;  // in the memory
 

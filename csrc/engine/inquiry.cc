@@ -10,8 +10,11 @@ namespace {
 constexpr int kQuestionTag = 3;
 constexpr int kAnswerTag = 4;
 constexpr int kDemandTag = 5;
-constexpr uint32_t kNoBucket = UINT32_MAX;  // in a question that is about presence alone
-constexpr size_t kLongestWait = 160;
+constexpr uint32_t kNoBucket = UINT32_MAX;   // in a question that is about presence alone
+constexpr uint32_t kDoing = UINT32_MAX - 2;  // in one that is about what a rank does
+constexpr size_t kLongestText = 320;
+// How long it may take to find out where a script is: one that does not let other threads of Python run is not told.
+constexpr auto kLooking = std::chrono::milliseconds(300);
 
 std::shared_ptr<const std::string> letter(Writer w) { return std::make_shared<const std::string>(w.take()); }
 
@@ -51,28 +54,52 @@ void Inquiry::ask_presence(int peer) {
   asked_of_.send(letter(writer_of({kNoBucket, 0})), peer);
 }
 
+void Inquiry::ask_doing(int peer) { asked_of_.send(letter(writer_of({kDoing, 0})), peer); }
+
+std::string Inquiry::Doing::text() const {
+  if (!waits_for.empty()) return "waits itself, for " + waits_for;
+  return at.empty() ? "" : "its script is at " + at;
+}
+
+void Inquiry::answer(const Asked& asked, const Known& known, const Doing& doing) {
+  Writer w = writer_of(asked.question);
+  w.put(known.started);
+  w.put_text(known.description);
+  w.put_text(clipped(doing.waits_for, kLongestText));
+  w.put_text(clipped(doing.at, kLongestText));
+  told_.send(letter(std::move(w)), asked.by);
+}
+
 void Inquiry::progress(const std::function<Known(const Question&)>& known,
-                       const std::function<std::string()>& waits_for) {
+                       const std::function<std::optional<Doing>()>& doing,
+                       const std::function<void(int peer, const Doing&)>& told) {
   if (comm_->size() == 1) return;
   while (auto message = asked_of_.poll()) {
     Reader r(message->bytes);
-    const Question question = read_question(r);
-    const bool about_presence = question.bucket == kNoBucket;
-    const Known answer = about_presence ? Known{0, ""} : known(question);
-    Writer w = writer_of(question);
-    w.put(answer.started);
-    w.put_text(answer.description);
-    w.put_text(about_presence ? "" : clipped(waits_for(), kLongestWait));
-    told_.send(letter(std::move(w)), message->source);
+    unanswered_.push_back({read_question(r), message->source, Clock::now()});
   }
+  std::erase_if(unanswered_, [&](const Asked& asked) {
+    if (asked.question.bucket == kNoBucket) {
+      answer(asked, {0, ""}, {});
+      return true;
+    }
+    std::optional<Doing> now = doing();
+    if (!now && Clock::now() - asked.since < kLooking) return false;
+    answer(asked, asked.question.bucket == kDoing ? Known{0, ""} : known(asked.question), now ? *now : Doing{});
+    return true;
+  });
   while (auto message = told_.poll()) {
     Reader r(message->bytes);
     const Question question = read_question(r);
+    Answer answer;
+    answer.started = r.get<uint64_t>();
+    answer.description = r.get_text();
+    answer.doing.waits_for = r.get_text();
+    answer.doing.at = r.get_text();
     if (question.bucket == kNoBucket) present_ = true;
-    if (question.bucket != asked_.bucket || question.run != asked_.run || answers_.empty()) continue;
-    const auto started = r.get<uint64_t>();
-    std::string description = r.get_text();
-    answers_[static_cast<size_t>(message->source)] = Answer{started, std::move(description), r.get_text()};
+    if (question.bucket == kDoing) told(message->source, answer.doing);
+    if (question.bucket == asked_.bucket && question.run == asked_.run && !answers_.empty())
+      answers_[static_cast<size_t>(message->source)] = std::move(answer);
   }
   for (MpiLetters* letters : {&asked_of_, &told_, &demanded_}) letters->sent();
 }
@@ -96,24 +123,30 @@ const Inquiry::Answer* Inquiry::answer_of(int peer, const Question& question) co
 }
 
 std::string Inquiry::verdict(const Question& question) const {
-  std::vector<int> silent, behind;
-  std::map<std::string, std::vector<int>> held_up;  // by what they wait for
+  std::vector<int> silent;
+  std::map<std::pair<bool, std::string>, std::vector<int>> behind;  // by whether they wait themselves, and what they do
   for (int peer = 0; peer < comm_->size(); ++peer) {
     if (peer == comm_->rank()) continue;
     const Answer* const answer = answer_of(peer, question);
     if (answer == nullptr)
       silent.push_back(peer);
+    else if (answer->started < question.run && !answer->doing.waits_for.empty())
+      behind[{true, answer->doing.waits_for}].push_back(peer);
     else if (answer->started < question.run)
-      (answer->waits_for.empty() ? behind : held_up[answer->waits_for]).push_back(peer);
+      behind[{false, answer->doing.at}].push_back(peer);
   }
   const std::string it = question.bucket == kOrder ? "it" : "run " + std::to_string(question.run);
   std::string text;
   const auto tell = [&](const std::string& more) { text += (text.empty() ? "" : "; ") + more; };
-  if (!behind.empty()) tell(comm_->names().located(behind) + " did not start " + it);
-  for (const auto& [what, ranks] : held_up) {
+  for (const auto& [doing, ranks] : behind) {
+    const auto& [waits, what] = doing;
     const bool one = ranks.size() == 1;
-    tell(comm_->names().located(ranks) + (one ? " has" : " have") + " not reached " + it +
-         (one ? ": it waits itself, for " : ": they wait themselves, for ") + what);
+    if (waits)
+      tell(comm_->names().located(ranks) + (one ? " has" : " have") + " not reached " + it +
+           (one ? ": it waits itself, for " : ": they wait themselves, for ") + what);
+    else
+      tell(comm_->names().located(ranks) + " did not start " + it +
+           (what.empty() ? "" : (one ? ": its script is at " : ": their scripts are at ") + what));
   }
   if (!silent.empty()) tell(comm_->names().located(silent) + " did not answer");
   return text.empty() ? "all ranks have started it" : text;

@@ -1,6 +1,7 @@
 // Questions between ranks. "Have you started this?" is asked when something that runs without agreement makes no progress,
 // a bucket or an operation that is matched by its order: it costs nothing until something stalls, and the engine of a rank
-// answers even while its script is stuck elsewhere. "Are you there?" is asked of the coordinator.
+// answers even while its script is stuck elsewhere. "Are you there?" is asked of the coordinator, and "what do you do?" by
+// it, of ranks that are late.
 //
 // And a demand, "run this", is sent to a rank that has joined and so does not start its buckets by itself.
 #pragma once
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "base/descriptor.h"
+#include "engine/limits.h"
 #include "messages/letters.h"
 
 namespace collective {
@@ -32,11 +34,21 @@ class Inquiry {
     std::string description;
   };
 
+  // What a rank's script does: waits for something in flight, in words, or is somewhere else; both "" where that is not
+  // known.
+  struct Doing {
+    std::string waits_for, at;
+    std::string text() const;  // "waits itself, for ..."
+  };
+
   void ask(const Question& question);
+  void ask_doing(int peer);
   // Whether all have answered the last question, if there was one.
   bool is_answered() const;
-  // Answers others with what this rank knows and what it waits for itself ("" for nothing), and takes answers.
-  void progress(const std::function<Known(const Question&)>& known, const std::function<std::string()>& waits_for);
+  // Answers others with what this rank knows and does, and takes answers. doing: nothing while that is being found out.
+  // told: called with what others do, as asked.
+  void progress(const std::function<Known(const Question&)>& known, const std::function<std::optional<Doing>()>& doing,
+                const std::function<void(int peer, const Doing&)>& told);
   // "Are you there?", and whether that was answered.
   void ask_presence(int peer);
   bool is_present() const { return present_; }
@@ -57,14 +69,22 @@ class Inquiry {
  private:
   struct Answer {
     uint64_t started;
-    std::string description, waits_for;
+    std::string description;
+    Doing doing;
   };
+  struct Asked {
+    Question question;
+    int by;
+    Clock::time_point since;
+  };
+  void answer(const Asked& asked, const Known& known, const Doing& doing);
   const Answer* answer_of(int peer, const Question& question) const;
 
   const Comm* comm_;
   MpiLetters asked_of_, told_, demanded_;       // questions, answers, demands
   std::vector<std::optional<Answer>> answers_;  // by rank, to the last question
   Question asked_{0, 0};
+  std::vector<Asked> unanswered_;
   bool present_ = false;
 };
 

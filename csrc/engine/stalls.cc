@@ -10,7 +10,7 @@ namespace {
 // The coordinator reports a time-out. A rank that does not hear from it gives up this much later.
 constexpr auto kCoordinatorGrace = std::chrono::seconds(5);
 // How long the others have to answer before their answers are reported.
-constexpr auto kAnswerTime = std::chrono::milliseconds(500);
+constexpr auto kAnswerTime = std::chrono::milliseconds(700);
 // How long an operation that is matched by its order stalls before the ranks compare what they do.
 constexpr auto kFirstComparison = std::chrono::seconds(1);
 
