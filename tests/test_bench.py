@@ -173,7 +173,10 @@ def test_training_workloads(tmp_path: Path) -> None:
     assert set(rows) == {
         ("idle", "0.2 s", "ours"),
         *(("resnet50", gradients, name) for name in ("ours", "ours buckets", "ours views", "gloo", "memcpy")),
-        *(("step", "ResNet-50, batch 4", name) for name in ("local", "ours", "ours views", "ours bf16", "ddp gloo")),
+        *(
+            ("step", "ResNet-50, batch 4", name)
+            for name in ("local", "ours", "ours views", "ours bf16", "ddp gloo", "ddp ours")
+        ),
         *(("overlap", case, name) for case in ("computing", "waiting") for name in overlap),
     }
     assert {row["unit"] for key, row in rows.items() if key[2] == "hidden"} == {"%"}
@@ -225,7 +228,9 @@ def test_wire(ranks: list[int], link: str | None, tmp_path: Path) -> None:
         output, _ = job.communicate(timeout=200)
     assert job.returncode == 0, output
     rows = measured(file)
-    contenders = {"ours", "ours views", "ours fp16", "mpi", "gloo"} | ({"ours flat"} if max(ranks) > 1 else set())
+    contenders = {"ours", "ours views", "ours c10d", "ours fp16", "mpi", "gloo"} | (
+        {"ours flat"} if max(ranks) > 1 else set()
+    )
     n = len(ranks)
     assert set(rows) == {
         ("wire link", f"{n} nodes", "mpi messages" if link is None else "given"),
