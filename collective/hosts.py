@@ -123,8 +123,9 @@ def are_reachable(hosts: Sequence[Host], ssh_options: Sequence[str], limit: floa
     with concurrent.futures.ThreadPoolExecutor(min(_AT_ONCE, len(others))) as pool:
         complaints = [said for said in pool.map(complaint, others) if said is not None]
     if complaints:
+        first = complaints[0].partition(": ")[0]
         raise InvalidArgumentError(
             f"ssh does not reach {'one host' if len(complaints) == 1 else f'{len(complaints)} hosts'} of the job "
-            f"({'; '.join(complaints)}). Check the spelling; `ssh {others[0]} true` must work here without a password "
+            f"({'; '.join(complaints)}). Check the spelling; `ssh {first} true` must work here without a password "
             f"(ssh-copy-id), and Python and this package must be at the same paths there"
         )

@@ -3,6 +3,7 @@
 import importlib
 import os
 import pty
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import collective
+from cluster import Cluster, why_not
 from collective import _core, mpi
 from collective.cli import placement
 from collective.cli.main import TOOLS, group
@@ -310,6 +312,7 @@ logging: {level: INFO, hide_timestamp: true}
         (["-np", "2", "--fusion-treshold-mb", "3", "train"], "Did you mean '--fusion-threshold-mb'?"),
         (["-np", "2", "no-such-program"], "there is no program no-such-program"),
         (["-np", "2", "python3", "no_such_script.py"], "there is no script no_such_script.py"),
+        (["-np", "2", "python3", "-u", "-X", "dev", "no_such_script.py"], "there is no script no_such_script.py"),
         (["-np", "2", __file__], "put python before it"),
         (["-np", "3", "-H", "a:1,b:1", "train"], "3 ranks do not fit on a:1, b:1, which is 2 slots"),
         (["-np", "9", "train"], "9 ranks on 8 cores"),
@@ -322,6 +325,11 @@ logging: {level: INFO, hide_timestamp: true}
 )
 def test_wrong_arguments(open_mpi: Machine, arguments: list[str], told: str) -> None:
     assert told in open_mpi.refusal(*arguments)
+
+
+def test_programs_that_are_no_scripts(open_mpi: Machine) -> None:
+    for program in (["-m", "module"], ["-u", "-c", "pass"], ["-"], [__file__, "no_such_argument"]):
+        assert " python3 " in open_mpi.command("-np", "2", "python3", *program)
 
 
 def test_hostfiles(open_mpi: Machine, tmp_path: Path) -> None:
@@ -537,6 +545,42 @@ def test_a_launcher_that_is_killed(tmp_path: Path) -> None:
     executable(tmp_path / "counter", "#!/bin/sh\nkill -KILL $$\n")
     done = subprocess.run([sys.executable, "-c", FORWARD], cwd=tmp_path, env={**environment(), "PYTHONPATH": str(ROOT)})
     assert done.returncode == 128 + signal.SIGKILL
+
+
+SSH = """#!/bin/sh
+echo "$*" >> {log}
+while :; do case $1 in -[opi]) shift 2;; -*) shift;; *) break;; esac; done
+exec {agent} "$@"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+def test_two_hosts(tmp_path: Path) -> None:
+    """Hosts that a stand-in for ssh reaches: asked first, then given their ranks and variables."""
+    if reason := why_not():
+        pytest.skip(reason)
+    log = tmp_path / "log"
+    with Cluster([1, 1], None) as cluster:
+        executable(tmp_path / "ssh", SSH.format(log=log, agent=cluster.agent))
+        env = {**job_environment(), "COLLECTIVE_TIMEOUT": "44", "PYTHONPATH": str(ROOT)}
+        env["PATH"] = f"{tmp_path}:{env['PATH']}"
+        hosts = f"{cluster.address(0)}:1,{cluster.address(1)}:1"
+        code = """
+import os, socket, collective
+collective.init()
+total = collective.allreduce(collective.rank() + 1, collective.Sum)
+print(f"{socket.gethostname()} {total} {os.environ['COLLECTIVE_TIMEOUT']} {os.environ['WORDS']}\\n", end="", flush=True)
+"""
+        flags = ["-H", hosts, "-p", "2222", "--network-interface", "eth0", "-x", "WORDS=a b"]
+        inner = shlex.join(command_line("run", *flags, sys.executable, "-c", code))
+        done = subprocess.run(
+            cluster.on_first_host(inner), env=env, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(done.stdout.splitlines()) == ["host0 3 44 a b", "host1 3 44 a b"]
+    asked, *started = sorted(log.read_text().splitlines(), key=lambda line: "BatchMode" not in line)
+    assert asked.endswith(" true")
+    assert any("-p 2222" in line and "prted" in line for line in started)
 
 
 # ---- the command itself, and the tools ----

@@ -175,10 +175,22 @@ def _check_program(program: Sequence[str]) -> None:
         if name.endswith(".py") and Path(name).is_file():
             raise Problem(f"{name} is not executable: put python before it, as in: python {shlex.join(program)}")
         raise Problem(f"there is no program {name}: neither in {os.getcwd()}, if it has a slash, nor on PATH.")
-    if Path(name).name.startswith("python"):
-        script = next((argument for argument in arguments if argument), "")
-        if script and not script.startswith("-") and not Path(script).exists():
-            raise Problem(f"there is no script {script} in {os.getcwd()}.")
+    script = _script(arguments) if Path(name).name.startswith("python") else None
+    if script is not None and not Path(script).exists():
+        raise Problem(f"there is no script {script} in {os.getcwd()}.")
+
+
+def _script(arguments: Sequence[str]) -> str | None:
+    """What Python would run; None: a module, a command, or standard input."""
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-"):
+            return word
+        if word == "-" or word.startswith(("-m", "-c")):
+            return None
+        if word in ("-W", "-X"):  # with a value
+            next(words, None)
+    return None
 
 
 def _check_alone() -> None:
