@@ -201,7 +201,7 @@ def test_variables(open_mpi: Machine) -> None:
         "COLLECTIVE_LOG_LEVEL=info A='b c' mpirun -np 2 -x A -x COLLECTIVE_LOG_LEVEL -x HOME_OF_DATA "
         "-x HOROVOD_TIMELINE -x OMP_NUM_THREADS -x PATH -x PYTHONPATH --bind-to none train"
     )
-    assert "OMP_NUM_THREADS=1 as it was" in open_mpi.run("--dry-run", "-np", "2", "train").stderr
+    assert "OMP_NUM_THREADS=1 as given" in open_mpi.run("--dry-run", "-np", "2", "train").stderr
     assert "-x NOT_THERE: there is no such variable" in open_mpi.refusal("-np", "2", "-x", "NOT_THERE", "train")
 
 
@@ -310,7 +310,10 @@ logging: {level: INFO, hide_timestamp: true}
         (["-np", "2"], "what is to run is missing"),
         (["-np", "0", "train"], "0 is not in the range"),
         (["-np", "2", "--fusion-treshold-mb", "3", "train"], "Did you mean '--fusion-threshold-mb'?"),
-        (["-np", "2", "no-such-program"], "there is no program no-such-program"),
+        (["-np", "2", "no-such-program"], "there is no program no-such-program on PATH"),
+        (["-np", "2", "./no-such-program"], "there is no program ./no-such-program in /"),
+        (["-np", "2", "--mpi-args", "'a", "train"], "No closing quotation"),
+        (["-np", "2", "--output-filename", "/dev/null/here", "train"], "/dev/null/here: Not a directory"),
         (["-np", "2", "python3", "no_such_script.py"], "there is no script no_such_script.py"),
         (["-np", "2", "python3", "-u", "-X", "dev", "no_such_script.py"], "there is no script no_such_script.py"),
         (["-np", "2", __file__], "put python before it"),

@@ -46,7 +46,7 @@ def place(
     cores = slurm.cores if slurm is not None else physical_cores()
     threads = slurm.cores_per_rank if slurm is not None and slurm.cores_per_rank else max(1, cores // here)
     if "OMP_NUM_THREADS" in environment:
-        omp = f"OMP_NUM_THREADS={environment['OMP_NUM_THREADS']} as it was"
+        omp = f"OMP_NUM_THREADS={environment['OMP_NUM_THREADS']} as given"
     else:
         omp = f"OMP_NUM_THREADS={threads} ({cores} cores here, {here} rank{'s' * (here > 1)})"
     chosen, why = _binding(launcher, slurm, environment, binding, more)

@@ -114,7 +114,7 @@ def _run(given: Mapping[str, Any]) -> int:
     changed = {**horovodrun.settings(dict(given)), **_exported(given["exported"], environment)}
     Config.from_environment()  # here once, rather than on every rank
     mpi.load()
-    more = shlex.split(given["mpi_args"] or "")
+    more, binding = _words("--mpi-args", given["mpi_args"]), _words("--binding-args", given["binding_args"])
     places = hosts.given(given["hosts"], given["hostfile"])
     slurm = config.slurm_allocation()
     launcher, why_not_srun = _launcher(given["which"], slurm, environment)
@@ -122,7 +122,7 @@ def _run(given: Mapping[str, Any]) -> int:
     inherited = {**environment, **changed}
     placement.check_root(launcher, environment, given["allow_run_as_root"], more)
     placement.check_slots(launcher, size, places, environment, given["oversubscribe"], more)
-    placed = placement.place(launcher, size, places, slurm, inherited, shlex.split(given["binding_args"] or ""), more)
+    placed = placement.place(launcher, size, places, slurm, inherited, binding, more)
     if "OMP_NUM_THREADS" not in inherited:
         changed["OMP_NUM_THREADS"] = str(placed.threads)
     job = Job(
@@ -158,7 +158,10 @@ def _run(given: Mapping[str, Any]) -> int:
             _say(f"asking {', '.join(host.name for host in places)} by ssh")
         hosts.are_reachable(places, job.ssh_options, given["start_timeout"])
     if job.output:
-        Path(job.output).mkdir(parents=True, exist_ok=True)
+        try:
+            Path(job.output).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Problem(f"--output-filename {job.output}: {error.strerror}; it names a directory.") from None
     _say(shown)
     return run_launcher(command, {**environment, **changed})
 
@@ -174,7 +177,7 @@ def _check_program(program: Sequence[str]) -> None:
     if shutil.which(name) is None:
         if name.endswith(".py") and Path(name).is_file():
             raise Problem(f"{name} is not executable: put python before it, as in: python {shlex.join(program)}")
-        raise Problem(f"there is no program {name}: neither in {os.getcwd()}, if it has a slash, nor on PATH.")
+        raise Problem(f"there is no program {name} {f'in {os.getcwd()}' if '/' in name else 'on PATH'}.")
     script = _script(arguments) if Path(name).name.startswith("python") else None
     if script is not None and not Path(script).exists():
         raise Problem(f"there is no script {script} in {os.getcwd()}.")
@@ -199,6 +202,14 @@ def _check_alone() -> None:
             f"this is one of several processes already ({found.variable}={found.value}, by {found.launcher}), and each "
             f"would start a job. Start the script itself by that launcher, or `collective run` without it."
         )
+
+
+def _words(flag: str, text: str | None) -> list[str]:
+    """The arguments in the value of a flag."""
+    try:
+        return shlex.split(text or "")
+    except ValueError as error:
+        raise Problem(f"{flag} {text!r}: {error}; it is read as a shell reads words.") from None
 
 
 def _name(text: str) -> str:
