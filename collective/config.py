@@ -31,7 +31,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,16 @@ __all__ = [
     "Config",
     "Launched",
     "LogLevel",
+    "Slurm",
     "cache_directory",
+    "environment",
     "environment_outside_the_job",
     "gloo_interface",
     "launched",
     "mark_rank",
     "marked_rank",
+    "of_ranks",
+    "slurm_allocation",
     "visible_devices",
 ]
 
@@ -284,6 +288,46 @@ def environment_outside_the_job() -> dict[str, str]:
     Variables that choose the MPI's transports stay: OMPI_MCA_*, UCX_*, FI_*, MPIR_CVAR_*.
     """
     return {name: value for name, value in os.environ.items() if not _OF_THE_JOB.match(name)}
+
+
+def environment() -> dict[str, str]:
+    """All of it, for a launcher that starts ranks."""
+    return dict(os.environ)
+
+
+# What ranks on other hosts need of it: launchers pass on their own variables only.
+_OF_RANKS = re.compile(r"(COLLECTIVE|HOROVOD)_(?!RANK_PID$)|(PATH|PYTHONPATH|LD_LIBRARY_PATH|OMP_NUM_THREADS)$")
+
+
+def of_ranks(names: Iterable[str]) -> list[str]:
+    """The variables among these that every rank is to have, sorted."""
+    return sorted(name for name in names if _OF_RANKS.match(name))
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """An allocation in which this process runs."""
+
+    nodes: int
+    ranks: int | None  # unless the user has not said how many
+    cores_per_rank: int | None  # the same
+    cores: int  # of this node
+
+
+def slurm_allocation() -> Slurm | None:
+    """Slurm's, if salloc or sbatch has started this process in one."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+
+    def number(*names: str) -> int | None:
+        return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), None)
+
+    return Slurm(
+        number("SLURM_JOB_NUM_NODES", "SLURM_NNODES") or 1,
+        number("SLURM_NTASKS", "SLURM_NPROCS"),
+        number("SLURM_CPUS_PER_TASK"),
+        number("SLURM_CPUS_ON_NODE") or len(os.sched_getaffinity(0)),
+    )
 
 
 def cache_directory() -> Path:

@@ -1,5 +1,8 @@
 """Whether this MPI can send device memory.
 
+python -m collective.cuda_aware                   # tries it with two processes; status 0: it can
+python -m collective.cuda_aware --several-nodes   # and again without the MPI's shared memory
+
 What an MPI says about itself (`ompi_info`, MPIX_Query_cuda_support) is how it was compiled, not what works here; and
 where device memory is not supported, sending it ends in a crash or in wrong bytes. So two ranks try it, in processes of
 their own beside the job (`_cuda_aware_probe.py`). Both run on this node: all they show of the network between nodes is
@@ -8,6 +11,7 @@ what the MPI does when told not to use shared memory.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import os
@@ -17,6 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +29,7 @@ from . import _core
 from ._cuda_aware_probe import MARK
 from .config import Config, environment_outside_the_job
 
-__all__ = ["Answer", "find_out"]
+__all__ = ["Answer", "find_out", "main"]
 
 LIMIT = 60  # seconds for one probe: some drivers take more than ten to start
 _END = 5.0  # seconds for a launcher to end its ranks and remove its files
@@ -167,3 +172,20 @@ def _without_shared_memory(environment: dict[str, str]) -> dict[str, str]:
     else:
         btl = ",".join(name for name in chosen.split(",") if name not in shared)
     return {"UCX_TLS": "^sm,cuda_ipc", **environment, "OMPI_MCA_btl": btl, "MPIR_CVAR_NOLOCAL": "1"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the answer; 0 for yes, else 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m collective.cuda_aware", description="Tries whether this MPI can send device memory."
+    )
+    parser.add_argument(
+        "--several-nodes", action="store_true", help="try again with the MPI's shared memory switched off"
+    )
+    answer = find_out(several_nodes=parser.parse_args(arguments).several_nodes)
+    print(answer.how)
+    return 0 if answer.aware else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -6,9 +6,11 @@ mpirun -np 4 python -m collective.info    # and where each rank is
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import socket
+from collections.abc import Sequence
 from importlib import metadata
 
 from . import __version__, _core, cuda_aware, lifecycle, mpi, ops, runtime, ucx
@@ -18,8 +20,11 @@ from .objects import allgather_object
 __all__ = ["cores", "main", "mpi_name", "version_of"]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print it, on rank 0; collective."""
+    argparse.ArgumentParser(
+        prog="python -m collective.info", description="Shows versions, MPI, ranks, memory and devices of this job."
+    ).parse_args(arguments)
     lifecycle.init()
     devices, why_none = _core.devices()
     names = [name for name, _ in devices]

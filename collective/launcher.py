@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from . import _core, mpi
 from .config import Launched, launched
 from .errors import InvalidArgumentError
 
-__all__ = ["advice_about_cores", "check"]
+__all__ = ["advice_about_cores", "check", "physical_cores"]
 
 
 def check(size: int) -> None:
@@ -52,3 +53,12 @@ def advice_about_cores(local_size: int) -> str | None:
             f"--cpus-per-task={there // local_size}"
         )
     return None
+
+
+def physical_cores() -> int:
+    """How many cores this process may use, hardware threads of one core together: launchers count them so."""
+    cores = set()
+    for number in os.sched_getaffinity(0):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+        cores.add(siblings.read_text() if siblings.exists() else f"{number}\n")
+    return len(cores)

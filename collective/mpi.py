@@ -18,6 +18,8 @@ from .errors import CollectiveTimeoutError, InvalidArgumentError, MPIMismatchErr
 from .loading import import_mpi
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from mpi4py import MPI
 
     from .config import Config
@@ -26,6 +28,7 @@ __all__ = [
     "before_finalize",
     "communicator_of",
     "end_if_someone_is_missing",
+    "load",
     "meet",
     "name_and_version",
     "other_version",
@@ -37,8 +40,12 @@ _watched = False
 _someone_missing = False
 
 
-def start() -> None:
-    """Compare mpi4py's MPI with ours; if nobody has yet, initialise it for several threads, and finalise it at exit."""
+def load() -> ModuleType:
+    """mpi4py.MPI, compared with the MPI that the engine uses; nothing is initialised.
+
+    Raises:
+        MPIMismatchError: mpi4py finds none, or they differ.
+    """
     if "mpi4py.MPI" not in sys.modules:
         import mpi4py
 
@@ -48,6 +55,12 @@ def start() -> None:
     MPI = import_mpi()  # noqa: N806 - mpi4py's name
 
     _check_same(MPI.Get_library_version())
+    return MPI
+
+
+def start() -> None:
+    """Compare mpi4py's MPI with ours; if nobody has yet, initialise it for several threads, and finalise it at exit."""
+    MPI = load()  # noqa: N806
     if MPI.Is_finalized():
         raise InvalidArgumentError("MPI has been finalised in this process, and cannot be started again")
     if not MPI.Is_initialized():

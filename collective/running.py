@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,9 +15,11 @@ from typing import Any, TypeVar
 
 import cloudpickle
 
-from . import _core, mpi
+from . import job_command, mpi, mpirun
 from .config import environment_outside_the_job
 from .errors import CollectiveError, InvalidArgumentError
+from .hosts import given
+from .job_command import Job
 
 __all__ = ["run"]
 
@@ -59,19 +60,20 @@ def run(
         args, kwargs: its arguments, the same on all ranks.
         np: how many ranks; `num_proc` is Horovod's later name for it. One unless given.
         hosts: where they run, "a:2,b:2"; this host unless given.
-        hostfile: the same as a file, in the form that mpirun reads.
+        hostfile: the same as a file, in the form of Open MPI and Horovod (node1 slots=2) or of Hydra (node1:2).
         mpi_args: more arguments for mpirun, as in a shell: "--bind-to none".
         executable: the Python of the ranks; this one unless given.
         env: added to the environment of the ranks.
         verbose: whether to print the command.
         horovod: Horovod's other arguments are refused if they ask for anything but mpirun and fixed ranks.
 
-    The job is started by the mpirun beside the Python of the ranks, else by the one on PATH; its output is shown.
+    The job is started by the mpirun of the MPI in use, beside the Python of the ranks or on PATH; its output is shown.
     An exception in this process, such as Ctrl-C's, ends it. Rank 0 runs on this host, and the function and its results
     travel by MPI.
 
     Raises:
-        InvalidArgumentError: a number of ranks below one, an argument of Horovod's that cannot be met, or no mpirun.
+        InvalidArgumentError: a number of ranks below one, an argument of Horovod's that cannot be met, hosts that are
+            none, or no mpirun of this MPI.
         CollectiveError: a rank raised, and the message holds its traceback; or the job failed, and has said why.
     """
     size = np if num_proc is None else num_proc
@@ -88,19 +90,18 @@ def run(
                 f"Options for mpirun go into mpi_args."
             )
     python = executable or sys.executable
-    mpirun = shutil.which("mpirun", path=str(Path(python).parent)) or shutil.which("mpirun")
-    if mpirun is None:
-        raise InvalidArgumentError(f"run needs an mpirun, and there is none beside {python} or on PATH")
+    inherited = environment_outside_the_job()
+    launcher = mpirun.find(python, inherited)
+    places = given(hosts, hostfile)
     with tempfile.TemporaryDirectory(prefix="collective-run-") as name:
         directory = Path(name)
         (directory / _CALL).write_bytes(cloudpickle.dumps((func, tuple(args), dict(kwargs or {}))))
         # Not by -m, which would run this module a second time, and warn about it.
         program = "import sys; from collective import running; running.on_a_rank(sys.argv[1])"
-        options = [*_places(hosts, hostfile), *shlex.split(mpi_args or "")]
-        command = [mpirun, "-np", str(size), *options, python, "-c", program, name]
+        job = Job(size, [python, "-c", program, name], hosts=places, more=shlex.split(mpi_args or ""))
+        command = job_command.command(launcher, job)
         if verbose:
             print(shlex.join(command), file=sys.stderr)
-        inherited = environment_outside_the_job()
         # The module that the function comes from need not be installed.
         path = os.pathsep.join(filter(None, [inherited.get("PYTHONPATH"), *sys.path]))
         status = _status(command, {**inherited, "PYTHONPATH": path, **(env or {})})
@@ -111,13 +112,6 @@ def run(
             raise CollectiveError(f"run: {' '.join(command[:3])} ended with status {status}")
         results: list[T] = pickle.loads((directory / _RESULTS).read_bytes())
     return results
-
-
-def _places(hosts: str | None, hostfile: str | os.PathLike[str] | None) -> list[str]:
-    """mpirun's options for the hosts: Open MPI's, or Hydra's (MPICH, Intel MPI)."""
-    is_open_mpi = _core.running_mpi().startswith("Open MPI")
-    options = [] if hosts is None else ["--host" if is_open_mpi else "-hosts", hosts]
-    return options if hostfile is None else [*options, "--hostfile" if is_open_mpi else "-f", os.fspath(hostfile)]
 
 
 def _status(command: Sequence[str], env: Mapping[str, str]) -> int:

