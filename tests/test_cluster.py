@@ -80,7 +80,7 @@ assert [p.unique().tolist() for p in parameters] == [[-6.0 * (6 + 4 * n)] for n 
 
 @pytest.mark.parametrize("options", [[], ["--map-by", "node"]], ids=["by slot", "by node"])
 def test_a_reduce_scatter_sends_half_of_that(options: list[str]) -> None:
-    """(n-1)/n N bytes leave each of n nodes, in which the ranks have added theirs before; parts may differ in length."""
+    """(n-1)/n N bytes leave each of n nodes, whose ranks have added theirs before; parts may differ in length."""
     code = """
 import numpy as np
 import collective

@@ -263,7 +263,10 @@ for step, _ in enumerate(train(3)):
 """
     done = run_ranks(2, ["-c", script], 60, env={"COLLECTIVE_TIMEOUT": "2"})
     assert done.returncode != 0
-    told = r"CollectiveTimeoutError: bucket '\S+': rank 1 did not start run 3: its script is at .*; .* did not finish within .* of 2\.0 s"
+    told = (
+        r"CollectiveTimeoutError: bucket '\S+': rank 1 did not start run 3: its script is at .*; "
+        r".* did not finish within .* of 2\.0 s"
+    )
     assert re.search(told, done.stderr), done.stderr
     assert "rank 0: uncaught CollectiveTimeoutError" in done.stderr
 
