@@ -24,6 +24,7 @@ from .errors import (
     MismatchError,
     MPIMismatchError,
     NotInitializedError,
+    ReplicaError,
     ShutdownError,
     UnsupportedTypeError,
 )
@@ -109,6 +110,7 @@ __all__ = [
     "Op",
     "ProcessSet",
     "Product",
+    "ReplicaError",
     "ShutdownError",
     "Sum",
     "UnsupportedTypeError",

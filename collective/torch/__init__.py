@@ -76,6 +76,7 @@ from .ops import (
     synchronize,
 )
 from .optimizer import DistributedOptimizer
+from .replicas import ReplicaReport, check_replicas
 from .state import broadcast_optimizer_state, broadcast_parameters
 from .sync_batch_norm import SyncBatchNorm
 
@@ -95,6 +96,7 @@ __all__ = [
     "Min",
     "ProcessSet",
     "Product",
+    "ReplicaReport",
     "Sum",
     "SyncBatchNorm",
     "add_process_set",
@@ -116,6 +118,7 @@ __all__ = [
     "broadcast_optimizer_state",
     "broadcast_parameters",
     "ccl_built",
+    "check_replicas",
     "compression",
     "cross_rank",
     "cross_size",
