@@ -75,6 +75,7 @@ from .ops import (
     send,
     send_async,
 )
+from .preemption import Preemption
 from .process_sets import ProcessSet, global_process_set
 from .running import run
 from .runtime import (
@@ -108,6 +109,7 @@ __all__ = [
     "MismatchError",
     "NotInitializedError",
     "Op",
+    "Preemption",
     "ProcessSet",
     "Product",
     "ReplicaError",

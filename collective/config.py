@@ -51,6 +51,7 @@ __all__ = [
     "launched",
     "mark_rank",
     "marked_rank",
+    "slurm_job",
     "visible_devices",
 ]
 
@@ -296,6 +297,11 @@ def cache_directory() -> Path:
 def timeout_is_set() -> bool:
     """Whether the user has chosen the time-out of operations."""
     return _given("TIMEOUT", "STALL_SHUTDOWN_TIME_SECONDS") in os.environ
+
+
+def slurm_job() -> str | None:
+    """The number of the Slurm job that this process belongs to."""
+    return os.environ.get("SLURM_JOB_ID") or None
 
 
 def gloo_interface() -> str | None:

@@ -18,6 +18,7 @@ from ..errors import CollectiveError
 from ..handles import Handle, Handles
 from ..lifecycle import add_process_set, init, remove_process_set, shutdown
 from ..objects import allgather_object, broadcast_object
+from ..preemption import Preemption
 from ..process_sets import ProcessSet, global_process_set
 from ..running import run
 from ..runtime import (
@@ -94,6 +95,7 @@ __all__ = [
     "HorovodInternalError",
     "Max",
     "Min",
+    "Preemption",
     "ProcessSet",
     "Product",
     "ReplicaReport",
