@@ -15,7 +15,7 @@ import pytest
 
 import collective
 from collective import _core
-from harness.mpirun import descendants, end_job, environment, run_ranks, start
+from harness.mpirun import descendants, end_job, environment, mpirun_command, run_ranks, start
 from test_examples import flatten, needs, same
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -83,8 +83,11 @@ WAYS: dict[str, Callable[[Job], None]] = {
 }
 
 
-@pytest.mark.parametrize("every", [1, 7])
-@pytest.mark.parametrize("way", [pytest.param(w, marks=forwarding if "mpirun" in w else ()) for w in WAYS])
+@pytest.mark.parametrize(
+    ("way", "every"),
+    [pytest.param(way, 1, marks=forwarding if "mpirun" in way else ()) for way in WAYS]
+    + [("SIGUSR1 to one rank", 7), ("two to different ranks", 20)],
+)
 def test_all_ranks_stop_after_the_same_step(tmp_path: Path, way: str, every: int) -> None:
     job = Job(3, tmp_path, every, 5000)
     try:
@@ -293,17 +296,17 @@ def test_batch_scripts_are_well_formed(script: Path) -> None:
 
 
 class Slurm:
-    """Runs batch scripts as sbatch would, with an srun that starts two ranks by mpirun, and a scontrol that notes."""
+    """Runs batch scripts as sbatch would; its srun writes down its command and starts two ranks by mpirun, or none."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, starts_ranks: bool) -> None:
         self.directory = directory
         (directory / "work").mkdir()
         (directory / "work" / "examples").symlink_to(EXAMPLES)
-        mpirun = start.__globals__["mpirun_command"]()
+        run = f'exec {" ".join(mpirun_command())} -n 2 "$@"' if starts_ranks else ""
         program(
             directory / "bin" / "srun",
             f'[ "$1 $2" = "-K --mpi=pmix" ] || exit 9\nshift 2\necho "$@" >> {directory}/srun\n'
-            f'echo $$ > {directory}/pid\nexec {" ".join(mpirun)} -n 2 "$@"',
+            f"echo $$ > {directory}/pid\n{run}",
         )
         program(directory / "bin" / "scontrol", f'echo "$@" >> {directory}/scontrol')
 
@@ -334,34 +337,41 @@ def finished(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     return process.returncode, stdout, stderr
 
 
-@needs("torch", "sklearn")
 def test_batch_scripts_start_what_they_say(tmp_path: Path) -> None:
-    slurm = Slurm(tmp_path)
-    few = ("--steps", "1", "--checkpoint", "x.pt")
+    slurm = Slurm(tmp_path, starts_ranks=False)
     for script, arguments, variables, started in (
-        ("cpu.sbatch", ("examples/numpy_mean.py",), {}, "python examples/numpy_mean.py"),
-        ("gpu.sbatch", ("examples/train_gpt.py", *few), {}, "python examples/train_gpt.py --steps 1 --checkpoint x.pt"),
+        ("cpu.sbatch", "", {}, "examples/train_digits.py"),
+        ("cpu.sbatch", "examples/numpy_mean.py 3", {}, "examples/numpy_mean.py 3"),
+        ("gpu.sbatch", "", {}, "examples/train_gpt.py --device cuda"),
+        ("gpu.sbatch", "x.py --lr 1", {}, "x.py --lr 1"),
         (
             "array.sbatch",
-            ("--epochs", "1"),
+            "--epochs 1",
             {"SLURM_ARRAY_TASK_ID": "2"},
-            "python examples/train_digits.py --compression bf16 --epochs 1",
+            "examples/train_digits.py --compression bf16 --epochs 1",
         ),
+        ("requeue.sbatch", "", {}, "examples/train_gpt.py --checkpoint train_gpt-4711.pt"),
     ):
-        status, stdout, stderr = finished(slurm.sbatch(script, *arguments, **variables))
+        status, stdout, stderr = finished(slurm.sbatch(script, *arguments.split(), **variables))
         assert status == 0, stdout + stderr
-        assert slurm.said("srun").splitlines()[-1] == started
+        assert slurm.said("srun").splitlines()[-1] == f"python {started}"
     status, _, stderr = finished(slurm.sbatch("array.sbatch", SLURM_ARRAY_TASK_ID="3"))
     assert status != 0
     assert "unbound variable" in stderr
+
+
+def test_a_batch_script_runs_on_ranks(tmp_path: Path) -> None:
+    status, stdout, stderr = finished(Slurm(tmp_path, True).sbatch("cpu.sbatch", "examples/numpy_mean.py"))
+    assert status == 0, stderr
+    assert "mean " in stdout
 
 
 @forwarding
 @needs("torch")
 def test_a_requeued_job_goes_on(tmp_path: Path) -> None:
     """The signal before the time limit, the checkpoint, the request, and the same script once more."""
-    slurm = Slurm(tmp_path)
-    steps = "60"
+    slurm = Slurm(tmp_path, starts_ranks=True)
+    steps = "40"
     process = slurm.sbatch("requeue.sbatch", "--steps", steps)
     try:
         assert process.stdout is not None
