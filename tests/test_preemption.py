@@ -16,6 +16,7 @@ import pytest
 import collective
 from collective import _core
 from harness.mpirun import descendants, end_job, environment, mpirun_command, run_ranks, start
+from harness.plugin import World
 from test_examples import flatten, needs, same
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -132,6 +133,32 @@ def test_sigterm_to_mpirun_ends_the_job(tmp_path: Path) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in below):
         assert time.monotonic() < deadline, "processes are left"
         time.sleep(0.05)
+
+
+@pytest.mark.ranks(2, 3)
+def test_calls_are_counted_alike_after_a_join(world: World) -> None:
+    with collective.Preemption([signal.SIGUSR2], every=3) as guard:
+        for _ in range(2 + 3 * world.rank):
+            assert not guard.requested()
+        collective.join()
+        if world.rank == 1:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        assert [guard.requested() for _ in range(5)] == [False, False, True, True, True]
+        assert guard.agreed_signal is signal.SIGUSR2
+
+
+@pytest.mark.ranks(3)
+def test_a_process_set_agrees_among_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    some = collective.add_process_set([1, 2])
+    with collective.Preemption([signal.SIGUSR2], process_set=some) as guard:
+        if world.rank != 1:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        if some.included():
+            assert guard.requested()
+            assert not guard.requeue()
+        collective.barrier()
+    collective.remove_process_set(some)
 
 
 def python(code: str) -> str:

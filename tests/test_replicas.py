@@ -15,6 +15,8 @@ from collective import CollectiveError, ReplicaError
 from collective.torch import replicas
 from collective.torch.replicas import Difference
 from harness.plugin import World
+from test_optimizer import OPTIMIZERS
+from test_optimizer import trained as trained_part
 from training import Layers, assert_same_on_all_ranks, bits, values
 
 DTYPES = [
@@ -273,6 +275,9 @@ def test_a_process_set_compares_among_itself(world: World) -> None:
         with pytest.warns(UserWarning, match="values of rank 1: '2.bias'"):
             report = hvd.check_replicas(model, repair=True, process_set=some)
         assert report.differences == (Difference("2.bias", "torch.float64", (5,), (2,)),)
+    else:
+        with pytest.raises(collective.InvalidArgumentError, match="this rank is not in process set"):
+            hvd.check_replicas(model, process_set=some)
     assert "'0.weight'" in refused(partial(hvd.check_replicas, model))
     hvd.remove_process_set(some)
 
@@ -309,6 +314,23 @@ def test_an_optimizer_checks_every_kth_step(world: World, op: int) -> None:
     step(model, optimizer, world.rank, 11)
     step(model, optimizer, world.rank, 12)
     assert_same_on_all_ranks(world, model.parameters())
+
+
+@pytest.mark.ranks(2)
+def test_the_state_of_every_kind_of_optimizer_is_equal(world: World) -> None:
+    for make in (*OPTIMIZERS, partial(torch.optim.LBFGS, max_iter=3)):
+        model = Layers()
+        optimizer: Any = hvd.DistributedOptimizer(make(trained_part(make, model)), check_replicas_every=1)
+
+        def closure(model: Layers = model, optimizer: Any = optimizer) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = model.loss(world.rank)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        for _ in range(3):
+            optimizer.step(closure)
+        assert hvd.check_replicas(model, optimizer).count > len(list(model.parameters()))
 
 
 @pytest.mark.ranks(2)
