@@ -24,6 +24,7 @@ from .errors import (
     MismatchError,
     MPIMismatchError,
     NotInitializedError,
+    ReplicaError,
     ShutdownError,
     UnsupportedTypeError,
 )
@@ -74,6 +75,7 @@ from .ops import (
     send,
     send_async,
 )
+from .preemption import Preemption
 from .process_sets import ProcessSet, global_process_set
 from .running import run
 from .runtime import (
@@ -107,8 +109,10 @@ __all__ = [
     "MismatchError",
     "NotInitializedError",
     "Op",
+    "Preemption",
     "ProcessSet",
     "Product",
+    "ReplicaError",
     "ShutdownError",
     "Sum",
     "UnsupportedTypeError",

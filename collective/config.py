@@ -55,6 +55,7 @@ __all__ = [
     "marked_rank",
     "of_ranks",
     "slurm_allocation",
+    "slurm_job",
     "visible_devices",
 ]
 
@@ -340,6 +341,11 @@ def cache_directory() -> Path:
 def timeout_is_set() -> bool:
     """Whether the user has chosen the time-out of operations."""
     return _given("TIMEOUT", "STALL_SHUTDOWN_TIME_SECONDS") in os.environ
+
+
+def slurm_job() -> str | None:
+    """The number of the Slurm job that this process belongs to."""
+    return os.environ.get("SLURM_JOB_ID") or None
 
 
 def gloo_interface() -> str | None:

@@ -16,6 +16,7 @@ __all__ = [
     "MPIMismatchError",
     "MismatchError",
     "NotInitializedError",
+    "ReplicaError",
     "ShutdownError",
     "UnsupportedTypeError",
 ]
@@ -59,6 +60,11 @@ class ForkError(CollectiveError):
 
 class GradientChangedError(CollectiveError):
     """A gradient changed while it was being reduced in place, so that its value is lost. Raised on every rank."""
+
+
+class ReplicaError(CollectiveError):
+    """Ranks hold different models or optimizer states where they should be equal. Raised on every rank; the runtime
+    goes on."""
 
 
 class InternalError(CollectiveError):

@@ -1,13 +1,13 @@
 # mpirun -np 2 --bind-to none python examples/train_gpt.py --steps 2000
-"""Trains a small transformer, byte by byte, on the Python standard library's own sources; with gradient
-accumulation, clipping, bfloat16 on the wire, and checkpoints: --resume goes on from the last one.
-"""
+"""Trains a small transformer, byte by byte, on the Python standard library's own sources; with accumulation, clipping,
+bfloat16 on the wire, and checkpoints, also when SIGTERM or SIGUSR1 stops it: --resume goes on from the last one."""
 
 import argparse
 import os
 import sysconfig
 import time
 from pathlib import Path
+from signal import SIGUSR1
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,7 @@ def draw(text: Tensor, seed: int) -> Tensor:
     return text[starts + torch.arange(CONTEXT + 1)].long().to(args.device)
 
 
+guard = hvd.Preemption()  # from here on, these signals end no rank
 hvd.init()
 if args.device == "cuda":  # one for each rank; with fewer, ranks share
     args.device = f"cuda:{hvd.local_rank() % torch.cuda.device_count()}"
@@ -67,20 +68,16 @@ text = torch.frombuffer(bytearray(b"".join(file.read_bytes() for file in files))
 train, validation = text[: -len(text) // 10], text[-len(text) // 10 :]
 model = GPT().to(args.device)
 optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1)
-optimizer = hvd.DistributedOptimizer(
-    optimizer, model.named_parameters(), hvd.Compression.bf16, backward_passes_per_step=PASSES
-)
-done = 0
+optimizer = hvd.DistributedOptimizer(optimizer, model.named_parameters(), hvd.Compression.bf16, PASSES)
+saved = {"steps": 0}
 if args.resume and hvd.rank() == 0:  # only rank 0 needs the file: the others have their state from rank 0
     saved = torch.load(args.checkpoint)
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
-    done = saved["steps"]
-done = hvd.broadcast_object(done, root_rank=0)
 hvd.broadcast_parameters(model.state_dict(), root_rank=0)
 hvd.broadcast_optimizer_state(optimizer, root_rank=0)
 start = time.perf_counter()
-for step in range(done + 1, args.steps + 1):
+for step in range(hvd.broadcast_object(saved["steps"], root_rank=0) + 1, args.steps + 1):
     optimizer.param_groups[0]["lr"] = RATE * min(1.0, step / WARM_UP)
     optimizer.zero_grad()
     for n in range(step * PASSES, (step + 1) * PASSES):
@@ -88,9 +85,8 @@ for step in range(done + 1, args.steps + 1):
         (loss / PASSES).backward()  # the last pass of a step starts the allreduce
     optimizer.synchronize()  # clipping needs the gradients of all ranks
     nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
-    with optimizer.skip_synchronize():
-        optimizer.step()
-    if step % 50 == 0 or step in (1, args.steps):
+    optimizer.step()  # does not reduce them again
+    if (stop := guard.requested()) or step % 50 == 0 or step in (1, args.steps):
         with torch.no_grad():
             unseen = hvd.allreduce(sum(model(draw(validation, 8 * hvd.rank() + n)) for n in range(8)) / 8)
         if hvd.rank() == 0:
@@ -98,3 +94,7 @@ for step in range(done + 1, args.steps + 1):
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "steps": step}
             torch.save(state, args.checkpoint.with_suffix(".new"))
             args.checkpoint.with_suffix(".new").replace(args.checkpoint)  # atomic
+    if stop:
+        break
+if guard.agreed_signal == SIGUSR1 and step < args.steps:  # the time limit is near; by SIGTERM the job was cancelled
+    guard.requeue()

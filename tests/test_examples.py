@@ -11,7 +11,7 @@ import pytest
 from harness.mpirun import run_ranks
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-SCRIPTS = sorted(EXAMPLES.glob("*.*"))
+SCRIPTS = sorted([*EXAMPLES.glob("*.*"), *EXAMPLES.glob("slurm/*")])
 
 
 def needs(*modules: str) -> pytest.MarkDecorator:
@@ -45,7 +45,7 @@ def test_is_short_and_begins_with_its_command(script: Path) -> None:
     lines = script.read_text().splitlines()
     assert len(lines) <= 100
     first = next(line for line in lines if not line.startswith("#!"))
-    assert re.match(rf"# (mpirun -np 2 .*python|sbatch .*) examples/{script.name}", first)
+    assert re.match(rf"# (mpirun -np 2 .*python|sbatch .*) examples/{script.relative_to(EXAMPLES)}", first)
 
 
 @needs("torch", "sklearn")

@@ -18,6 +18,7 @@ from ..errors import CollectiveError
 from ..handles import Handle, Handles
 from ..lifecycle import add_process_set, init, remove_process_set, shutdown
 from ..objects import allgather_object, broadcast_object
+from ..preemption import Preemption
 from ..process_sets import ProcessSet, global_process_set
 from ..running import run
 from ..runtime import (
@@ -76,6 +77,7 @@ from .ops import (
     synchronize,
 )
 from .optimizer import DistributedOptimizer
+from .replicas import ReplicaReport, check_replicas
 from .state import broadcast_optimizer_state, broadcast_parameters
 from .sync_batch_norm import SyncBatchNorm
 
@@ -93,8 +95,10 @@ __all__ = [
     "HorovodInternalError",
     "Max",
     "Min",
+    "Preemption",
     "ProcessSet",
     "Product",
+    "ReplicaReport",
     "Sum",
     "SyncBatchNorm",
     "add_process_set",
@@ -116,6 +120,7 @@ __all__ = [
     "broadcast_optimizer_state",
     "broadcast_parameters",
     "ccl_built",
+    "check_replicas",
     "compression",
     "cross_rank",
     "cross_size",

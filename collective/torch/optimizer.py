@@ -22,6 +22,7 @@ from .buckets import Named
 from .compressed import CompressedReducer
 from .compression import Compression, Compressor, is_compressor, is_custom
 from .reducer import GradientReducer, check_passes
+from .replicas import check_optimizer
 
 __all__ = ["DistributedOptimizer"]
 
@@ -174,6 +175,7 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     sparse_as_dense: bool = False,
     process_set: ProcessSet = global_process_set,
     gradient_as_bucket_view: bool | None = None,
+    check_replicas_every: int = 0,
 ) -> OptimizerT:
     """Make an optimizer reduce gradients over all ranks before each step, overlapped with backward.
 
@@ -210,6 +212,9 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
             `backward_passes_per_step` or no_sync(): that raises GradientChangedError on all ranks.
             False: results are always copied.
             With `compression`, compressed gradients are always copied.
+        check_replicas_every: after every so many steps compare the optimizer's parameters, state and options between
+            ranks, as `check_replicas` does; where they differ, step() raises ReplicaError on all ranks. With
+            op=Adasum the state is each rank's own and left out. 0: never.
 
     Returns:
         `optimizer`, with these methods added: synchronize(), skip_synchronize(), no_sync(),
@@ -241,6 +246,8 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         )
     if gradient_predivide_factor != 1.0 and checked is not Average:
         raise InvalidArgumentError("gradient_predivide_factor is defined for op=Average only")
+    if not isinstance(check_replicas_every, int) or check_replicas_every < 0:
+        raise InvalidArgumentError(f"check_replicas_every is a number of steps, or 0, not {check_replicas_every!r}")
     names = _checked_names(optimizer, named_parameters)
     passes = check_passes(backward_passes_per_step)
     dealt = _checked_groups(optimizer, groups)
@@ -281,9 +288,32 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     wrapped._step_supports_amp_scaling = False  # fused kernels: the scaler is to use unscale_()
     if wrapped._adasum is not None:
         optimizer.register_step_post_hook(_outside_graphs(lambda opt, args, kwargs: opt._adasum.after()))
+    if check_replicas_every and process_set.included():
+        guard = _ReplicaGuard(check_replicas_every, process_set)
+        optimizer.register_step_post_hook(_outside_graphs(lambda opt, args, kwargs: guard.after_step(opt)))
     # A hook rather than an override: schedulers made earlier have put their own step() in front of the class's.
     optimizer.register_step_pre_hook(lambda opt, args, kwargs: opt._before_step(args, kwargs))
     return optimizer
+
+
+class _ReplicaGuard:
+    """Compares replicas after every n-th step."""
+
+    def __init__(self, every: int, process_set: ProcessSet) -> None:
+        self._every = every
+        self._process_set = process_set
+        self._joins = process_set.joins
+        self._steps = 0
+
+    def after_step(self, optimizer: Any) -> None:
+        """To be called after each step; on all ranks but those that have joined."""
+        if self._joins != self._process_set.joins:  # before that, ranks have made different numbers of steps
+            self._joins = self._process_set.joins
+            self._steps = 0
+        self._steps += 1
+        if self._steps % self._every == 0:
+            # With Adasum each rank's moments come from its own gradients.
+            check_optimizer(optimizer, optimizer._names, self._process_set, state=optimizer._adasum is None)
 
 
 def _outside_graphs(function: Callable[..., Any]) -> Any:

@@ -13,8 +13,9 @@ import torch
 from .. import arrays, ops, runtime
 from ..errors import CollectiveError, InvalidArgumentError
 from ..objects import allgather_object, broadcast_object
+from ..process_sets import ProcessSet, global_process_set
 
-__all__ = ["broadcast_optimizer_state", "broadcast_parameters"]
+__all__ = ["broadcast_named", "broadcast_optimizer_state", "broadcast_parameters"]
 
 Named = tuple[str, Any]  # a tensor, or a NumPy array
 
@@ -138,14 +139,22 @@ def _overlaps(tensor: torch.Tensor) -> bool:
     return False
 
 
-def _broadcast(pairs: list[tuple[str, Any, Any]], root_rank: int, label: str) -> None:
+def broadcast_named(named: list[Named], root_rank: int, label: str, process_set: ProcessSet) -> None:
+    """Overwrite tensors that all ranks are known to have by those of one rank. For this package's modules."""
+    _broadcast([(name, *_target_and_buffer(name, tensor)) for name, tensor in named], root_rank, label, process_set)
+
+
+def _broadcast(
+    pairs: list[tuple[str, Any, Any]], root_rank: int, label: str, process_set: ProcessSet = global_process_set
+) -> None:
     """Broadcast buffers in place, and copy them to their targets."""
     handles = []
     errors: list[CollectiveError] = []
     with torch.no_grad():
         for name, target, buffer in pairs:
             try:
-                handles.append((target, buffer, ops.broadcast_async_(buffer, root_rank, name=f"{label}.{name}")))
+                handle = ops.broadcast_async_(buffer, root_rank, name=f"{label}.{name}", process_set=process_set)
+                handles.append((target, buffer, handle))
             except CollectiveError as error:
                 errors.append(error)
         for target, buffer, handle in handles:
