@@ -49,6 +49,8 @@ __all__ = [
     "environment_outside_the_job",
     "gloo_interface",
     "launched",
+    "launched_number",
+    "launcher_variables",
     "mark_rank",
     "marked_rank",
     "visible_devices",
@@ -234,6 +236,13 @@ def launched() -> Launched | None:
     return None
 
 
+def launched_number() -> int:
+    """This process's number by its innermost launcher, where it cannot ask MPI; 0 if none tells."""
+    told = [*(numbers for _, numbers, _ in _LAUNCHERS if numbers), ("OMPI_COMM_WORLD_RANK",), ("PMI_RANK",)]
+    values = (os.environ[names[0]] for names in told if all(name in os.environ for name in names))
+    return next((int(value) for value in values if value.isdigit()), 0)
+
+
 # What makes a process the rank that it is; some of these differ in a child that another launcher has started.
 _PLACE = (
     *("PMIX_NAMESPACE", "PMIX_RANK", "PMI_JOBID", "PMI_RANK", "PMI_FD", "PMI_PORT", "MPI_LOCALRANKID"),
@@ -284,6 +293,11 @@ def environment_outside_the_job() -> dict[str, str]:
     Variables that choose the MPI's transports stay: OMPI_MCA_*, UCX_*, FI_*, MPIR_CVAR_*.
     """
     return {name: value for name, value in os.environ.items() if not _OF_THE_JOB.match(name)}
+
+
+def launcher_variables() -> dict[str, str]:
+    """The rest: what a launcher or batch system has told this process."""
+    return {name: value for name, value in os.environ.items() if _OF_THE_JOB.match(name)}
 
 
 def cache_directory() -> Path:
