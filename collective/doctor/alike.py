@@ -8,7 +8,7 @@ from .job import Job
 __all__ = ["settings", "versions"]
 
 _MUST_AGREE = ("collective", "machine")  # init() refuses others
-_OF_RANK_0 = ("TIMEOUT", "STALL_", "FUSION_THRESHOLD")
+_OF_RANK_0 = ("TIMEOUT", "STALL_WARNING", "FUSION_THRESHOLD")
 _MAY_DIFFER = ("TIMELINE", "LOG_LEVEL", "THREAD_AFFINITY")  # what a single rank may be given on purpose
 
 
@@ -35,10 +35,14 @@ def settings(job: Job) -> list[Finding]:
         values = [own.get(name, "not set") for own in everyone]
         if len(set(values)) == 1:
             findings.append(ok(f"{name}={values[0]}"))
-        elif any(part in name for part in _MAY_DIFFER):
+        elif _without_prefix(name) in _MAY_DIFFER:
             findings.append(ok(f"{name} differs, which it may: {by_value(values)}"))
         else:
-            holds = " (rank 0's holds for all)" if any(part in name for part in _OF_RANK_0) else ""
+            holds = " (rank 0's holds for all)" if _without_prefix(name) in _OF_RANK_0 else ""
             remedy = f"Hand it to all hosts: mpirun -x {name}, or set it in the batch script."
             findings.append(warn(f"{name} differs{holds}: {by_value(values)}", remedy))
     return findings or [ok("the defaults: no COLLECTIVE_* or HOROVOD_* variable is set")]
+
+
+def _without_prefix(name: str) -> str:
+    return name.partition("_")[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -29,6 +30,7 @@ T = TypeVar("T")
 _DESCRIPTION = "Checks a set-up: MPI, ranks, cores, memory, network, devices. Status 1 if anything fails."
 
 _STAGE_S = 60.0  # until a stage is a hang; the slowest, pairs of nodes, takes ten
+_BEHIND_S = 3.0  # for the one that reports: launchers end all processes as soon as one has failed
 _DEVICES_S = 150.0  # two probes, of which each may take a minute
 
 
@@ -45,14 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         with watch.stage("MPI_Init, and its first messages", _STAGE_S):
             comm = start_mpi(facts)
     except CollectiveError as error:
-        return _report(Job([facts], error=str(error)), options.json, launched_number() == 0)
+        job = Job([facts], error=str(error))
+        if launched_number() == 0:
+            return _report(job, options.json)
+        time.sleep(_BEHIND_S)
+        print(f"[collective.doctor] fail: {facts.get('host')}: {error}", file=sys.stderr, flush=True)
+        return 1
     with watch.stage("init()", _STAGE_S):
         problem = start_runtime(comm, facts)
     job = _examine(comm, facts, problem, watch)
     status = 0
+    if comm.Get_size() == 1 and launched_number() > 0:  # one of several that are each alone: the first one speaks
+        time.sleep(_BEHIND_S)
+        return int(worst(finding for _, finding in checks.run(job)) is Level.FAIL)
     if comm.Get_rank() == 0:
-        # Of several processes that are each alone, the first one speaks for all.
-        status = _report(job, options.json, comm.Get_size() > 1 or launched_number() == 0)
+        status = _report(job, options.json)
     with watch.stage("the end", _STAGE_S):
         everywhere: int = comm.bcast(status)
     if problem and runtime.is_initialized():  # not everywhere: the others cannot take part in shutdown()
@@ -81,7 +90,9 @@ def _examine(comm: MPI.Intracomm, facts: Facts, problem: str, watch: Watch) -> J
         measured.clocks = attempt("clocks", lambda: measure.clocks(comm, nodes))
     measured.local_pairs = attempt("messages within nodes", lambda: measure.within_nodes(comm, nodes))
     if not problem:
-        measured.all_reduces = attempt("all-reduces", lambda: measure.all_reduces(comm, facts, local_size))
+        links = measured.node_pairs or []
+        found = attempt("all-reduces", lambda: measure.all_reduces(comm, facts, local_size, links))
+        measured.all_reduces, measured.left_out = found or (None, "")
     with watch.stage("CUDA-aware MPI, and gathering what was found", _DEVICES_S):
         if me == 0 and facts.get("devices"):
             measured.cuda_aware = cuda_aware.find_out(several_nodes=len(nodes) > 1).how
@@ -98,12 +109,10 @@ def _nodes(firsts: Sequence[int]) -> list[list[int]]:
     return [[rank for rank, own in enumerate(firsts) if own == first] for first in dict.fromkeys(firsts)]
 
 
-def _report(job: Job, file: str | None, speaks: bool) -> int:
-    """Check and, if this process speaks for all, write; returns the status."""
+def _report(job: Job, file: str | None) -> int:
+    """Check and write; returns the status."""
     found = checks.run(job)
     status = int(worst(finding for _, finding in found) is Level.FAIL)
-    if not speaks:
-        return status
     if file != "-":
         print(as_text(found, _coloured()), flush=True)
     if file is None:

@@ -35,7 +35,7 @@ class Facts(TypedDict, total=False):
     host: str
     versions: dict[str, str]
     mpi: dict[str, str]  # the engine's: name, path, built for; another version
-    launcher: dict[str, Any]  # name, variable, value, ranks; None where no launcher tells of several
+    launcher: dict[str, Any] | None  # name, variable, value, ranks; None where no launcher tells of several
     process_management: str
     settings: dict[str, str]
     transports: dict[str, str]

@@ -8,7 +8,20 @@ from dataclasses import dataclass
 
 from .. import _core
 
-__all__ = ["Finding", "Level", "by_value", "fail", "ok", "ranks_text", "size_text", "time_text", "warn", "worst"]
+__all__ = [
+    "Finding",
+    "Level",
+    "by_value",
+    "count_text",
+    "fail",
+    "ok",
+    "ranks_text",
+    "rate_text",
+    "size_text",
+    "time_text",
+    "warn",
+    "worst",
+]
 
 
 class Level(enum.IntEnum):
@@ -59,6 +72,16 @@ def by_value(values: Sequence[object]) -> str:
     for rank, value in enumerate(values):
         groups.setdefault(value, []).append(rank)
     return "; ".join(f"{value}: {ranks_text(ranks)}" for value, ranks in groups.items())
+
+
+def count_text(count: int, what: str) -> str:
+    """1 core, 2 cores"""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def rate_text(rate: float) -> str:
+    """Of bytes per second: 12 MB/s, 1.2 GB/s"""
+    return f"{rate / 1e9:.3g} GB/s" if rate >= 1e9 else f"{rate / 1e6:.3g} MB/s"
 
 
 def size_text(nbytes: float) -> str:

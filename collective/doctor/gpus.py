@@ -14,7 +14,7 @@ def gpus(job: Job) -> list[Finding]:
     without = [rank for rank, facts in enumerate(job.ranks) if not facts["devices"]]
     findings = []
     if without:
-        text = f"{ranks_text(without)} find no device, others do: {job.ranks[without[0]]['no_devices']}"
+        text = f"no device on {ranks_text(without)}, though others have one: {job.ranks[without[0]]['no_devices']}"
         findings.append(warn(text, "Look at CUDA_VISIBLE_DEVICES, the driver and the batch system's request of GPUs."))
     findings += [*_sharing(job), *_software(job)]
     if job.measured.cuda_aware:

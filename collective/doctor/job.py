@@ -16,7 +16,8 @@ class Pair:
     """Two ranks that have sent each other messages."""
 
     ranks: tuple[int, int]
-    latency: float  # seconds, one way
+    latency: float  # seconds, one way; the best, as what delays some messages may be the hosts' schedulers
+    typical: float  # the median
     bandwidth: float  # bytes per second
 
 
@@ -39,6 +40,7 @@ class Measured:
     clocks: list[float] | None = None  # by node: seconds ahead of rank 0's
     local_pairs: list[Pair] | None = None
     all_reduces: list[AllReduce] | None = None
+    left_out: str = ""  # why no long all-reduce was tried
     cuda_aware: str = ""
     errors: dict[str, str] = field(default_factory=dict)  # by what was to be measured
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .findings import Finding, by_value, fail, ok, warn
+from .findings import Finding, by_value, count_text, fail, ok, warn
 from .job import Job
 
 __all__ = ["launcher", "library", "start"]
@@ -57,14 +57,14 @@ def launcher(job: Job) -> list[Finding]:
     """Whether the launcher and MPI agree on there being several ranks."""
     mine = job.ranks[0]
     found = mine["launcher"]
-    by = f" by {mine['process_management']}" if mine["process_management"] else ", which speaks no PMI or PMIx"
+    speaks = mine["process_management"] or "neither PMI nor PMIx"
     if found is None:
-        alone = len(job.ranks) == 1
         if not mine["process_management"]:
             return [ok("none: this process was started by itself")]
-        return [ok(f"a job of one rank{by}" if alone else f"{len(job.ranks)} ranks{by}")]
-    said = f"{found['launcher']} ({found['variable']}={found['value']}){by}"
+        return [ok(f"a job of {count_text(len(job.ranks), 'rank')}, by {speaks}")]
+    said = f"{found['launcher']} ({found['variable']}={found['value']}"
     if len(job.ranks) == 1:
+        text = f"{said}, with {speaks}) has started {found['ranks']} processes or more, and MPI finds each alone"
         remedy = "Start ranks by the mpirun of the MPI above, or by srun with the --mpi that it speaks."
-        return [fail(f"{said} has started several processes, and MPI is alone in each", remedy)]
-    return [ok(said)]
+        return [fail(text, remedy)]
+    return [ok(f"{said}), by {speaks}")]

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import addresses, ops
 from .facts import Facts
+from .findings import time_text
 from .job import AllReduce, Pair
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ _PINGS = 50
 _SHORT, _LONG = 1 << 20, 8 << 20  # bytes: long messages where a short one takes less than this
 _LONG_BELOW_S = 0.005
 _BUDGET_S = 8.0  # for all pairs of nodes
+_TOO_LONG_S = 8.0
+_LONG_ENOUGH_S = 1.0  # for one size of all-reduces
 _ROOM = 8  # times LARGE: what a rank must have free for an all-reduce of it
 
 
@@ -92,7 +95,7 @@ def _ping_pong(comm: MPI.Intracomm, first: int, second: int) -> list[Pair]:
     if me not in (first, second):
         return []
     peer = second if me == first else first
-    latency = statistics.median(_round_trip(comm, peer, me == first, 8) for _ in range(_PINGS)) / 2
+    delays = [_round_trip(comm, peer, me == first, 8) / 2 for _ in range(_PINGS)]
     _round_trip(comm, peer, me == first, _SHORT)  # buffers and connections
     once = _round_trip(comm, peer, me == first, _SHORT)
     nbytes = _LONG if once < _LONG_BELOW_S else _SHORT
@@ -101,7 +104,7 @@ def _ping_pong(comm: MPI.Intracomm, first: int, second: int) -> list[Pair]:
     else:
         nbytes = comm.recv(source=first)
     best = min(_round_trip(comm, peer, me == first, nbytes) for _ in range(2))
-    return [Pair((first, second), latency, 2 * nbytes / best)] if me == first else []
+    return [Pair((first, second), min(delays), statistics.median(delays), 2 * nbytes / best)] if me == first else []
 
 
 def _round_trip(comm: MPI.Intracomm, peer: int, is_first: bool, nbytes: int) -> float:
@@ -140,15 +143,26 @@ def clocks(comm: MPI.Intracomm, nodes: Sequence[list[int]]) -> list[float]:
     return everyone
 
 
-def all_reduces(comm: MPI.Intracomm, facts: Facts, local_size: int) -> list[AllReduce]:
-    """A short one and, where there is memory for it, a long one, of data that differ by rank and element."""
+def all_reduces(
+    comm: MPI.Intracomm, facts: Facts, local_size: int, links: Sequence[Pair]
+) -> tuple[list[AllReduce], str]:
+    """A short one and, where there is memory and time for it, a long one, of data that differ by rank and element.
+
+    Also returns why there was no long one. `links` are those between nodes that have been measured.
+    """
     from mpi4py import MPI
 
     memory = facts["memory"]
     free = min(memory["available"], memory["limit"] - memory["used"] if memory["limit"] else memory["available"])
     room = comm.allreduce(free // local_size, MPI.MIN)
-    sizes = [SMALL, LARGE] if room >= _ROOM * LARGE else [SMALL]
-    return [_all_reduce(comm, nbytes) for nbytes in sizes]
+    # A ring sends nearly all of it twice through each link.
+    seconds = 2 * LARGE / min(pair.bandwidth for pair in links) if links else 0.0
+    why_not = ""
+    if room < _ROOM * LARGE:
+        why_not = "there is too little memory"
+    elif seconds > _TOO_LONG_S:
+        why_not = f"the slowest link would take {time_text(seconds)}"
+    return [_all_reduce(comm, nbytes) for nbytes in ([SMALL] if why_not else [SMALL, LARGE])], why_not
 
 
 def _all_reduce(comm: MPI.Intracomm, nbytes: int) -> AllReduce:
@@ -157,19 +171,16 @@ def _all_reduce(comm: MPI.Intracomm, nbytes: int) -> AllReduce:
     own = index + comm.Get_rank() % 100
     # Whole numbers below 2^24, up to some 15,000 ranks: exact in whatever order they are added.
     expected = size * index + sum(rank % 100 for rank in range(size))
-    result = ops.allreduce(own, ops.Sum)  # the first one makes buffers and agrees on the name
-    wrong = not np.array_equal(result, expected)
+    wrong = False
     times: list[float] = []
-    for _ in range(20 if nbytes <= SMALL else 3):
+    for _ in range(20 if nbytes <= SMALL else 4):
         comm.Barrier()
-        times.append(_seconds(lambda: ops.allreduce(own, ops.Sum, name=f"collective.doctor.{nbytes}")))
-        if comm.bcast(sum(times) > 1.0):
+        begin = time.perf_counter()
+        result = ops.allreduce(own, ops.Sum, name=f"collective.doctor.{nbytes}")
+        times.append(time.perf_counter() - begin)
+        wrong |= not np.array_equal(result, expected)
+        if comm.bcast(sum(times) > _LONG_ENOUGH_S):
             break
-    everyone = comm.allgather((wrong, statistics.median(times)))
+    steady = times[1:] or times  # the first one also agrees on the name
+    everyone = comm.allgather((wrong, statistics.median(steady)))
     return AllReduce(nbytes, max(taken for _, taken in everyone), [r for r, (bad, _) in enumerate(everyone) if bad])
-
-
-def _seconds(function: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin

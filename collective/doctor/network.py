@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from .findings import Finding, fail, ok, size_text, time_text, warn
+from .findings import Finding, fail, ok, rate_text, size_text, time_text, warn
 from .job import Job, Pair
 
 __all__ = ["all_reduces", "between_nodes", "clocks", "slow_pairs", "way", "within_nodes"]
@@ -71,8 +71,10 @@ def within_nodes(job: Job) -> list[Finding]:
         return []
     findings = [ok(f"a message of MPI's on a node: {_figures(pairs)}")]
     first = job.ranks[pairs[0].ranks[0]]
-    if statistics.median(pair.latency for pair in pairs) > _SCHEDULED_S:
-        text = f"{findings[0].text}: ranks wait for a core; {first['host']} had a load of {first['load']:.1f} before"
+    typical = statistics.median(pair.typical for pair in pairs)
+    if typical > _SCHEDULED_S:
+        load = f"{first['host']} had a load of {first['load']:.1f} before"
+        text = f"{findings[0].text}, at best; half take more than {time_text(typical)}: ranks wait for a core; {load}"
         remedy = "Let nothing else run on these cores, and start no more ranks than there are."
         findings = [warn(text, remedy)]
     for pair in slow_pairs(pairs)[:_NAMED]:
@@ -92,7 +94,7 @@ def _figures(pairs: Sequence[Pair]) -> str:
 
 
 def _rate(pairs: Sequence[Pair]) -> str:
-    return f"{statistics.median(pair.bandwidth for pair in pairs) / 1e6:.3g} MB/s"
+    return rate_text(statistics.median(pair.bandwidth for pair in pairs))
 
 
 def _delay(pairs: Sequence[Pair]) -> str:
@@ -125,6 +127,6 @@ def all_reduces(job: Job) -> list[Finding]:
             findings.append(fail(f"{what} gives a wrong sum on {names}", remedy))
         else:
             findings.append(ok(f"{what} takes {time_text(result.seconds)}, and is right"))
-    if len(job.measured.all_reduces) == 1:
-        findings.append(ok("none of 64 MiB was tried: there is too little memory for it"))
+    if job.measured.left_out:
+        findings.append(ok(f"none of 64 MiB was tried: {job.measured.left_out}"))
     return findings

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from .facts import Facts
-from .findings import Finding, ok, ranks_text, warn
+from .findings import Finding, count_text, ok, ranks_text, warn
 from .job import Job
 
 __all__ = ["cores", "ranks", "threads"]
-
-_NO_BINDING = "mpirun --bind-to none (or --map-by slot:PE={0} --bind-to core); under Slurm --cpus-per-task={0}."
 
 
 def ranks(job: Job) -> list[Finding]:
@@ -16,10 +14,11 @@ def ranks(job: Job) -> list[Finding]:
     counts = [len(members) for members in job.nodes.values()]
     if len(counts) == 1:
         first = job.ranks[0]
-        number = f"{len(job.ranks)} ranks" if len(job.ranks) > 1 else "one rank"
-        return [ok(f"{number} on {first['host']}, which has {_cores_text(first['cores_there'])}")]
+        return [
+            ok(f"{count_text(len(job.ranks), 'rank')} on {first['host']}, which has {_cores(first['cores_there'])}")
+        ]
     places = ", ".join(
-        f"{job.ranks[first]['host']} {len(members)} ({_cores_text(job.ranks[first]['cores_there'])})"
+        f"{job.ranks[first]['host']} {len(members)} ({_cores(job.ranks[first]['cores_there'])})"
         for first, members in job.nodes.items()
     )
     text = f"{len(job.ranks)} ranks on {len(counts)} hosts: {places}"
@@ -32,34 +31,37 @@ def cores(job: Job) -> list[Finding]:
     """Whether each rank has cores, and more than one."""
     findings = [_cores_of_node(job, members) for members in job.nodes.values()]
     bad = [finding for finding in findings if finding.remedy]
-    return bad or findings[:1] or []
+    return bad or findings[:1]
 
 
 def _cores_of_node(job: Job, members: list[int]) -> Finding:
     first = job.ranks[members[0]]
     host, there = first["host"], first["cores_there"]
     own = {rank: frozenset(job.ranks[rank]["cores"]) for rank in members}
-    fair = max(1, there // len(members))
+    fair = there // len(members)
+    loose = "Use mpirun --bind-to none."
+    if fair > 1:
+        loose = (
+            f"Use mpirun --bind-to none, or --map-by slot:PE={fair} --bind-to core; in Slurm --cpus-per-task={fair}."
+        )
     for subset in sorted(set(own.values()), key=len):
         crowd = [rank for rank in members if own[rank] <= subset]
         if len(crowd) > len(subset):
-            where = f"{len(subset)} cores" if len(subset) > 1 else f"core {min(subset)}"
-            text = f"{ranks_text(crowd)} share {where} of {host}, which has {there}"
-            enough = there >= len(members)
-            few = f"Start at most {there} ranks here; each waits for the others to be scheduled."
-            return warn(text, f"Use {_NO_BINDING.format(fair)}" if enough else few)
+            where = f"core {min(subset)} of the {there}" if len(subset) == 1 < there else f"the {_cores(len(subset))}"
+            few = f"Start at most {there} ranks there, or expect each to wait until the others have been scheduled."
+            return warn(f"{ranks_text(crowd)} share {where} of {host}", loose if there >= len(members) else few)
     quota = first["quota"]
     if 0 < quota < len(members):
         remedy = "Raise it (docker run --cpus, a pod's cpu limit), or start fewer ranks."
         return warn(f"a control group grants {quota:g} cores' time to the {len(members)} ranks of {host}", remedy)
     single = [rank for rank in members if len(own[rank]) == 1]
     if single and there > 1:
-        text = f"{ranks_text(single)} on a single core of the {there} of {host}, with the engine's thread"
-        return warn(text, f"Use {_NO_BINDING.format(fair)}")
+        text = f"{ranks_text(single)} may use one core of the {there} of {host}, which computation and engine share"
+        return warn(text, loose)
     least = min(map(len, own.values()))
     some = f"{least} or more" if len(set(map(len, own.values()))) > 1 else f"{least}"
     limit = f", the time of {quota:g}" if quota else ""
-    return ok(f"each rank may use {some} of the {_cores_text(there)} of its host{limit}")
+    return ok(f"each rank may use {some} of the {_cores(there)} of its host{limit}")
 
 
 def threads(job: Job) -> list[Finding]:
@@ -76,7 +78,7 @@ def _threads_of_node(job: Job, members: list[int]) -> Finding:
         usable = max(1, min(usable, int(everyone[0]["quota"])))
     given = ", ".join(dict.fromkeys(facts["threads"] or "not set" for facts in everyone))
     count = sum(map(_threads_of, everyone))
-    of = f"OMP_NUM_THREADS {given}: {count} threads of {ranks_text(members)} on {_cores_text(usable)}"
+    of = f"OMP_NUM_THREADS {given}: {count_text(count, 'thread')} of {ranks_text(members)} on {_cores(usable)}"
     if count > max(usable, len(members)):  # more ranks than cores is another check's
         fair = max(1, usable // len(members))
         return warn(f"{of} of {everyone[0]['host']}", f"Set OMP_NUM_THREADS={fair}, the cores per rank.")
@@ -88,5 +90,5 @@ def _threads_of(facts: Facts) -> int:
     return int(first) if first.isdigit() and int(first) > 0 else len(facts["cores"])
 
 
-def _cores_text(count: int) -> str:
-    return f"{count} core{'s' if count > 1 else ''}"
+def _cores(count: int) -> str:
+    return count_text(count, "core")

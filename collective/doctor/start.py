@@ -13,7 +13,7 @@ from .. import launcher, lifecycle, mpi, process, runtime
 from ..config import Config
 from ..errors import CollectiveError
 from .facts import Facts
-from .findings import by_value
+from .findings import ranks_text
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -72,10 +72,12 @@ def start_runtime(comm: MPI.Intracomm, facts: Facts) -> str:
 
 
 def _of_all(comm: MPI.Intracomm, problem: str) -> str:
+    """The problems of all ranks, as one text."""
     problems = comm.allgather(problem)
     if len(set(problems)) == 1:
         return problem
-    return by_value([each or "none" for each in problems])
+    found = dict.fromkeys(filter(None, problems))
+    return "; ".join(f"{ranks_text([r for r, own in enumerate(problems) if own == text])}: {text}" for text in found)
 
 
 def _why_not_shared(comm: MPI.Intracomm, wanted: bool, warnings: list[str], node: int) -> str:
