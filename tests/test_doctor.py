@@ -348,6 +348,10 @@ def test_devices() -> None:
     for facts in own.ranks:
         facts.update(devices=["a", "b"], device_names=["H100", "H100"], kernels="")
     assert told(gpus.gpus(own))[0] == "ok"
+    far = job(2, ranks_per_node=1, measured=Measured(cuda_aware="no: tried"))
+    for facts in far.ranks:
+        facts.update(devices=["a"], device_names=["H100"], kernels="")
+    assert "no: tried; between nodes, arrays go by way of the hosts" in told(gpus.gpus(far))[1]
     assert told(gpus.gpus(job())) == ("ok", "no device: no CUDA driver -> ")
 
 

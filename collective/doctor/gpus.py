@@ -7,6 +7,8 @@ from .job import Job
 
 __all__ = ["gpus"]
 
+_AWARE = "Use an MPI that can send device memory: docs/gpu.md tells which, and how it is set up."
+
 
 def gpus(job: Job) -> list[Finding]:
     if not any(facts["devices"] for facts in job.ranks):
@@ -17,8 +19,13 @@ def gpus(job: Job) -> list[Finding]:
         text = f"no device on {ranks_text(without)}, though others have one: {job.ranks[without[0]]['no_devices']}"
         findings.append(warn(text, "Look at CUDA_VISIBLE_DEVICES, the driver and the batch system's request of GPUs."))
     findings += [*_sharing(job), *_software(job)]
-    if job.measured.cuda_aware:
-        findings.append(ok(f"CUDA-aware MPI: {job.measured.cuda_aware}"))
+    if answer := job.measured.cuda_aware:
+        text = f"CUDA-aware MPI: {answer}"
+        # On one node devices share memory without MPI.
+        is_needed = len(job.nodes) > 1 and not answer.startswith("yes")
+        findings.append(
+            warn(f"{text}; between nodes, arrays go by way of the hosts", _AWARE) if is_needed else ok(text)
+        )
     return findings
 
 
