@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from collective.doctor import alike, checks, gpus, launch, memory, network, placement, surroundings
+from collective import _core
+from collective.doctor import alike, checks, gpus, host, launch, measure, memory, network, placement, surroundings
 from collective.doctor.facts import Facts, collect
 from collective.doctor.findings import Finding, Level, by_value, fail, ok, rate_text, size_text, time_text, warn, worst
 from collective.doctor.job import AllReduce, Job, Measured, Pair
@@ -19,6 +20,7 @@ from collective.doctor.measure import rounds
 from collective.doctor.report import as_json, as_text
 from harness.mpirun import environment, run_ranks
 
+ROOT = Path(__file__).parents[1]
 GOOD: Facts = {
     "errors": {},
     "host": "one",
@@ -331,6 +333,73 @@ def test_a_wrong_sum() -> None:
     assert "an all-reduce of 64 MiB gives a wrong sum on rank 2 (one)" in text
 
 
+@pytest.mark.ranks(4)
+@pytest.mark.parametrize(
+    ("firsts", "budget", "met"),
+    [
+        ([0, 1, 2, 3], 8.0, 6),
+        ([0, 1, 2, 3], 0.0, 2),
+        ([0, 0, 2, 3], 8.0, 3),
+        ([0, 0, 0, 3], 8.0, 1),
+        ([0, 0, 0, 0], 8.0, 0),
+    ],
+)
+def test_all_pairs_are_measured_or_counted(
+    world: Any, firsts: list[int], budget: float, met: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks of one node, as if on several."""
+    monkeypatch.setattr(measure, "_BUDGET_S", budget)
+    nodes = [[rank for rank in range(4) if firsts[rank] == first] for first in dict.fromkeys(firsts)]
+    pairs, left = measure.between_nodes(world.comm, nodes)
+    assert len({pair.ranks for pair in pairs}) == len(pairs) == met
+    assert met + left == len(nodes) * (len(nodes) - 1) // 2
+    for pair in pairs:
+        assert set(pair.ranks) <= set(firsts)
+        assert 0 < pair.latency <= pair.typical
+        assert pair.bandwidth > 0
+    offsets = measure.clocks(world.comm, nodes)
+    assert len(offsets) == len(nodes)
+    assert max(map(abs, offsets)) < 1  # of one clock; as exact as the ranks are prompt
+    local = measure.within_nodes(world.comm, nodes)
+    assert [pair.ranks for pair in local] == [(members[0], members[1]) for members in nodes if len(members) > 1]
+
+
+# ---- the host's files ----
+
+
+def group(path: Path, **files: str) -> None:
+    path.mkdir(parents=True)
+    for name, text in files.items():
+        (path / name.replace("__", ".")).write_text(text + "\n")
+
+
+def test_control_groups_of_version_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The narrowest of those around this process counts; one that cannot be seen from here is passed over."""
+    group(tmp_path / "pod", memory__max="8000", memory__current="100", cpu__max="250000 100000")
+    group(tmp_path / "pod" / "box", memory__max="max", memory__current="50", cpu__max="max 100000")
+    (tmp_path / "self").write_text("0::/pod/box/unseen\n")
+    monkeypatch.setattr(host, "_GROUPS", tmp_path)
+    monkeypatch.setattr(host, "_MEMBERSHIP", tmp_path / "self")
+    assert host.core_quota() == 2.5
+    found = host.memory()
+    assert (found["limit"], found["used"]) == (8000, 100)
+    assert found["total"] > found["available"] > 0
+
+
+def test_control_groups_of_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group(tmp_path / "memory" / "box", memory__limit_in_bytes="9000", memory__usage_in_bytes="10")
+    group(tmp_path / "memory" / "none", memory__limit_in_bytes=str((1 << 63) - 4096), memory__usage_in_bytes="10")
+    group(tmp_path / "cpu" / "box", cpu__cfs_quota_us="50000", cpu__cfs_period_us="100000")
+    group(tmp_path / "cpu" / "none", cpu__cfs_quota_us="-1", cpu__cfs_period_us="100000")
+    monkeypatch.setattr(host, "_GROUPS", tmp_path)
+    monkeypatch.setattr(host, "_MEMBERSHIP", tmp_path / "self")
+    for name, quota, memory_of in (("box", 0.5, (9000, 10)), ("none", 0.0, (0, 0))):
+        (tmp_path / "self").write_text(f"3:cpu,cpuacct:/{name}\n2:memory:/{name}\n1:name=systemd:/\n")
+        (tmp_path / "cpu,cpuacct").unlink(missing_ok=True)
+        assert host.core_quota() == quota
+        assert (host.memory()["limit"], host.memory()["used"]) == memory_of
+
+
 # ---- devices and surroundings ----
 
 
@@ -440,10 +509,10 @@ def levels(content: dict[str, Any]) -> dict[str, set[str]]:
     return found
 
 
-def alone(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
+def alone(*arguments: str, cwd: Path | None = None, **env: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, *arguments]
     env = {**environment(), **env}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_alone(tmp_path: Path) -> None:
@@ -489,6 +558,40 @@ sys.exit(main(["--json", "-"]))
     first = json.loads(done.stdout)["findings"][0]
     assert first["level"] == "fail"
     assert first["text"].startswith("init() fails: rank 1: unknown setting COLLECTIVE_SHARED_MEMORIES")
+
+
+def test_versions_that_differ(tmp_path: Path) -> None:
+    """init() refuses on all ranks; the rest is checked, and every rank has the status."""
+    script = """
+import sys
+from pathlib import Path
+from mpi4py import MPI
+from collective import version
+rank = MPI.COMM_WORLD.rank
+version.__version__ = f"0.{rank}"
+from collective.doctor import main
+status = main(["--json", str(Path(sys.argv[1], "found.json"))])
+Path(sys.argv[1], f"status{rank}").write_text(str(status))
+"""
+    done = run_ranks(2, ["-c", script, tmp_path], 60)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"status{rank}").read_text() for rank in range(2)] == ["1", "1"]
+    content = json.loads((tmp_path / "found.json").read_text())
+    failed = [(f["check"], f["text"]) for f in content["findings"] if f["level"] == "fail"]
+    assert [check for check, _ in failed] == ["start", "versions"]
+    assert "cannot work together" in failed[0][1]
+    assert failed[1][1] == "collective differs: 0.0: rank 0; 0.1: rank 1"
+    assert len(content["measured"]["local_pairs"]) == 1
+
+
+def test_a_copy_on_pythonpath(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "collective", tmp_path / "collective", ignore=shutil.ignore_patterns("__pycache__"))
+    # The engine looks for its MPI beside where it was built.
+    libraries = str(Path(_core.running_mpi_path()).parent)
+    done = alone(*DOCTOR, cwd=tmp_path.parent, PYTHONPATH=str(tmp_path), LD_LIBRARY_PATH=libraries)
+    assert done.returncode == 0, done.stderr
+    said = re.sub(r"\s+", " ", done.stdout)
+    assert f"uses {tmp_path}/collective, which hides " in said
 
 
 def test_ranks_that_do_not_see_each_other() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 __all__ = ["core_quota", "huge_pages", "memory", "rdma_devices", "shm"]
 
-_GROUPS = Path("/sys/fs/cgroup")
+_GROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _NO_LIMIT = 1 << 60  # version 1 has a number of pages that no machine has for none
 
 
@@ -58,8 +58,7 @@ def core_quota() -> float:
 
 def _groups(controller: str) -> Iterator[Path]:
     """The directories of this process's control group and of those around it, of both versions."""
-    membership = Path("/proc/self/cgroup")
-    for line in membership.read_text().splitlines() if membership.exists() else []:
+    for line in _MEMBERSHIP.read_text().splitlines() if _MEMBERSHIP.exists() else []:
         _, controllers, name = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
