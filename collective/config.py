@@ -297,7 +297,7 @@ def environment_outside_the_job() -> dict[str, str]:
 
 def launcher_variables() -> dict[str, str]:
     """The rest: what a launcher or batch system has told this process."""
-    return {name: value for name, value in os.environ.items() if _OF_THE_JOB.match(name)}
+    return {name: value for name, value in os.environ.items() if _OF_THE_JOB.match(name) and name != _MARK}
 
 
 def cache_directory() -> Path:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from collective import _core
-from collective.doctor import alike, checks, gpus, host, launch, measure, memory, network, placement, surroundings
+from collective.config import launcher_variables
+from collective.doctor import alike, checks, cli, gpus, host, launch, measure, memory, network, placement, surroundings
 from collective.doctor.facts import Facts, collect
 from collective.doctor.findings import Finding, Level, by_value, fail, ok, rate_text, size_text, time_text, warn, worst
 from collective.doctor.job import AllReduce, Job, Measured, Pair
@@ -640,6 +641,34 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     done = alone(*DOCTOR, "--json", str(tmp_path / "missing" / "x.json"))
     assert done.returncode == 1
     assert "cannot be written" in done.stderr
+
+
+def test_wrong_arguments_are_said_once() -> None:
+    done = run_ranks(2, [*DOCTOR, "--jason"], 60)
+    assert done.returncode == 2
+    assert done.stderr.count("unrecognized arguments: --jason") == 1
+
+
+def test_colours_on_a_terminal_only() -> None:
+    code = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
+    done = alone("-c", code, sys.executable, *DOCTOR, TERM="xterm")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.startswith("\033[32mok  \033[0m  start")
+
+
+@pytest.mark.parametrize(
+    ("settings", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), ({"PMIX_RANK": "0"}, False)],
+)
+def test_what_speaks_against_colours(settings: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's wish, and a launcher: the terminal that mpirun makes for its ranks may lead anywhere."""
+    for name in ("NO_COLOR", *launcher_variables()):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli._coloured() is coloured
 
 
 def test_a_stage_that_hangs_ends_the_job() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -38,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check the set-up and report it on rank 0; collective. Returns the status, alike on all ranks: 1 if any fails."""
     parser = argparse.ArgumentParser(prog="python -m collective.doctor", description=_DESCRIPTION)
     parser.add_argument("--json", metavar="FILE", help="write the findings there, too; -: to stdout, in place of text")
-    options = parser.parse_args(argv)
+    with contextlib.ExitStack() as stack:
+        if launched_number() > 0:  # what is wrong with the arguments is said once
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        options = parser.parse_args(argv)
 
     watch = Watch()
     with watch.stage("the facts about this process", _STAGE_S):
