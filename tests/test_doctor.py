@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from collective import _core
-from collective.config import launcher_variables
+from collective.config import launched_number, launcher_variables
 from collective.doctor import alike, checks, cli, gpus, host, launch, measure, memory, network, placement, surroundings
 from collective.doctor.facts import Facts, collect
 from collective.doctor.findings import Finding, Level, by_value, fail, ok, rate_text, size_text, time_text, warn, worst
@@ -142,6 +142,26 @@ def test_two_mpis() -> None:
     assert "MPI_THREAD_SINGLE: rank 1" in text
 
 
+@pytest.mark.parametrize(
+    ("variables", "number"),
+    [
+        ({}, 0),
+        ({"RANK": "3"}, 0),  # without a WORLD_SIZE it may be anybody's
+        ({"RANK": "3", "WORLD_SIZE": "4", "PMIX_RANK": "1"}, 3),
+        ({"PMIX_RANK": "1"}, 1),
+        ({"PMI_RANK": "2", "PMI_SIZE": "4"}, 2),
+    ],
+)
+def test_the_number_that_a_launcher_gives(
+    variables: dict[str, str], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", *launcher_variables()):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert launched_number() == number
+
+
 # ---- places ----
 
 
@@ -159,6 +179,13 @@ def test_ranks_on_one_core() -> None:
     assert level == "warn"
     assert "ranks 1, 3 share core 5 of the 8 of one" in text
     assert "slot:PE=2" in text
+    for rank in (0, 2):
+        bound.ranks[rank]["cores"] = [7]
+    text = told(placement.cores(bound))[1]
+    assert text.startswith("ranks 1, 3 share core 5 of the 8 and ranks 0, 2 share core 7 of the 8 of one")
+    for rank in range(3):
+        bound.ranks[rank]["cores"] = [2, 3]
+    assert told(placement.cores(bound))[1].startswith("ranks 0-2 share cores 2, 3 of the 8 of one")
 
 
 def test_a_core_for_each_rank_is_not_enough() -> None:
@@ -637,10 +664,11 @@ sys.exit(main([]))
     assert re.search(r"^ok +/dev/shm", done.stdout, re.MULTILINE)
 
 
-def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    done = alone(*DOCTOR, "--json", str(tmp_path / "missing" / "x.json"))
-    assert done.returncode == 1
-    assert "cannot be written" in done.stderr
+def test_a_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._report(job(), str(tmp_path / "missing" / "x.json")) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("ok    start")
+    assert "cannot be written" in said.err
 
 
 def test_wrong_arguments_are_said_once() -> None:

@@ -44,12 +44,10 @@ def _cores_of_node(job: Job, members: list[int]) -> Finding:
         loose = (
             f"Use mpirun --bind-to none, or --map-by slot:PE={fair} --bind-to core; in Slurm --cpus-per-task={fair}."
         )
-    for subset in sorted(set(own.values()), key=len):
-        crowd = [rank for rank in members if own[rank] <= subset]
-        if len(crowd) > len(subset):
-            where = f"core {min(subset)} of the {there}" if len(subset) == 1 < there else f"the {_cores(len(subset))}"
-            few = f"Start at most {there} ranks there, or expect each to wait until the others have been scheduled."
-            return warn(f"{ranks_text(crowd)} share {where} of {host}", loose if there >= len(members) else few)
+    if crowds := _crowds(own):
+        text = " and ".join(f"{ranks_text(crowd)} share {_named(subset, there)}" for subset, crowd in crowds)
+        few = f"Start at most {there} ranks there, or expect each to wait until the others have been scheduled."
+        return warn(f"{text} of {host}", loose if there >= len(members) else few)
     quota = first["quota"]
     if 0 < quota < len(members):
         remedy = "Raise it (docker run --cpus, a pod's cpu limit), or start fewer ranks."
@@ -62,6 +60,23 @@ def _cores_of_node(job: Job, members: list[int]) -> Finding:
     some = f"{least} or more" if len(set(map(len, own.values()))) > 1 else f"{least}"
     limit = f", the time of {quota:g}" if quota else ""
     return ok(f"each rank may use {some} of the {_cores(there)} of its host{limit}")
+
+
+def _crowds(own: dict[int, frozenset[int]]) -> list[tuple[frozenset[int], list[int]]]:
+    """Cores, and the ranks that may use no others and are more than these; without those around smaller ones."""
+    found: list[tuple[frozenset[int], list[int]]] = []
+    for subset in sorted(set(own.values()), key=lambda cores: (len(cores), min(cores))):
+        crowd = [rank for rank, cores in own.items() if cores <= subset]
+        if len(crowd) > len(subset) and not any(smaller < subset for smaller, _ in found):
+            found.append((subset, crowd))
+    return found
+
+
+def _named(subset: frozenset[int], there: int) -> str:
+    if len(subset) == there:
+        return f"the {_cores(there)}"
+    numbers = ", ".join(map(str, sorted(subset)))
+    return f"core{'s' if len(subset) > 1 else ''} {numbers} of the {there}"
 
 
 def threads(job: Job) -> list[Finding]:
