@@ -40,11 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check the set-up and report it on rank 0; collective. Returns the status, alike on all ranks: 1 if any fails."""
     parser = argparse.ArgumentParser(prog="python -m collective.doctor", description=_DESCRIPTION)
     parser.add_argument("--json", metavar="FILE", help="write the findings there, too; -: to stdout, in place of text")
-    with contextlib.ExitStack() as stack:
-        if launched_number() > 0:  # what is wrong with the arguments is said once
-            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        options = parser.parse_args(argv)
+    options = _parsed(parser, argv)
 
     watch = Watch()
     with watch.stage("the facts about this process", _STAGE_S):
@@ -73,6 +69,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if problem and runtime.is_initialized():  # not everywhere: the others cannot take part in shutdown()
         comm.Abort(1)
     return everywhere
+
+
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options; what is wrong with them is said once, by the launcher's first process."""
+    if launched_number() == 0:
+        return parser.parse_args(argv)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return parser.parse_args(argv)
+    except SystemExit:
+        time.sleep(_BEHIND_S)
+        raise
 
 
 def _examine(comm: MPI.Intracomm, facts: Facts, problem: str, watch: Watch) -> Job:
