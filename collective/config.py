@@ -51,6 +51,8 @@ __all__ = [
     "environment_outside_the_job",
     "gloo_interface",
     "launched",
+    "launched_number",
+    "launcher_variables",
     "mark_rank",
     "marked_rank",
     "of_ranks",
@@ -239,6 +241,13 @@ def launched() -> Launched | None:
     return None
 
 
+def launched_number() -> int:
+    """This process's number by its innermost launcher, where it cannot ask MPI; 0 if none tells."""
+    told = [*(numbers for _, numbers, _ in _LAUNCHERS if numbers), ("OMPI_COMM_WORLD_RANK",), ("PMI_RANK",)]
+    values = (os.environ[names[0]] for names in told if all(name in os.environ for name in names))
+    return next((int(value) for value in values if value.isdigit()), 0)
+
+
 # What makes a process the rank that it is; some of these differ in a child that another launcher has started.
 _PLACE = (
     *("PMIX_NAMESPACE", "PMIX_RANK", "PMI_JOBID", "PMI_RANK", "PMI_FD", "PMI_PORT", "MPI_LOCALRANKID"),
@@ -329,6 +338,11 @@ def slurm_allocation() -> Slurm | None:
         number("SLURM_CPUS_PER_TASK"),
         number("SLURM_CPUS_ON_NODE") or len(os.sched_getaffinity(0)),
     )
+
+
+def launcher_variables() -> dict[str, str]:
+    """The rest: what a launcher or batch system has told this process."""
+    return {name: value for name, value in os.environ.items() if _OF_THE_JOB.match(name) and name != _MARK}
 
 
 def cache_directory() -> Path:

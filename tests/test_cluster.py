@@ -1,11 +1,13 @@
 """Several nodes with several ranks each, on a cluster of network namespaces: see tests/cluster."""
 
 import contextlib
+import json
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,6 +105,31 @@ for rows in (1, 2, 5, 1003, (4 << 20) + 3):
         for host in range(2):
             share = cluster.bytes_sent(host) / (6 * (2 - 1) / 2 * (16 << 20))
             assert 1.0 < share < 1.05, share
+
+
+def test_the_doctor_looks_at_the_network(tmp_path: Path) -> None:
+    """A host whose link is slower than the others' by far is named."""
+    file = tmp_path / "found.json"
+
+    def examine() -> dict[str, Any]:
+        run(cluster, "-m", "collective.doctor", "--json", str(file), timeout=100)
+        content: dict[str, Any] = json.loads(file.read_text())
+        assert len(content["measured"]["node_pairs"]) == 6
+        assert content["measured"]["node_pairs_left"] == 0
+        return content
+
+    with Cluster([1, 1, 1, 1], rate="1gbit") as cluster:
+        content = examine()
+        texts = {finding["check"]: finding["text"] for finding in content["findings"]}
+        assert texts["ranks"].startswith("4 ranks on 4 hosts: host0 1 ")
+        assert "10.77.0.1, through host0 eth0, host1 eth0, host2 eth0, host3 eth0" in texts["addresses"]
+        assert texts["clocks"].startswith("clocks differ by ")
+        assert all(pair["bandwidth"] < 2e8 for pair in content["measured"]["node_pairs"])  # the links': 125 MB/s
+        cluster.slow_down(2, "20mbit")
+        content = examine()
+        warned = [f["text"] for f in content["findings"] if f["check"] == "network" and f["level"] == "warn"]
+        assert sum("rank 2 (host2)" in text for text in warned) == 3, warned
+        assert content["measured"]["left_out"].startswith("the slowest link would take ")
 
 
 def start_training(cluster: Cluster, steps: int, pause: float, **env: str) -> subprocess.Popen[str]:

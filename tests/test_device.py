@@ -1,6 +1,7 @@
 """Arrays on devices: the cases of device_cases.py on stand-ins for CuPy and the driver, and on real ones."""
 
 import ctypes.util
+import json
 import os
 import re
 import subprocess
@@ -300,6 +301,18 @@ else:
     done = run_ranks(2, ["-c", script], 60, env=stand_in)
     assert done.returncode == 0, done.stderr
     assert "received" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_doctor_looks_at_devices(stand_in: dict[str, str], tmp_path: Path) -> None:
+    """On the stand-ins: who uses which, the kernels, and what two ranks with device memory have come to."""
+    file = tmp_path / "found.json"
+    done = run_ranks(3, ["-m", "collective.doctor", "--json", str(file)], 120, env=stand_in)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [f["text"] for f in json.loads(file.read_text())["findings"] if f["check"] == "devices"]
+    assert "stand-in 0, 1 stand-in 1; ranks 0, 2 share one" in told[0]
+    assert told[1].startswith("kernels are compiled by NVRTC")
+    assert told[2].startswith("CUDA-aware MPI: no")
 
 
 def test_what_is_missing_is_said(stand_in: dict[str, str]) -> None:

@@ -31,6 +31,7 @@ NOT_RUN = {  # commands, without comments
     "MPICC=mpicc.mpich pip install --force-reinstall --no-deps --no-cache-dir --no-binary=mpi4py mpi4py": NETWORK,
     "MPICXX=mpicxx.mpich pip install .": NETWORK,
     'eval "$(python -m collective.ucx)"': "needs the wheel libucx-cu13; tests/test_ucx.py has a stand-in for it",
+    "torchrun --nproc-per-node 2 -m collective.doctor": "fails, as it has to; tests/test_doctor.py plays the launcher",
     "mpirun.mpich -np 2 python -m collective.info": "Debian's MPICH, for which this environment is not made",
 }
 

@@ -113,6 +113,7 @@ def test_only_the_entrance_knows_the_life_cycle() -> None:
     known = modules()
     users = {name for name in known if "collective.lifecycle" in imports(name, known)}
     entrances = {"collective", "collective.info", "collective.torch", "collective.torch.mpi_ops"}
+    entrances |= {"collective.doctor.start"}
     # torch.distributed's own entrance: init_process_group() is init().
     entrances |= {f"collective.torch.distributed.{name}" for name in ("creation", "environment", "registration")}
     assert users - entrances == {"collective.horovod.common.basics", "collective.horovod.common.process_sets"}

@@ -23,6 +23,7 @@ class Tool:
 
 
 TOOLS = (
+    Tool("doctor", "collective.doctor.cli", "Check a set-up, and say what is wrong and what to do."),
     Tool("info", "collective.info", "Show versions, MPI, ranks, memory and devices."),
     Tool("bench", "collective.bench.cli", "Measure collectives and steps beside MPI and gloo."),
     Tool("predict", "collective.predict.cli", "Predict how a training scales to more nodes."),

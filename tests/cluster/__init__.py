@@ -205,6 +205,10 @@ class Cluster:
     def restore(self, number: int) -> None:
         _ip("-n", self.host(number), "link", "set", "eth0", "up")
 
+    def slow_down(self, number: int, rate: str) -> None:
+        """Another rate for what a host sends; the cluster must have been made with one."""
+        _run("tc", "-n", self.host(number), "qdisc", "change", "dev", "eth0", *_shaped(rate))
+
     def processes(self, number: int) -> list[int]:
         """What runs on a host."""
         return self._pids({self.host(number)})
