@@ -56,8 +56,10 @@ __all__ = [
     "mark_rank",
     "marked_rank",
     "of_ranks",
+    "override",
     "slurm_allocation",
     "slurm_job",
+    "tell_torch",
     "visible_devices",
 ]
 
@@ -360,6 +362,17 @@ def timeout_is_set() -> bool:
 def slurm_job() -> str | None:
     """The number of the Slurm job that this process belongs to."""
     return os.environ.get("SLURM_JOB_ID") or None
+
+
+def tell_torch(variables: Mapping[str, str], interface: str) -> None:
+    """Set what torch.distributed reads; and gloo's interface, unless the user has told it another."""
+    os.environ.update(variables)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def override(**settings: str) -> None:
+    """Set COLLECTIVE_* variables of this process, for what it starts next: override(LOG_LEVEL="warning")."""
+    os.environ.update({_PREFIX + name: value for name, value in settings.items()})
 
 
 def gloo_interface() -> str | None:

@@ -8,8 +8,9 @@ How signals come to ranks, as tried with Open MPI 5 (PRRTE):
     SIGUSR1, SIGUSR2 to mpirun    forwarded to every rank, as often as they come; mpirun goes on, and its exit status is
                                   that of the ranks. This is the way to tell a job to stop.
     SIGTERM, SIGINT to mpirun     ends the job: SIGCONT to every rank, SIGTERM after 0.25 s, SIGKILL after another
-                                  0.25 s; exit status 1. No option makes that longer. A step and a checkpoint rarely
-                                  fit, and nothing that ranks print arrives any more.
+                                  0.25 s; exit status 1. (odls_base_sigkill_timeout and prte_abort_timeout do not make
+                                  that longer.) A step and a checkpoint rarely fit, and nothing that ranks print
+                                  arrives any more.
     any signal to a rank          reaches this one alone; mpirun takes no notice of it while the rank lives.
 
 Under Slurm, by its manual, `--signal=USR1@120` sends SIGUSR1 to the steps that srun has started, 120 s before the time

@@ -6,6 +6,7 @@ thread does meanwhile. If it is in a C function that keeps the interpreter to it
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from pathlib import Path
@@ -17,7 +18,7 @@ __all__ = ["watch"]
 
 _MOST_FRAMES = 4
 _END_S = 1.0
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = f"{Path(__file__).parent}{os.sep}"
 
 
 def watch(state: Runtime) -> None:

@@ -417,10 +417,8 @@ def test_differences_are_errors_on_all_ranks(world: World) -> None:
         (lambda: dist.broadcast(torch.ones(3), 1 if last else 0), "root_rank differs: 0 on .*; 1 on"),
         (lambda: dist.barrier() if last else dist.all_reduce(torch.ones(3)), r"operation differs"),
         (
-            lambda: (
-                dist.all_gather([torch.empty(2 + (last and peer == 0)) for peer in range(world.size)], torch.ones(2))
-                if not (last and world.size == 1)
-                else None
+            lambda: dist.all_gather(
+                [torch.empty(2 + (last and not peer)) for peer in range(world.size)], torch.ones(2)
             ),
             "differs",
         ),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from .. import addresses
+from ..errors import InvalidArgumentError
 from .job import Job, has_torch
 
 __all__ = ["connect", "disconnect", "group_of_ours"]
@@ -27,20 +26,14 @@ def connect(job: Job) -> bool:
     if not dist.is_available() or not dist.is_gloo_available():
         job.note("gloo is left out: this torch was built without it")
         return False
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from ..torch.distributed import distributed_environment
 
-    found = addresses.find(job.comm, job.local_size)
-    if found is None:
-        job.note("gloo is left out: not every node reaches an IPv4 address of rank 0's")
+    try:
+        distributed_environment()
+    except InvalidArgumentError as error:  # on all ranks
+        job.note(f"gloo is left out: {error}")
         return False
-    # It would look up the host's name, which may lead nowhere, or only to this host.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", found.interface)
-    if job.rank == 0:
-        store = TCPStore(found.address, 0, job.size, is_master=True, wait_for_workers=False)
-        job.comm.bcast(store.port)
-    else:
-        store = TCPStore(found.address, job.comm.bcast(None), job.size, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=job.rank, world_size=job.size)
+    dist.init_process_group("gloo")
     _connected = True
     return True
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .. import launcher, lifecycle, mpi, process, runtime
-from ..config import Config
+from ..config import Config, override
 from ..errors import CollectiveError
 from .facts import Facts
 from .findings import ranks_text
@@ -58,7 +58,7 @@ def start_runtime(comm: MPI.Intracomm, facts: Facts) -> str:
         return problem
     # What init() warns of is read here, whatever the user wants to see of it; and a timeline that the user has recorded
     # is not to be overwritten.
-    os.environ.update(COLLECTIVE_LOG_LEVEL="warning", COLLECTIVE_TIMELINE="")
+    override(LOG_LEVEL="warning", TIMELINE="")
     with _Stderr() as stderr:
         try:
             lifecycle.init()

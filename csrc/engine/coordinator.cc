@@ -13,6 +13,7 @@ constexpr size_t kNamesInWarning = 6;
 // How long before a warning the ranks that are late are asked what they do, and how many of them.
 constexpr auto kAskAhead = std::chrono::milliseconds(700);
 constexpr size_t kRanksToAsk = 8;
+constexpr auto kLately = std::chrono::seconds(3);
 
 }  // namespace
 
@@ -289,7 +290,7 @@ void Coordinator::check_stalls(Clock::time_point now) {
     const std::vector<int> late = absent(pending);
     fail(name, present(pending), ErrorCode::kTimeout,
          what(name, pending) + ": " + ranks_.located(late) + " did not submit it within " +
-             seconds_text(limits_.timeout) + doing_of(late));
+             seconds_text(limits_.timeout) + doing_of(late, now));
     auto& missed = expired_[name];
     missed.resize(static_cast<size_t>(size()));
     for (const int rank : late) ++missed[static_cast<size_t>(rank)];
@@ -317,12 +318,13 @@ void Coordinator::want(Clock::time_point now) {
   }
 }
 
-// "\n  rank 1: its script is at ..." for those that have told.
-std::string Coordinator::doing_of(const std::vector<int>& ranks) const {
+// "\n  rank 1: its script is at ..." for those that have told lately.
+std::string Coordinator::doing_of(const std::vector<int>& ranks, Clock::time_point now) const {
   std::string text;
   for (const int rank : ranks)
-    if (const auto told = doing_.find(rank); told != doing_.end() && !told->second.empty())
-      text += "\n  " + ranks_.text_of(rank) + ": " + told->second;
+    if (const auto told = doing_.find(rank);
+        told != doing_.end() && now - told->second.at < kLately && !told->second.text.empty())
+      text += "\n  " + ranks_.text_of(rank) + ": " + told->second.text;
   return text;
 }
 
@@ -351,7 +353,7 @@ void Coordinator::warn_of_stalls(Clock::time_point now) {
   for (size_t i = 0; i < std::min(stalled.size(), kNamesInWarning); ++i) text += stalled[i] + "\n";
   if (stalled.size() > kNamesInWarning) text += "  and " + std::to_string(stalled.size() - kNamesInWarning) + " more\n";
   text.pop_back();  // the last line's end
-  text += doing_of({missing.begin(), missing.end()}) + "\n";
+  text += doing_of({missing.begin(), missing.end()}, now) + "\n";
   log_warning(text);
 }
 

@@ -28,7 +28,7 @@ class Coordinator {
   std::string decide(Clock::time_point now);
   // The ranks about which a warning or an error is due soon, since the last call; and what one of them does, in words.
   std::vector<int> take_wanted() { return std::exchange(wanted_, {}); }
-  void set_doing(int rank, std::string text) { doing_[rank] = std::move(text); }
+  void set_doing(int rank, std::string text) { doing_[rank] = {std::move(text), Clock::now()}; }
   // A line for each name that some ranks have submitted and others not.
   std::string describe() const;
 
@@ -67,7 +67,7 @@ class Coordinator {
   void check_stalls(Clock::time_point now);
   void warn_of_stalls(Clock::time_point now);
   void want(Clock::time_point now);
-  std::string doing_of(const std::vector<int>& ranks) const;
+  std::string doing_of(const std::vector<int>& ranks, Clock::time_point now) const;
   static std::string what(const std::string& name, const Pending& pending);  // for people
   std::vector<int> absent(const Pending& pending) const;
   std::vector<int> present(const Pending& pending) const;
@@ -87,7 +87,11 @@ class Coordinator {
   int left_count_ = 0, joined_count_ = 0;
   Clock::time_point next_check_;
   std::vector<int> wanted_;
-  std::map<int, std::string> doing_;
+  struct Told {
+    std::string text;
+    Clock::time_point at;
+  };
+  std::map<int, Told> doing_;
 };
 
 }  // namespace collective

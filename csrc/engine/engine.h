@@ -78,8 +78,6 @@ class Engine {
     std::shared_ptr<Ticket> ticket;
     Submission submission;
   };
-  class Backoff;
-
   class Claim;
   std::unique_ptr<Group> make_group(MPI_Comm comm, const GroupOptions& options);
   void bind_thread(const std::vector<int>& cores);

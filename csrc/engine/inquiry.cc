@@ -41,20 +41,19 @@ void Inquiry::ask(const Question& question) {
   const auto asks = letter(writer_of(question));
   for (int peer = 0; peer < comm_->size(); ++peer)
     if (peer != comm_->rank()) asked_of_.send(asks, peer);
-}
-
-bool Inquiry::is_answered() const {
-  for (int peer = 0; peer < static_cast<int>(answers_.size()); ++peer)
-    if (peer != comm_->rank() && !answers_[static_cast<size_t>(peer)]) return false;
-  return true;
+  awaited_ += static_cast<size_t>(comm_->size()) - 1;
 }
 
 void Inquiry::ask_presence(int peer) {
   present_ = false;
   asked_of_.send(letter(writer_of({kNoBucket, 0})), peer);
+  ++awaited_;
 }
 
-void Inquiry::ask_doing(int peer) { asked_of_.send(letter(writer_of({kDoing, 0})), peer); }
+void Inquiry::ask_doing(int peer) {
+  asked_of_.send(letter(writer_of({kDoing, 0})), peer);
+  ++awaited_;
+}
 
 std::string Inquiry::Doing::text() const {
   if (!waits_for.empty()) return "waits itself, for " + waits_for;
@@ -91,6 +90,7 @@ void Inquiry::progress(const std::function<Known(const Question&)>& known,
   while (auto message = told_.poll()) {
     Reader r(message->bytes);
     const Question question = read_question(r);
+    --awaited_;
     Answer answer;
     answer.started = r.get<uint64_t>();
     answer.description = r.get_text();

@@ -43,8 +43,8 @@ class Inquiry {
 
   void ask(const Question& question);
   void ask_doing(int peer);
-  // Whether all have answered the last question, if there was one.
-  bool is_answered() const;
+  // Whether every question of this rank has been answered, so that no letter is under way to it.
+  bool is_answered() const { return awaited_ == 0; }
   // Answers others with what this rank knows and does, and takes answers. doing: nothing while that is being found out.
   // told: called with what others do, as asked.
   void progress(const std::function<Known(const Question&)>& known, const std::function<std::optional<Doing>()>& doing,
@@ -84,7 +84,8 @@ class Inquiry {
   MpiLetters asked_of_, told_, demanded_;       // questions, answers, demands
   std::vector<std::optional<Answer>> answers_;  // by rank, to the last question
   Question asked_{0, 0};
-  std::vector<Asked> unanswered_;
+  std::vector<Asked> unanswered_;  // others' questions
+  size_t awaited_ = 0;             // answers to this rank's
   bool present_ = false;
 };
 

@@ -41,7 +41,8 @@ std::optional<Order::Entry> Order::take(const RankNames& names) {
       const std::vector<std::string> descriptions = roll_->descriptions();
       for (size_t i = 0; i < descriptions.size(); ++i) variants.push_back({descriptions[i], {ranks_[i]}});
       first.difference = describe_difference(variants, names);
-    } else if (first.submission.rows.empty() && rows_differ(first.submission.named.descriptor.kind)) {
+    } else if (first.submission.rows.empty() && rows_differ(first.submission.named.descriptor.kind) &&
+               ranks_.size() == names.job_ranks().size()) {  // all are on this node
       first.submission.rows = roll_->rows();
     }
   }

@@ -22,6 +22,12 @@
 
 namespace collective {
 
+// Where operations are matched by their order, how many a rank has begun takes the place of the runs of buckets.
+inline std::vector<uint32_t> as_words(uint64_t turns) {
+  return {static_cast<uint32_t>(turns), static_cast<uint32_t>(turns >> 32)};
+}
+inline uint64_t turns_of(const std::vector<uint32_t>& words) { return uint64_t{words.at(1)} << 32 | words.at(0); }
+
 class Order {
  public:
   struct Entry {

@@ -21,6 +21,7 @@ from ..._core import Descriptor, Kind, ReduceOp
 from ...arrays import View
 from ...config import timeout_is_set
 from ...errors import InvalidArgumentError, ShutdownError, UnsupportedTypeError
+from .callers import BACKEND
 from .compiling import leave_alone
 from .operators import is_defined, operator
 from .places import Place, Tensors
@@ -75,10 +76,9 @@ class GroupBase(_ProcessGroup):  # type: ignore[misc]
     # ---- what torch asks about a group ----
 
     def getBackendName(self) -> str:  # noqa: N802
-        return "collective"
+        return BACKEND
 
-    def name(self) -> str:
-        return "collective"
+    name = _get_backend_name = getBackendName
 
     def getSize(self) -> int:  # noqa: N802
         return self._size
@@ -118,9 +118,6 @@ class GroupBase(_ProcessGroup):  # type: ignore[misc]
 
     def _get_backend(self, device: torch.device) -> Any:
         return self
-
-    def _get_backend_name(self) -> str:
-        return "collective"
 
     @property
     def supports_coalescing(self) -> bool:

@@ -6,7 +6,10 @@ import sys
 from types import FrameType
 from typing import Any
 
-__all__ = ["variable_of"]
+__all__ = ["BACKEND", "variable_of"]
+
+BACKEND = "collective"
+"""What torch.distributed calls the backend of this package."""
 
 
 def variable_of(function: str, name: str) -> Any:

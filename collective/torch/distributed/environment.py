@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-from ... import addresses, lifecycle, runtime
+from ... import addresses, config, lifecycle, runtime
 from ...errors import InvalidArgumentError
 
 __all__ = ["distributed_environment", "open_store"]
@@ -48,13 +45,14 @@ def distributed_environment() -> dict[str, str]:
         "MASTER_PORT": state.comm.bcast(port),
     }
     texts = {name: str(value) for name, value in values.items()}
-    os.environ.update(texts)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", found.interface)
+    config.tell_torch(texts, found.interface)
     return texts
 
 
 def open_store(timeout: timedelta) -> Any:
     """The store by which torch's own parts talk to each other, held by rank 0; collective over all ranks."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not here where torch was built without it
+
     state = runtime.current()
     place = state.topology
     address = _find().address

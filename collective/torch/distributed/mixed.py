@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch.distributed import distributed_c10d
 
-from .callers import variable_of
+from .callers import BACKEND, variable_of
 from .compiling import leave_alone
 from .process_group import ProcessGroup
 
 __all__ = ["MixedProcessGroup", "other_backends"]
 
-_BACKEND = "collective"
 _OPERATIONS = (
     *("allreduce", "allreduce_coalesced", "reduce", "broadcast"),
     *("_reduce_scatter_base", "reduce_scatter_single", "reduce_scatter"),
@@ -34,7 +33,7 @@ def other_backends() -> dict[str, str]:
     """
     config = variable_of("_new_process_group_helper", "backend_config")
     every: Mapping[str, str] = {} if config is None else config.get_device_backend_map()
-    return {device: str(name) for device, name in every.items() if str(name) != _BACKEND}
+    return {device: str(name) for device, name in every.items() if str(name) != BACKEND}
 
 
 class MixedProcessGroup(ProcessGroup):

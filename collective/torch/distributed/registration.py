@@ -11,12 +11,10 @@ import torch.distributed as dist
 
 from ... import lifecycle, runtime
 from ...errors import InvalidArgumentError
-from .callers import variable_of
+from .callers import BACKEND, variable_of
 from .environment import open_store
 
-__all__ = ["BACKEND", "register"]
-
-BACKEND = "collective"
+__all__ = ["register"]
 
 
 def register() -> None:

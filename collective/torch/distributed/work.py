@@ -68,9 +68,14 @@ class _Reports:
 
     def _join(self) -> None:
         """At the runtime's end, unless a callback hangs: a thread that comes back from C++ while the interpreter ends
-        would bring it down."""
+        would bring it down. The engine is let go."""
+        global _reports
+        with _making:
+            if _reports is self:
+                _reports = None
         for thread in self._threads:
-            thread.join(_END_S)
+            if thread is not threading.current_thread():  # a callback may end the runtime
+                thread.join(_END_S)
 
 
 _reports: _Reports | None = None
