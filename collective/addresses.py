@@ -28,6 +28,8 @@ class Found:
     """Of rank 0."""
     interface: str
     """Of this rank's host, on the way to that address."""
+    own: str
+    """This rank's own address there."""
 
 
 def find(comm: MPI.Intracomm, local_size: int) -> Found | None:
@@ -36,7 +38,7 @@ def find(comm: MPI.Intracomm, local_size: int) -> Found | None:
     On one node it is the loopback's. GLOO_SOCKET_IFNAME, if it is set, names the only interface to be tried.
     """
     if local_size == comm.Get_size():
-        return Found("127.0.0.1", "lo")
+        return Found("127.0.0.1", "lo", "127.0.0.1")
     with socket.socket() as listener:
         offered = None
         if comm.Get_rank() == 0:
@@ -47,11 +49,11 @@ def find(comm: MPI.Intracomm, local_size: int) -> Found | None:
             offered = (listener.getsockname()[1], own)
         port, candidates = comm.bcast(offered)
         ways = {address: _interface_to(address, port) for address in candidates}
-        everyone = comm.allgather([address for address, interface in ways.items() if interface])
+        everyone = comm.allgather([address for address, way in ways.items() if way])
     for address in candidates:
-        interface = ways[address]
-        if interface and all(address in reached for reached in everyone):
-            return Found(address, interface)
+        way = ways[address]
+        if way and all(address in reached for reached in everyone):
+            return Found(address, *way)
     return None
 
 
@@ -69,11 +71,12 @@ def _interfaces() -> list[tuple[str, str]]:
     return found
 
 
-def _interface_to(address: str, port: int) -> str | None:
-    """That of this host from which a connection goes, also to the host itself; None if there is no connection."""
+def _interface_to(address: str, port: int) -> tuple[str, str] | None:
+    """That of this host from which a connection goes, also to the host itself, with its address; None if there is no
+    connection."""
     try:
         with socket.create_connection((address, port), _SECONDS) as connection:
             source = connection.getsockname()[0]
     except OSError:
         return None
-    return next((name for name, own in _interfaces() if own == source), None)
+    return next(((name, own) for name, own in _interfaces() if own == source), None)

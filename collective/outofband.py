@@ -1,0 +1,206 @@
+"""Questions between the processes of a job beside MPI, which are answered even while MPI and the engine are stuck.
+
+Every process has a thread that sleeps until it is asked or asks: it costs nothing until then. A question is one short
+connection by TCP, because the kernel of a host answers for a process that cannot: one that is stopped still accepts
+connections, one that is gone refuses them, and a dead host does neither.
+
+A connection: the listener sends a nonce; the other sends what it asks, and is told the answer. Both are JSON after their
+length and an HMAC with the job's secret, which rank 0 draws at init() and MPI carries; so only processes of the job can
+ask, and nobody else can answer. Listeners are bound to the interface that the other nodes reach, or to the loopback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import socket
+import struct
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import addresses
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+__all__ = ["Channel", "Process", "Silence"]
+
+_NONCE = 16
+_HEAD = struct.Struct("!I32s")  # length, HMAC
+_LONGEST = 1 << 22  # bytes
+_AT_A_TIME = 128  # connections
+_PATIENCE_S = 5.0  # of a listener, with whoever has connected
+_END_S = 1.0
+
+
+class Silence(enum.Enum):
+    """Why there is no answer."""
+
+    NO_PROCESS = "its process is gone"
+    NO_HOST = "its host does not answer"
+    NO_ANSWER = "its process does not answer"
+
+
+@dataclass(frozen=True)
+class Process:
+    """Where a rank is."""
+
+    host: str
+    pid: int
+    address: str
+    port: int
+
+
+class Channel:
+    """One for each process; made by `open_channel`."""
+
+    def __init__(self, rank: int, processes: list[Process], secret: bytes, listener: socket.socket) -> None:
+        self.rank = rank
+        self.processes = processes
+        self.answers: dict[str, Callable[[Any], Any]] = {}
+        """What this rank answers, by what it is asked: functions of JSON, called in threads of their own."""
+        self._secret = secret
+        self._listener = listener
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="collective out of band", daemon=True)
+        self._thread.start()
+
+    def ask(self, ranks: Iterable[int], what: str, about: object = None, seconds: float = 1.0) -> Mapping[int, Any]:
+        """Ask ranks, all at once.
+
+        Args:
+            ranks: whom; this rank may be among them.
+            what: which of their `answers`.
+            about: JSON, passed to it.
+            seconds: for each of connecting and answering.
+
+        Returns:
+            By rank its answer, or a Silence. An answer that failed there is a Silence, too.
+        """
+        return asyncio.run_coroutine_threadsafe(self._ask_all(list(ranks), what, about, seconds), self._loop).result()
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_END_S)
+
+    def close_in_child(self) -> None:
+        """After a fork: a child must not keep the port open when this process is gone."""
+        self._listener.close()
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(asyncio.start_server(self._serve, sock=self._listener))
+        self._loop.run_forever()
+        self._listener.close()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            nonce = secrets.token_bytes(_NONCE)
+            writer.write(nonce)
+            question = await asyncio.wait_for(self._read(reader, b"question" + nonce), _PATIENCE_S)
+            answer = await asyncio.to_thread(self.answers[question["what"]], question["about"])
+            self._write(writer, b"answer" + nonce + question["id"].encode(), answer)
+            await asyncio.wait_for(writer.drain(), _PATIENCE_S)
+        except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, _ForgedError, KeyError):
+            pass  # not of this job, or gone: whoever it was gets no answer
+        finally:
+            writer.close()
+
+    async def _ask_all(self, ranks: list[int], what: str, about: object, seconds: float) -> dict[int, Any]:
+        room = asyncio.Semaphore(_AT_A_TIME)
+
+        async def ask_one(rank: int) -> object:
+            async with room:
+                return await self._ask(self.processes[rank], what, about, seconds)
+
+        return dict(zip(ranks, await asyncio.gather(*map(ask_one, ranks)), strict=True))
+
+    async def _ask(self, process: Process, what: str, about: object, seconds: float) -> object:
+        try:
+            connecting = asyncio.open_connection(process.address, process.port)
+            reader, writer = await asyncio.wait_for(connecting, seconds)
+        except ConnectionRefusedError:
+            return Silence.NO_PROCESS
+        except (OSError, asyncio.TimeoutError):
+            return Silence.NO_HOST
+        try:
+            return await asyncio.wait_for(self._exchange(reader, writer, what, about), seconds)
+        except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, _ForgedError):
+            return Silence.NO_ANSWER
+        finally:
+            writer.close()
+
+    async def _exchange(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, what: str, about: object
+    ) -> object:
+        nonce = await reader.readexactly(_NONCE)
+        own = secrets.token_hex(_NONCE)
+        self._write(writer, b"question" + nonce, {"id": own, "what": what, "about": about})
+        return await self._read(reader, b"answer" + nonce + own.encode())
+
+    def _sign(self, context: bytes, body: bytes) -> bytes:
+        return hmac.digest(self._secret, hashlib.sha256(context).digest() + body, "sha256")
+
+    def _write(self, writer: asyncio.StreamWriter, context: bytes, what: object) -> None:
+        body = json.dumps(what).encode()
+        writer.write(_HEAD.pack(len(body), self._sign(context, body)) + body)
+
+    async def _read(self, reader: asyncio.StreamReader, context: bytes) -> Any:
+        length, signed = _HEAD.unpack(await reader.readexactly(_HEAD.size))
+        if length > _LONGEST:
+            raise _ForgedError
+        body = await reader.readexactly(length)
+        if not hmac.compare_digest(signed, self._sign(context, body)):
+            raise _ForgedError
+        return json.loads(body)
+
+
+class _ForgedError(Exception):
+    """Somebody who does not know the secret."""
+
+
+def open_channel(comm: MPI.Intracomm) -> Channel | None:
+    """Connect the ranks of `comm`; collective. None, on all of them, if not all nodes reach an address of rank 0's."""
+    address = _own_address(comm)
+    with contextlib.ExitStack() as unless_used:
+        listener = unless_used.enter_context(socket.socket())
+        if address is not None:
+            listener.bind((address, 0))
+            listener.listen(_AT_A_TIME)
+            listener.setblocking(False)
+        mine = (socket.gethostname(), os.getpid(), address, listener.getsockname()[1])
+        secret = comm.bcast(secrets.token_bytes(32))
+        everyone = comm.allgather(mine)
+        if any(process[2] is None for process in everyone):
+            return None
+        unless_used.pop_all()
+    return Channel(comm.Get_rank(), [Process(*process) for process in everyone], secret, listener)
+
+
+def _own_address(comm: MPI.Intracomm) -> str | None:
+    """Where the other nodes reach this one; one rank of each node finds out."""
+    from mpi4py import MPI
+
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    firsts = comm.Split(0 if node.Get_rank() == 0 else MPI.UNDEFINED)
+    address = None
+    if firsts:
+        found = addresses.find(firsts, local_size=1)
+        address = None if found is None else found.own
+        firsts.Free()
+    address = node.bcast(address)
+    node.Free()
+    return address
