@@ -4,9 +4,10 @@ Every process has a thread that sleeps until it is asked or asks: it costs nothi
 connection by TCP, because the kernel of a host answers for a process that cannot: one that is stopped still accepts
 connections, one that is gone refuses them, and a dead host does neither.
 
-A connection: the listener sends a nonce; the other sends what it asks, and is told the answer. Both are JSON after their
-length and an HMAC with the job's secret, which rank 0 draws at init() and MPI carries; so only processes of the job can
-ask, and nobody else can answer. Listeners are bound to the interface that the other nodes reach, or to the loopback.
+A connection: the listener sends a nonce; the other sends what it asks, and is told the answer. Both are JSON after
+their length and an HMAC with the job's secret, which rank 0 draws at init() and MPI carries; so only processes of the
+job can ask, and nobody else can answer. Listeners are bound to the interface that the other nodes reach, or to the
+loopback.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import secrets
 import socket
 import struct
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -196,11 +197,11 @@ def _own_address(comm: MPI.Intracomm) -> str | None:
 
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     firsts = comm.Split(0 if node.Get_rank() == 0 else MPI.UNDEFINED)
-    address = None
-    if firsts:
+    address: str | None = None
+    if isinstance(firsts, MPI.Intracomm) and firsts:
         found = addresses.find(firsts, local_size=1)
         address = None if found is None else found.own
         firsts.Free()
-    address = node.bcast(address)
+    of_node: str | None = node.bcast(address)
     node.Free()
-    return address
+    return of_node
