@@ -6,6 +6,11 @@
 inf for never | HOROVOD_STALL_SHUTDOWN_TIME_SECONDS |
 | COLLECTIVE_STALL_WARNING | 10 | s | after this wait a warning names the tensor and the missing ranks; 0 or inf for \
 never | HOROVOD_STALL_CHECK_TIME_SECONDS; HOROVOD_STALL_CHECK_DISABLE=1 means 0 |
+| COLLECTIVE_VERDICT_FILE | none | file | such warnings are appended to it, with the stacks of all ranks | |
+| COLLECTIVE_OUT_OF_BAND | 1 | 0 or 1 | 0: the processes of a job do not open ports by which they ask each other; then \
+warnings of stalls tell less | |
+| COLLECTIVE_CHECK_CALL_SITES | 0 | 0 or 1 | 1: calls that meet must come from the same line of the script, so that \
+two that are swapped are told apart even if all else is equal | |
 | COLLECTIVE_FUSION_THRESHOLD | 8388608 | bytes | smaller tensors share buckets of up to this size; 0: none do | \
 HOROVOD_FUSION_THRESHOLD |
 | COLLECTIVE_SHARED_MEMORY | 1 | 0 or 1 | 0: ranks of one node use MPI messages instead of shared memory | |
@@ -69,6 +74,8 @@ _OF_RANK_0 = {  # and what else each is read from
     _PREFIX + "TIMEOUT": ["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"],
     _PREFIX + "STALL_WARNING": ["HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_CHECK_DISABLE"],
     _PREFIX + "FUSION_THRESHOLD": ["HOROVOD_FUSION_THRESHOLD"],
+    _PREFIX + "OUT_OF_BAND": [],
+    _PREFIX + "CHECK_CALL_SITES": [],
 }
 _NOT_NEGATIVE = validate.Range(min=0)
 
@@ -98,6 +105,9 @@ class Config:
     thread_affinity: tuple[int, ...]
     log_level: LogLevel
     timeline: str
+    verdict_file: str
+    out_of_band: bool
+    check_call_sites: bool
     cuda_aware: bool | None  # None: find out
     nccl: bool
 
@@ -118,6 +128,9 @@ class Config:
                 ),
                 log_level=_log_level(env),
                 timeline=_timeline(env),
+                verdict_file=env.str(_PREFIX + "VERDICT_FILE", ""),
+                out_of_band=env.bool(_PREFIX + "OUT_OF_BAND", True),
+                check_call_sites=env.bool(_PREFIX + "CHECK_CALL_SITES", False),
                 cuda_aware=env.bool(_PREFIX + "CUDA_AWARE", None),
                 nccl=env.bool(_PREFIX + "NCCL", False),
             )

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from . import _core
+from . import _core, logs
 from .errors import CollectiveError, error_class
 
 __all__ = ["Handle", "Handles"]
@@ -81,6 +81,7 @@ class Handle(Generic[T]):
         if ticket.given_up:
             _abandoned.append(self._keep)
         if ticket.code:
+            logs.flush()
             raise error_class(ticket.code)(ticket.text)
         return self._result(ticket)
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from . import _core, job_end, launcher, likeness, mpi, process, runtime, timeline, whereabouts
+from . import _core, job_end, launcher, likeness, logs, mpi, process, runtime, stalls, timeline, whereabouts
 from . import process_sets as sets
 from .config import Config, LogLevel
 from .errors import CollectiveTimeoutError, InvalidArgumentError, MismatchError
@@ -20,6 +20,8 @@ from .process_sets import ProcessSet, global_process_set
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from .outofband import Channel
 
 __all__ = ["add_process_set", "init", "remove_process_set", "shutdown"]
 
@@ -53,7 +55,7 @@ def init(
     if runtime.is_initialized():
         return
     config = Config.from_environment()
-    _core.set_log_level(config.log_level)
+    logs.start(config.log_level)
     process.refuse_heir()
     if isinstance(process_sets, str) and process_sets != "dynamic":
         raise InvalidArgumentError(f'init(process_sets={process_sets!r}): a list of process sets, or "dynamic"')
@@ -92,20 +94,31 @@ def _start(comm: MPI.Intracomm, config: Config) -> None:
     except (InvalidArgumentError, MismatchError):  # on all ranks
         comm.Free()
         raise
+    channel: Channel | None = None
     try:
-        state = runtime.Runtime(comm, config)
+        if config.out_of_band and comm.Get_size() > 1:
+            from .outofband import open_channel  # whose asyncio takes a while to import, and one rank has no use for it
+
+            channel = open_channel(comm)
+        state = runtime.Runtime(comm, config, channel)
     except BaseException:
         timeline.give_up()
+        if channel is not None:
+            channel.close()
         raise
     runtime.set_current(state)
     process.mark(state.topology.rank)
     whereabouts.watch(state)
+    if channel is not None:
+        stalls.watch(state, channel)
+        state.at_end.append(channel.close)
     sets.register_global()
     timeline.record_at_start()
     if state.topology.rank == 0:
         for warning in (mpi.other_version(), launcher.advice_about_cores(state.topology.local_size)):
             if warning is not None:
                 _core.log(LogLevel.WARNING, warning)
+    logs.flush()
 
 
 def shutdown() -> None:
@@ -132,6 +145,7 @@ def shutdown() -> None:
             for end in state.at_end:
                 end()
             sets.forget_all()
+            logs.stop()
 
 
 def _shutdown_at_exit() -> None:
@@ -144,12 +158,19 @@ def _after_fork_in_child() -> None:
     if runtime.is_initialized():
         state = runtime.current()
         process.after_fork(state.topology.rank)
+        if state.channel is not None:
+            state.channel.close_in_child()
         # Its thread does not exist here, and its destructor would call MPI.
         _core.leak(state.engine)
 
 
 def _place() -> tuple[int, int] | None:
     return (runtime.rank(), runtime.size()) if runtime.is_initialized() else None
+
+
+def _last_words() -> None:
+    timeline.flush()
+    logs.flush()
 
 
 def _install_hooks() -> None:
@@ -160,7 +181,7 @@ def _install_hooks() -> None:
     atexit.register(_shutdown_at_exit)
     mpi.before_finalize(_shutdown_at_exit)
     os.register_at_fork(after_in_child=_after_fork_in_child)
-    job_end.install(_place, shutdown, timeline.flush)
+    job_end.install(_place, shutdown, _last_words)
 
 
 def add_process_set(process_set: ProcessSet | Iterable[int]) -> ProcessSet:

@@ -67,7 +67,7 @@ class Channel:
         self.rank = rank
         self.processes = processes
         self.answers: dict[str, Callable[[Any], Any]] = {}
-        """What this rank answers, by what it is asked: functions of JSON, called in threads of their own."""
+        """What this rank answers, by what it is asked: short functions of JSON, called by the channel's thread."""
         self._secret = secret
         self._listener = listener
         self._loop = asyncio.new_event_loop()
@@ -104,7 +104,6 @@ class Channel:
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
         self._loop.run_until_complete(asyncio.sleep(0))
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -112,7 +111,7 @@ class Channel:
             nonce = secrets.token_bytes(_NONCE)
             writer.write(nonce)
             question = await asyncio.wait_for(self._read(reader, b"question" + nonce), _PATIENCE_S)
-            answer = await asyncio.to_thread(self.answers[question["what"]], question["about"])
+            answer = self.answers[question["what"]](question["about"])
             self._write(writer, b"answer" + nonce + question["id"].encode(), answer)
             await asyncio.wait_for(writer.drain(), _PATIENCE_S)
         except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, _ForgedError, KeyError):

@@ -12,6 +12,8 @@ from .errors import NotInitializedError
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from .outofband import Channel
+
 __all__ = [
     "cross_rank",
     "cross_size",
@@ -25,17 +27,23 @@ __all__ = [
 ]
 
 
+_AHEAD_S = 0.7
+
+
 class Runtime:
     """What init() made: the engine, the settings and the topology."""
 
-    def __init__(self, comm: MPI.Intracomm, config: Config) -> None:
+    def __init__(self, comm: MPI.Intracomm, config: Config, channel: Channel | None = None) -> None:
         from mpi4py import MPI
 
         self.config = config
+        self.channel = channel  # to the other processes, beside MPI
+        # After how many seconds the engine tells of a wait; if it can be explained, that takes time.
+        self.patience = config.stall_warning - (min(_AHEAD_S, config.stall_warning / 2) if channel else 0)
         self.engine = _core.Engine(
             comm=MPI._handleof(comm),
             fusion_threshold=config.fusion_threshold,
-            stall_warning=config.stall_warning,
+            stall_warning=self.patience,
             timeout=config.timeout,
             shared_memory=config.shared_memory,
             nccl=config.nccl,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import arrays, devices, runtime
+from . import arrays, devices, runtime, whereabouts
 from ._core import Descriptor, DType, Kind, ReduceOp, Ticket
 from .arrays import View
 from .errors import CollectiveError, InvalidArgumentError, UnsupportedTypeError
@@ -235,6 +235,8 @@ class Call:
 
     def submit(self, what: Descriptor, source: View | None, target: View | None, splits: Sequence[int] = ()) -> Ticket:
         """Hand the operation to the engine."""
+        if self.state.config.check_call_sites:
+            what = what.called_from(whereabouts.call_site())
         at = source or target
         if at:
             devices.prepare(at.ordinal)

@@ -17,6 +17,7 @@
 #include "messages/mpi_library.h"
 
 namespace py = pybind11;
+using namespace pybind11::literals;
 
 namespace collective {
 namespace {
@@ -88,6 +89,31 @@ std::shared_ptr<Ticket> submit_ordered(Engine& engine, size_t group, const std::
                         std::move(rows),
                         std::move(expected)},
       caller_waits);
+}
+
+// What Engine::waits() gives, as JSON has it.
+py::object waits(Engine& engine, double patience) {
+  const auto looked = [&] {
+    const py::gil_scoped_release release;
+    return engine.waits(std::chrono::milliseconds(static_cast<int>(patience * 1000)));
+  }();
+  if (!looked) return py::none();
+  const auto now = Clock::now();
+  py::list groups;
+  for (const GroupWaits& group : looked->groups) {
+    py::list in_flight;
+    for (const InFlight& one : group.in_flight) {
+      const char* const phases[] = {"not ready", "submitted", "agreed", "runs"};
+      in_flight.append(py::dict("key"_a = one.key, "what"_a = one.what, "state"_a = one.state,
+                                "phase"_a = phases[static_cast<int>(one.phase)],
+                                "seconds"_a = std::chrono::duration<double>(now - one.since).count(),
+                                "bucket"_a = one.bucket, "run"_a = one.run, "peer"_a = one.peer));
+    }
+    groups.append(py::dict("label"_a = group.label, "ranks"_a = group.ranks, "started"_a = group.started,
+                           "turns"_a = group.turns, "joined"_a = group.has_joined, "leaving"_a = group.is_leaving,
+                           "in_flight"_a = in_flight));
+  }
+  return py::dict("waited_for"_a = looked->is_waited_for, "shut_down"_a = looked->is_shut_down, "groups"_a = groups);
 }
 
 template <typename T>
@@ -163,7 +189,14 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Descriptor>(m, "Descriptor")
       .def(py::init(&describe), py::arg("kind"), py::arg("shape"), py::arg("dtype"), py::arg("wire"), py::arg("op"),
-           py::arg("prescale"), py::arg("postscale"), py::arg("root"), py::arg("device"), py::arg("layout"));
+           py::arg("prescale"), py::arg("postscale"), py::arg("root"), py::arg("device"), py::arg("layout"))
+      .def(
+          "called_from",
+          [](Descriptor d, std::string site) {
+            d.site = std::move(site);
+            return d;
+          },
+          py::arg("site"));
 
   py::class_<Ticket, std::shared_ptr<Ticket>>(m, "Ticket")
       .def_property_readonly("done", &Ticket::finished)
@@ -243,6 +276,14 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "tell_where", [](Engine& engine, std::string text) { engine.whereabouts().tell(std::move(text)); },
           py::arg("text"))
+      .def("report_stalls", [](Engine& engine) { engine.report_stalls(); })
+      .def(
+          "take_stall", [](Engine& engine) { return engine.report_stalls().take(); },
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "put_stall", [](Engine& engine, std::string text) { engine.report_stalls().put(std::move(text)); },
+          py::arg("text"))
+      .def("waits", &waits, py::arg("patience"))
       .def("start_timeline", [](Engine& engine) { engine.timeline().start(); })
       .def("stop_timeline", [](Engine& engine) { engine.timeline().stop(); })
       .def("take_timeline",
@@ -262,7 +303,8 @@ PYBIND11_MODULE(_core, m) {
            py::arg("dtype"), py::arg("wire"), py::arg("counts"), py::arg("notes"), py::arg("device"));
   py::class_<BucketOpening>(m, "BucketOpening")
       .def_readonly("ticket", &BucketOpening::ticket)
-      .def("buckets", &BucketOpening::buckets, py::call_guard<py::gil_scoped_release>());
+      .def("buckets", &BucketOpening::buckets, py::arg("contents") = std::vector<std::string>(),
+           py::call_guard<py::gil_scoped_release>());
   m.def(
       "open_buckets",
       [](std::shared_ptr<Engine> engine, size_t group, const std::string& name, std::vector<BucketLayout> layouts,
@@ -342,6 +384,13 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "log", [](int level, const std::string& text) { log(static_cast<LogLevel>(level), text); }, py::arg("level"),
       py::arg("text"));
+  m.def("queue_log_lines", &queue_log_lines, py::arg("on"));
+  m.def("wait_for_log_line", &wait_for_log_line, py::call_guard<py::gil_scoped_release>());
+  m.def("take_log_line", []() -> py::object {
+    const auto line = take_log_line();
+    if (!line) return py::none();
+    return py::make_tuple(static_cast<int>(line->level), line->text);
+  });
   m.attr("PAIR_TAGS") = kPairTags;
   // ndarray.ctypes.data takes ten times as long.
   m.def("address_of", [](const py::array& array) { return reinterpret_cast<uintptr_t>(array.data()); });

@@ -185,6 +185,7 @@ def impatient(transport: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     collective.shutdown()
     monkeypatch.setenv("COLLECTIVE_TIMEOUT", "2")
     monkeypatch.setenv("COLLECTIVE_STALL_WARNING", "1")
+    monkeypatch.setenv("COLLECTIVE_OUT_OF_BAND", "0")
     collective.init()
     yield
     collective.shutdown()

@@ -1,4 +1,7 @@
-"""A rank that is late: the warning that names it, the error on every rank, and the job that goes on."""
+"""A rank that is late: the warning that names it, the error on every rank, and the job that goes on.
+
+The warnings are those of an engine that cannot ask beside MPI; test_hangs.py is about the others.
+"""
 
 import inspect
 import os
@@ -23,6 +26,7 @@ def settings(world: World, **seconds: float) -> Iterator[None]:
     """The runtime with these settings, COLLECTIVE_* in small letters; the next test gets one with the defaults."""
     collective.shutdown()
     variables = {f"COLLECTIVE_{name.upper()}": str(value) for name, value in seconds.items()}
+    variables["COLLECTIVE_OUT_OF_BAND"] = "0"
     os.environ.update(variables)
     try:
         collective.init()
@@ -192,7 +196,7 @@ def test_a_stalled_bucket_names_who_has_not_started_it(world: World, capfd: pyte
             world.comm.Barrier()
             if step == 2 and world.rank == late:
                 time.sleep(2.5)
-        warnings = re.findall(r"stalled: bucket '(\S+)': (.*?);", capfd.readouterr().err)
+        warnings = re.findall(r"stalled: bucket '([^']+)': (.*?);", capfd.readouterr().err)
     told = world.comm.allgather(warnings)
     assert [len(of_rank) for of_rank in told] == [1] * late + [0], told
     where = f"rank {late} did not start run 3: its script is at test_timeouts.py:"
@@ -214,7 +218,7 @@ def test_a_rank_that_waits_itself_is_not_blamed(world: World, capfd: pytest.Capt
         said = capfd.readouterr().err
         if world.rank == 0:
             told = (
-                r"stalled: bucket '\S+': rank 2 did not start run 3: its script is at [^;]*; "
+                r"stalled: bucket '[^']+': rank 2 did not start run 3: its script is at [^;]*; "
                 r"rank 1 has not reached run 3: it waits itself, for process set \[1, 2\]: allreduce 'metric'; "
             )
             assert re.search(told, said), said
@@ -327,7 +331,7 @@ collective.allreduce(np.ones(3), name="t")
 """,
         ],
         60,
-        env={"COLLECTIVE_TIMEOUT": "3", "COLLECTIVE_STALL_WARNING": "1"},
+        env={"COLLECTIVE_TIMEOUT": "3", "COLLECTIVE_STALL_WARNING": "1", "COLLECTIVE_OUT_OF_BAND": "0"},
     )
     assert done.returncode != 0
     assert "rank 1: stalled: allreduce 't': rank 0, which coordinates, does not answer" in done.stderr, done.stderr
@@ -399,7 +403,8 @@ for step, _ in enumerate(train(3)):
     if step == 2 and hvd.rank() == 1:
         collective.allreduce(np.ones(2), name="x" + "\u00e9" * 200)
 """
-    done = run_ranks(2, ["-c", code], 60, env={"COLLECTIVE_TIMEOUT": "4", "COLLECTIVE_STALL_WARNING": "0.5"})
+    limits = {"COLLECTIVE_TIMEOUT": "4", "COLLECTIVE_STALL_WARNING": "0.5", "COLLECTIVE_OUT_OF_BAND": "0"}
+    done = run_ranks(2, ["-c", code], 60, env=limits)
     assert done.returncode != 0
     told = r"rank 0: stalled: bucket .*: rank 1 has not reached run 3: it waits itself, for allreduce 'xé+; "
     assert re.search(told, done.stderr), done.stderr

@@ -103,7 +103,7 @@ def open_plan(label: str, version: str, slots: Sequence[Slot], arrived: Sequence
     )
     Handle(engine, opening.ticket, None, lambda _: None).wait()
     buckets = []
-    for members, core in zip(dealt, opening.buckets(), strict=True):
+    for members, core in zip(dealt, opening.buckets([_contents(members) for members in dealt]), strict=True):
         # On a device, compressed gradients are cast before they leave it.
         bucket = Bucket(members, core, getattr(torch, core.dtype.name))
         buckets.append(bucket)
@@ -131,6 +131,13 @@ def _agreed_order(
     ticket = engine.submit(group, name, _core.Descriptor(*total), address, address, (), False, True)
     Handle(engine, ticket, sums, lambda _: None).wait()
     return [slots[number] for number in np.argsort(sums[:-1], kind="stable")], int(sums[-1])
+
+
+def _contents(members: Sequence[Slot]) -> str:
+    """The parameters of a bucket, for messages."""
+    if len(members) <= 2:
+        return ", ".join(slot.name for slot in members)
+    return f"{members[0].name} to {members[-1].name}, {len(members)} parameters"
 
 
 def _described(slot: Slot) -> str:

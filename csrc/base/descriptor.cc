@@ -69,6 +69,7 @@ std::string Descriptor::encode() const {
     w.put(bucket.flags);
     w.put(bucket.on_device);
   }
+  w.put_text(site);
   return w.take();
 }
 
@@ -93,6 +94,7 @@ Descriptor Descriptor::decode(std::string_view bytes) {
     bucket.flags = r.get<size_t>();
     bucket.on_device = r.get<bool>();
   }
+  d.site = r.get_text();
   return d;
 }
 
@@ -177,6 +179,7 @@ size_t differing_line(const std::vector<Variant>& variants) {
 std::string describe_difference(const std::vector<Variant>& variants, const RankNames& names) {
   std::vector<Field> all = fields();
   all.push_back({"root_rank", [&names](const Descriptor& d) { return std::to_string(names.job_rank(d.root)); }});
+  all.push_back({"call site", [](const Descriptor& d) { return d.site; }});
   const size_t number = differing_line(variants);
   all.insert(all.begin() + 1,
              {"parameter", [number](const Descriptor& d) { return number == SIZE_MAX ? "" : line(d.layout, number); }});

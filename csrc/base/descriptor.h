@@ -49,6 +49,7 @@ struct Descriptor {
   // Where the first dimension may differ between ranks, it is -1 here and travels beside the descriptor.
   std::vector<int64_t> shape;
   std::vector<BucketShape> buckets;
+  std::string site;  // where the script calls it; "" unless ranks are to compare that, too
 
   size_t count() const;
   // Equal bytes mean agreement. Everything that two tensors of one bucket must share comes before the shape.

@@ -1,12 +1,21 @@
 #include "base/log.h"
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdio>
+#include <deque>
+#include <mutex>
+#include <utility>
 
 namespace collective {
 namespace {
 int log_rank = -1;
 std::atomic<LogLevel> least_level{LogLevel::kWarning};
+std::mutex mutex;  // guards what follows
+std::function<void(const std::string&)> told_of_stalls;
+bool queues = false;
+std::deque<LogLine> lines;
+std::condition_variable queued;
 }  // namespace
 
 void set_log_rank(int rank) { log_rank = rank; }
@@ -15,10 +24,60 @@ void set_log_level(LogLevel level) { least_level = level; }
 
 void log(LogLevel level, const std::string& text) {
   if (level < least_level) return;
+  std::string line = (log_rank < 0 ? "" : "rank " + std::to_string(log_rank) + ": ") + text;  // unknown before init()
+  if (!line.empty() && line.back() == '\n') line.pop_back();
+  {
+    const std::lock_guard lock(mutex);
+    if (queues) {
+      lines.push_back({level, std::move(line)});
+      queued.notify_one();
+      return;
+    }
+  }
   // A single write, since several ranks share one terminal.
-  const std::string who = log_rank < 0 ? "" : "rank " + std::to_string(log_rank) + ": ";  // unknown before init()
-  const std::string line = "[collective] " + who + text + (text.empty() || text.back() != '\n' ? "\n" : "");
+  line = "[collective] " + line + "\n";
   std::fwrite(line.data(), 1, line.size(), stderr);
+}
+
+void queue_log_lines(bool on) {
+  const std::lock_guard lock(mutex);
+  queues = on;
+  queued.notify_all();
+}
+
+bool wait_for_log_line() {
+  std::unique_lock lock(mutex);
+  queued.wait(lock, [] { return !lines.empty() || !queues; });
+  return !lines.empty();
+}
+
+std::optional<LogLine> take_log_line() {
+  const std::lock_guard lock(mutex);
+  if (lines.empty()) return std::nullopt;
+  LogLine line = std::move(lines.front());
+  lines.pop_front();
+  return line;
+}
+
+void log_stalled(const std::string& text) {
+  {
+    const std::lock_guard lock(mutex);
+    if (told_of_stalls) {
+      told_of_stalls(text);
+      return;
+    }
+  }
+  log_warning(text);
+}
+
+bool is_told_of_stalls() {
+  const std::lock_guard lock(mutex);
+  return static_cast<bool>(told_of_stalls);
+}
+
+void set_told_of_stalls(std::function<void(const std::string&)> told) {
+  const std::lock_guard lock(mutex);
+  told_of_stalls = std::move(told);
 }
 
 std::string seconds_text(std::chrono::duration<double> duration) {

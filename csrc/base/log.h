@@ -1,7 +1,9 @@
-// Log lines for the user, on stderr.
+// Log lines for the user: on stderr, or, while Python collects them for its logging, in a queue.
 #pragma once
 
 #include <chrono>
+#include <functional>
+#include <optional>
 #include <string>
 
 namespace collective {
@@ -14,8 +16,26 @@ void set_log_rank(int rank);
 // Lines below this level are dropped.
 void set_log_level(LogLevel level);
 void log(LogLevel level, const std::string& text);
+
+struct LogLine {
+  LogLevel level;
+  std::string text;
+};
+// Whether lines go to the queue, from which take_log_line() takes them; what is in it stays there.
+void queue_log_lines(bool on);
+// The oldest; nothing if there is none.
+std::optional<LogLine> take_log_line();
+// Blocks until there is one; false if there will be none, because lines go to stderr again.
+bool wait_for_log_line();
+
 inline void log_warning(const std::string& text) { log(LogLevel::kWarning, text); }
 inline void log_error(const std::string& text) { log(LogLevel::kError, text); }
+
+// Somebody waits for too long. Whoever has asked to be told of it is told, and finds out the rest; else it is a warning.
+void log_stalled(const std::string& text);
+bool is_told_of_stalls();
+// told: called by the thread that drives, so it does not block. Null for nobody.
+void set_told_of_stalls(std::function<void(const std::string&)> told);
 
 // "2.5 s", "300 s"
 std::string seconds_text(std::chrono::duration<double> duration);

@@ -132,11 +132,13 @@ void Bucket::fetch(const std::vector<void*>& targets, Device& device, uintptr_t 
               std::make_shared<std::pair<std::shared_ptr<void>, std::shared_ptr<void>>>(plan_, bounce));
 }
 
-std::vector<std::shared_ptr<Bucket>> BucketOpening::buckets() const {
+std::vector<std::shared_ptr<Bucket>> BucketOpening::buckets(const std::vector<std::string>& contents) const {
   std::vector<std::shared_ptr<Bucket>> opened;
-  for (size_t i = 0; i < layouts.size(); ++i)
-    opened.push_back(
-        std::make_shared<Bucket>(engine, group, name + ".bucket" + std::to_string(i), ticket->plan, i, layouts[i]));
+  for (size_t i = 0; i < layouts.size(); ++i) {
+    std::string called = name + ".bucket" + std::to_string(i);
+    if (i < contents.size()) called += " (" + contents[i] + ")";
+    opened.push_back(std::make_shared<Bucket>(engine, group, std::move(called), ticket->plan, i, layouts[i]));
+  }
   return opened;
 }
 

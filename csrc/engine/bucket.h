@@ -82,8 +82,8 @@ struct BucketOpening {
   std::vector<BucketLayout> layouts;
   std::shared_ptr<Ticket> ticket;
 
-  // Once it is finished: one bucket for each layout.
-  std::vector<std::shared_ptr<Bucket>> buckets() const;
+  // Once it is finished: one bucket for each layout. contents: by bucket, what is in it, for messages; or nothing.
+  std::vector<std::shared_ptr<Bucket>> buckets(const std::vector<std::string>& contents) const;
 };
 
 // Opens a plan of these buckets; collective over the group. spec: its types stand for those of the layouts in what is

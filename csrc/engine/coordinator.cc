@@ -354,7 +354,7 @@ void Coordinator::warn_of_stalls(Clock::time_point now) {
   if (stalled.size() > kNamesInWarning) text += "  and " + std::to_string(stalled.size() - kNamesInWarning) + " more\n";
   text.pop_back();  // the last line's end
   text += doing_of({missing.begin(), missing.end()}, now) + "\n";
-  log_warning(text);
+  log_stalled(text);
 }
 
 std::string Coordinator::decide(Clock::time_point now) {

@@ -26,7 +26,7 @@ class Engine::Claim {
     ++engine_.claims_;
     engine_.driving_.lock();
   }
-  Claim(Engine& engine, std::chrono::seconds patience) : engine_(engine) {
+  Claim(Engine& engine, std::chrono::milliseconds patience) : engine_(engine) {
     ++engine_.claims_;
     // By the system's clock: the thread sanitizer of GCC 12 does not see a lock that is taken by the steady one.
     granted_ = engine_.driving_.try_lock_until(std::chrono::system_clock::now() + patience);
@@ -64,6 +64,7 @@ Engine::Engine(MPI_Comm comm, const Limits& limits, const std::vector<int>& core
 }
 
 Engine::~Engine() {
+  set_told_of_stalls(nullptr);
   {
     const std::lock_guard lock(mutex_);
     stop_thread_ = true;
@@ -254,6 +255,7 @@ bool Engine::shutdown() {
   }
   reported_.notify_all();
   whereabouts_.end();
+  stall_reports_.end();
   thread_.join();
   if (!missing.empty())
     throw Error(ErrorCode::kTimeout,
@@ -464,6 +466,22 @@ void Engine::fail_everything(ErrorCode code, const std::string& text) {
     lost = in_flight_;
   }
   for (const auto& [key, ticket] : lost) finish(*ticket, code, text);
+}
+
+std::optional<RankWaits> Engine::waits(std::chrono::milliseconds patience) {
+  RankWaits waits{false, closed_, {}};
+  const Claim claim(*this, patience);
+  if (!claim.granted()) return closed_ ? std::optional(waits) : std::nullopt;  // shutdown() makes no way
+  for (const auto& group : groups_)
+    if (group) waits.groups.push_back(group->waits());
+  const std::lock_guard lock(mutex_);
+  waits.is_waited_for = waiting_ > 0 || drivers_waiting_ > 0;
+  return waits;
+}
+
+StallReports& Engine::report_stalls() {
+  set_told_of_stalls([this](const std::string& text) { stall_reports_.put(text); });
+  return stall_reports_;
 }
 
 std::string Engine::describe() {

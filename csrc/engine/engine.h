@@ -9,6 +9,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <map>
@@ -21,6 +22,7 @@
 #include <vector>
 
 #include "engine/group.h"
+#include "engine/stall_reports.h"
 #include "engine/watch.h"
 #include "engine/whereabouts.h"
 #include "messages/topology.h"
@@ -70,6 +72,12 @@ class Engine {
   Timeline& timeline() { return timeline_; }
   Whereabouts& whereabouts() { return whereabouts_; }
 
+  // What this rank waits for; null if the driver does not make way within `patience`: it is inside MPI. Nothing of its
+  // groups once shutdown() was called.
+  std::optional<RankWaits> waits(std::chrono::milliseconds patience);
+  // The waits that are too long are told here, and nowhere else, once this was called.
+  StallReports& report_stalls();
+
   // The state in words; callable from any thread, also while another one drives, for which it waits up to two seconds.
   std::string describe();
 
@@ -105,6 +113,7 @@ class Engine {
   bool has_core_;  // there are as many cores as ranks on the node
   Timeline timeline_;
   Whereabouts whereabouts_;
+  StallReports stall_reports_;
   std::timed_mutex driving_;                    // held by the driver; guards groups_
   std::vector<std::unique_ptr<Group>> groups_;  // by number; null when removed
   Watch watch_;                                 // likewise, over the processes of other ranks

@@ -194,8 +194,7 @@ std::string Group::Pending::what() const {
 }
 
 std::string Group::Pending::waits_text() const {
-  return what() + ": waits for what its user has queued on device " +
-         std::to_string(submission.mark->device().number());
+  return "waits for what its user has queued on device " + std::to_string(submission.mark->device().number());
 }
 
 bool Group::submit_what_is_ready() {

@@ -22,6 +22,7 @@
 #include "engine/run_queue.h"
 #include "engine/stalls.h"
 #include "engine/ticket.h"
+#include "engine/waits.h"
 #include "engine/watch.h"
 #include "messages/comm.h"
 #include "node/allreduce_node.h"
@@ -92,6 +93,8 @@ class Group {
   void fail_all(ErrorCode code, const std::string& text);
 
   std::string describe() const;
+  // All that is in flight here.
+  GroupWaits waits() const;
   // What has been in flight here for the longest time, and since when; "" for nothing.
   std::pair<Clock::time_point, std::string> oldest() const;
   // "process set [1, 2]: ", before what is told about it; "" for all ranks.

@@ -39,17 +39,17 @@ void Group::check_waits(Clock::time_point now) {
   const auto goes_on = [&](Wait& wait, const auto& text, const auto& take) {
     switch (wait.look(now, limits_)) {
       case Wait::Due::kNothing: return true;
-      case Wait::Due::kWarning: log_warning(label() + "stalled: " + text()); return true;
+      case Wait::Due::kWarning: log_stalled(label() + "stalled: " + text()); return true;
       case Wait::Due::kTimeout: break;
     }
     refuse(*take(), ErrorCode::kTimeout, text() + ". It did not get there within " + seconds_text(limits_.timeout));
     return false;
   };
   std::erase_if(not_ready_, [&](Pending& pending) {
-    return !goes_on(pending.wait, [&] { return pending.waits_text(); }, [&] { return pending.ticket; });
+    return !goes_on(pending.wait, [&] { return pending.what() + ": " + pending.waits_text(); }, [&] { return pending.ticket; });
   });
   if (join_.is_held_back() && not_ready_.empty())
-    goes_on(join_.wait(), [] { return std::string(Join::kWaits); }, [&] { return join_.take(); });
+    goes_on(join_.wait(), [] { return std::string("join: ") + Join::kWaits; }, [&] { return join_.take(); });
   const Pending* const oldest = oldest_pending();
   const std::string what = oldest == nullptr ? "" : oldest->what();
   stalls_.look_at_coordinator(oldest == nullptr ? nullptr : &what, oldest == nullptr ? now : oldest->wait.since(), now);
@@ -149,31 +149,63 @@ std::pair<Clock::time_point, std::string> Group::oldest() const {
   };
   for (const Running& running : running_.all())
     if (!running.tickets.empty()) look_at(running.since, running.what);
-  for (const Pending& waiting : not_ready_) look_at(waiting.wait.since(), waiting.waits_text());
+  for (const Pending& waiting : not_ready_) look_at(waiting.wait.since(), waiting.what() + ": " + waiting.waits_text());
   for (const auto& [name, pending] : pending_) look_at(pending.wait.since(), pending.what());
   for (const Order::Entry& entry : order_.waiting()) look_at(entry.wait.since, entry.what());
   if (join_.is_waiting()) look_at(join_.wait().since(), "join");
   return oldest;
 }
 
+GroupWaits Group::waits() const {
+  using Phase = InFlight::Phase;
+  GroupWaits waits{
+      label(), control_.names().job_ranks(), plans_.started(), order_.submitted(), join_.is_waiting(), leaving_, {}};
+  const auto add = [&](InFlight in_flight) { waits.in_flight.push_back(std::move(in_flight)); };
+  const auto turn = [](uint64_t number) { return "turn " + std::to_string(number); };
+  for (const Pending& waiting : not_ready_)
+    add({"", waiting.what(), waiting.waits_text(), Phase::kNotReady, waiting.wait.since()});
+  if (join_.is_waiting())
+    add({"join", "join", join_.is_held_back() ? Join::kWaits : "waits for all ranks to join",
+         join_.is_held_back() ? Phase::kNotReady : Phase::kSubmitted, join_.wait().since()});
+  for (const auto& [name, pending] : pending_) {
+    InFlight in_flight{pending.what(), pending.what(), "", pending.agreed ? Phase::kAgreed : Phase::kSubmitted,
+                       pending.wait.since()};
+    if (pending.turn > 0) in_flight.key = turn(in_flight.run = pending.turn);
+    add(std::move(in_flight));
+  }
+  for (const Order::Entry& entry : order_.waiting()) {
+    const bool is_first = &entry == &order_.waiting().front();
+    InFlight in_flight{turn(entry.turn), entry.what(), is_first ? order_.state() : "", Phase::kSubmitted,
+                       entry.wait.since};
+    in_flight.run = entry.turn;
+    add(std::move(in_flight));
+  }
+  for (const Running& running : running_.all()) {
+    InFlight in_flight{"", running.what, running.operation->describe(), Phase::kRunning, running.since};
+    if (running.turn) in_flight.key = turn(in_flight.run = *running.turn);
+    if (running.execution && !running.turn) in_flight.key = running.what;
+    if (running.peer) in_flight.peer = control_.names().job_rank(*running.peer);
+    if (running.of_bucket) {
+      in_flight.bucket = running.of_bucket->bucket;
+      in_flight.run = running.of_bucket->run;
+      in_flight.key = "bucket " + std::to_string(*in_flight.bucket) + " run " + std::to_string(in_flight.run);
+    }
+    add(std::move(in_flight));
+  }
+  return waits;
+}
+
 std::string Group::describe() const {
   std::string text;
   const auto now = Clock::now();
-  const auto age = [&](Clock::time_point since) {
-    return std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(now - since).count()) + " ms";
-  };
-  for (const Pending& waiting : not_ready_)
-    text += "  submitted " + age(waiting.wait.since()) + " ago: " + waiting.waits_text() + "\n";
-  if (join_.is_waiting())
-    text += std::string("  ") + (join_.is_held_back() ? Join::kWaits : "join: waits for all ranks to join") + "\n";
-  for (const auto& [name, pending] : pending_)
-    text += "  submitted " + age(pending.wait.since()) + " ago, " +
-            (pending.agreed ? "agreed and held back: " : "not agreed: ") + pending.what() + "\n";
-  for (const Order::Entry& entry : order_.waiting())
-    text += "  submitted " + age(entry.wait.since) + " ago: " + entry.what() +
-            (&entry == &order_.waiting().front() ? ": " + order_.state() : "") + "\n";
-  for (const Running& running : running_.all())
-    text += "  running for " + age(running.since) + ": " + running.what + ": " + running.operation->describe() + "\n";
+  for (const InFlight& in_flight : waits().in_flight) {
+    const auto age = std::chrono::duration_cast<std::chrono::milliseconds>(now - in_flight.since).count();
+    const char* phase = "submitted";
+    if (in_flight.phase == InFlight::Phase::kAgreed) phase = "agreed and held back, submitted";
+    if (in_flight.phase == InFlight::Phase::kRunning) phase = "runs, started";
+    text += "  " + in_flight.what + ": " + phase + " " + std::to_string(age) + " ms ago" +
+            (in_flight.state.empty() ? "" : ": " + in_flight.state) + "\n";
+  }
   const std::string waiting = agreement_.describe();
   if (!waiting.empty()) text += "  this rank coordinates; not yet submitted everywhere:\n" + waiting;
   return text.empty() || label().empty() ? text : label() + "\n" + text;

@@ -39,7 +39,7 @@ class Join {
     marks_.clear();
     return std::exchange(ticket_, nullptr);
   }
-  static constexpr const char* kWaits = "join: waits for what its user has queued on a device before";
+  static constexpr const char* kWaits = "waits for what its user has queued on a device before";
 
   // Another rank has joined: the runs of buckets that are under way may have started before this rank knew.
   void add(int peer, const RunQueue& running, const Plans& plans);

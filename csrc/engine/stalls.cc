@@ -63,7 +63,7 @@ void Stalls::look(Waited& wait, const std::string& what, const std::optional<Inq
                 why() + ". It did not finish within the timeout of " + seconds_text(limits_->timeout));
   if (!wait.warned && waited >= limits_->stall_warning) {
     wait.warned = true;
-    log_warning(names_->label() + "stalled: " + why());
+    log_stalled(names_->label() + "stalled: " + why());
   }
 }
 
@@ -87,9 +87,14 @@ void Stalls::look_at_coordinator(const std::string* what, Clock::time_point sinc
   const auto waited = now - since;
   if (waited > limits_->timeout + kCoordinatorGrace || (silent && waited > limits_->timeout))
     throw Error(ErrorCode::kTimeout, text() + ". It did not within " + seconds_text(limits_->timeout));
+  if (is_told_of_stalls()) {  // and finds out for itself whether the coordinator answers
+    if (told_of_ != since) log_stalled(text());
+    told_of_ = since;
+    return;
+  }
   if (!silent || warned_ || waited < limits_->stall_warning) return;
   warned_ = true;
-  log_warning(names_->label() + "stalled: " + text());
+  log_stalled(names_->label() + "stalled: " + text());
 }
 
 }  // namespace collective

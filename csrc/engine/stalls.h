@@ -51,8 +51,9 @@ class Stalls {
   const RankNames* names_;
   const Limits* limits_;
   Inquiry* inquiry_;
-  Clock::time_point asked_{};  // the coordinator, whether it is there
-  bool warned_ = false;        // of it
+  Clock::time_point asked_{};    // the coordinator, whether it is there
+  bool warned_ = false;          // of it
+  Clock::time_point told_of_{};  // since when what was last told had waited
 };
 
 }  // namespace collective

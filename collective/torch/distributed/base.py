@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import default_pg_timeout
 
-from ... import arrays, devices, runtime
+from ... import arrays, devices, runtime, whereabouts
 from ..._core import Descriptor, Kind, ReduceOp
 from ...arrays import View
 from ...config import timeout_is_set
@@ -192,6 +192,8 @@ class GroupBase(_ProcessGroup):  # type: ignore[misc]
     ) -> Work:
         if not self._is_open:
             raise ShutdownError(f"{self._where(kind)}: the group was destroyed")
+        if runtime.current().config.check_call_sites:
+            what = what.called_from(whereabouts.call_site())
         if at is not None:
             devices.prepare(at.ordinal)
         ticket = self._engine.submit_ordered(
