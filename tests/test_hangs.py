@@ -42,7 +42,10 @@ TOLD = {
         "rank 0: stalled for .* s: ranks 0, 2 wait for rank 1\n",
         r"  rank 1 \(process (\d+)\): alive, but Python's threads do not run: .*; py-spy dump --native --pid \1 on its",
     ],
-    "in MPI": [r"  rank 1 \(process \d+\): script at hanging.py:\d+ in hang, called from hanging.py:\d+\n"],
+    "in MPI": [
+        "rank 0: stalled for .* s: ranks 0, 2 wait for rank 1\n",
+        r"  rank 1 \(process \d+\): script at hanging.py:\d+ in hang, called from hanging.py:\d+\n",
+    ],
     "crosswise": [
         "rank 0: stalled for .* s: ranks wait for each other\n",
         "  allreduce 'a': rank 0 waits; ranks 1, 2 have not submitted it\n",
@@ -87,14 +90,15 @@ def test_the_verdict_on_a_hang(kind: str, tmp_path: Path) -> None:
     done = run_ranks(3, [str(SCRIPT), kind], 100, env=limits)
     assert done.returncode != 0
     verdicts = re.findall(r"\[collective\] rank \d: stalled for .*\n(?:  .*\n)*", done.stderr)
-    assert len(verdicts) == 1, done.stderr
+    # On a busy machine a rank that imports for long may have been told of before.
+    assert len([text for text in verdicts if re.search(TOLD[kind][0], text)]) == 1, done.stderr
     at = 0
     for line in TOLD[kind]:
-        found = re.search(line, verdicts[0][at:])
-        assert found is not None, verdicts[0]
+        found = re.search(line, verdicts[-1][at:])
+        assert found is not None, verdicts[-1]
         at += found.end() - 1  # lines that begin where the last one ends share its newline
     told = file.read_text()
-    assert verdicts[0].split(": ", 1)[1] in told
+    assert verdicts[-1].split(": ", 1)[1] in told
     assert re.search(r"rank 2, \S+, process \d+: its main thread, innermost first:\n    \S+:\d+ in ", told), told
 
 
@@ -170,7 +174,8 @@ def test_a_rank_that_has_joined_is_not_missed() -> None:
 def test_many_waits_are_cut_short() -> None:
     flying = [in_flight(f"allreduce '{name}'", seconds=9.0 + number) for number, name in enumerate("abcdefgh")]
     told = verdict(rank(*flying), rank(waits=False), rank(*flying), rank(*flying)).text.splitlines()
-    assert told[1].startswith("  allreduce 'h': ") and told[7] == "  and 2 more"
+    assert told[1].startswith("  allreduce 'h': ")
+    assert told[7] == "  and 2 more"
     assert len(told) == 9
 
 
@@ -186,12 +191,24 @@ def test_the_same_cause_is_known_again() -> None:
 WHY_NOT = why_not()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(WHY_NOT), reason=f"no cluster here: {WHY_NOT}")
-def test_hosts_and_processes_that_are_gone() -> None:
-    """A host that is cut off, and a process that is stopped on another host: told apart, from rank 0."""
-    arguments = [sys.executable, str(SCRIPT)]
-    with Cluster([1, 1, 1], rate=None) as cluster:
-        job = cluster.start([*arguments, "stopped"], env=LIMITS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        stopped, _ = job.communicate(timeout=100)
-    where = r"rank 1 \(host1, process \d+\): process does not answer: it is stopped, or a function in C"
-    assert re.search(where, stopped), stopped
+@pytest.mark.parametrize("kind", ["stopped", "killed", "cut off"])
+def test_what_is_wrong_on_another_host(kind: str) -> None:
+    """Told apart by how the kernel of that host answers, which has a rank of its own that sees its neighbour."""
+    told = {
+        "stopped": r"rank 1 \(host0, process (\d+)\): stopped by a signal or a debugger; kill -CONT \1 on its host",
+        "killed": r"rank 3 \(host1, process \d+\): process gone: it was killed, or it crashed",
+        "cut off": r"ranks 2, 3 \(host1\): host does not answer: no connection to 10.77.0.",
+    }
+    # A launcher that ends the job as soon as a rank dies would hide what is to be seen here.
+    options = ["--prtemca", "prte_abort_on_non_zero_status", "0"] if kind == "killed" else []
+    with Cluster([2, 2], rate=None) as cluster:
+        job = cluster.start([sys.executable, str(SCRIPT), kind], options, env=LIMITS, stdout=subprocess.PIPE)
+        if kind == "cut off":
+            assert job.stdout is not None
+            while "cut me off" not in job.stdout.readline():
+                pass
+            cluster.cut(1)
+        output, _ = job.communicate(timeout=100)
+    assert re.search(told[kind], output), output
