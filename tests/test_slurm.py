@@ -5,6 +5,7 @@ others too, for each of which build/slurm/ gets a small environment without torc
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -132,6 +133,14 @@ def wait_until(done: Callable[[], object], otherwise: str) -> None:
         time.sleep(0.1)
 
 
+def lives(pid: int) -> bool:
+    """Whether it runs; one that has ended, and for which nobody has waited, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def run(slurm: Slurm, mpi: Mpi, *command: str | Path) -> tuple[int, str]:
     """The exit status of a command on host0, and all that it prints."""
     job = slurm.start([str(word) for word in command], env=mpi.env, stdout=subprocess.PIPE)
@@ -149,6 +158,26 @@ def succeeds(slurm: Slurm, mpi: Mpi, *command: str | Path) -> str:
     return output
 
 
+# A rank of Open MPI 5 that leaves MPI_Init() first may send to one that still waits there for PMIx, and crashes in this
+# function (https://github.com/open-mpi/ompi/issues/12495). That was seen once in some hundred starts by srun.
+CRASH = "mca_pml_ob1_recv_frag_callback_match"
+
+
+def once_more(test: Callable[..., None]) -> Callable[..., None]:
+    """Repeats a test whose job has met that error."""
+
+    @functools.wraps(test)
+    def repeated(**fixtures: object) -> None:
+        try:
+            test(**fixtures)
+        except AssertionError as error:
+            if CRASH not in str(error):
+                raise
+            test(**fixtures)
+
+    return repeated
+
+
 def ranks_in(output: str) -> list[str]:
     return sorted(line for line in output.splitlines() if line.startswith("rank "))
 
@@ -160,9 +189,45 @@ def script(slurm: Slurm, text: str) -> Path:
     return path
 
 
+# ---- the cluster ----
+
+
+def test_an_interrupt_leaves_nothing() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "cluster",
+        "--slurm",
+        "--hosts",
+        "1",
+        "--",
+        "srun",
+        "sh",
+        "-c",
+        "echo $SLURM_CONF; sleep 999",
+    ]
+    process = subprocess.Popen(command, cwd=ROOT / "tests", stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        conf = Path(process.stdout.readline().strip())
+        assert conf.name == "slurm.conf"
+        assert conf.exists()
+        told = subprocess.run(["ip", "netns", "pids", f"c{process.pid}h0"], capture_output=True, text=True, check=True)
+        pids = [int(pid) for pid in told.stdout.split()]
+        assert len(pids) > 4, pids  # munged, slurmctld, slurmd, and the job
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LIMIT) == 130
+    finally:
+        process.kill()
+    wait_until(lambda: not any(map(lives, pids)), "processes are left")
+    assert not list(Path("/run/netns").glob(f"c{process.pid}*"))
+    assert not conf.parent.exists()
+
+
 # ---- ranks ----
 
 
+@once_more
 def test_srun_starts_ranks(slurm: Slurm, mpi: Mpi) -> None:
     file = script(slurm, WHO)
     output = succeeds(slurm, mpi, "srun", *TWO_BY_TWO, mpi.option, "python", file)
@@ -172,6 +237,7 @@ def test_srun_starts_ranks(slurm: Slurm, mpi: Mpi) -> None:
     assert ranks_in(succeeds(slurm, mpi, "srun", "-N2", "-n4", mpi.option, "python", file)) == who(3, 1)
 
 
+@once_more
 def test_srun_by_the_wrong_plugin(slurm: Slurm, mpi: Mpi) -> None:
     """Each process would be alone: it says what is wrong, and what to do. Under PMIx, MPICH says it by itself."""
     file = script(slurm, WHO)
@@ -185,6 +251,7 @@ def test_srun_by_the_wrong_plugin(slurm: Slurm, mpi: Mpi) -> None:
             assert all(output.count(text) == 4 for text in told), output
 
 
+@once_more
 @pytest.mark.parametrize("how", ["salloc", "sbatch"])
 def test_mpirun_in_an_allocation(slurm: Slurm, mpi: Mpi, how: str) -> None:
     file = script(slurm, WHO)
@@ -192,11 +259,11 @@ def test_mpirun_in_an_allocation(slurm: Slurm, mpi: Mpi, how: str) -> None:
         output = succeeds(slurm, mpi, "salloc", *TWO_BY_TWO, "mpirun", "python", file)
     else:
         batch = Batch(slurm, mpi, *TWO_BY_TWO, "--output=log", f"--wrap=mpirun python {file}")
-        assert batch.ends_as() == "COMPLETED"
-        output = batch.log("log")
+        output = batch.completes("log")
     assert ranks_in(output) == who(2, 2)
 
 
+@once_more
 def test_collective_run_in_an_allocation(slurm: Slurm, mpi: Mpi) -> None:
     """By srun, unless told otherwise; the number of ranks is Slurm's."""
     file = script(slurm, WHO)
@@ -210,6 +277,7 @@ def test_collective_run_in_an_allocation(slurm: Slurm, mpi: Mpi) -> None:
         assert ranks_in(output) == who(*ranks), output
 
 
+@once_more
 def test_the_doctor_knows_srun(slurm: Slurm, mpi: Mpi) -> None:
     file = slurm.files / "found.json"
     command = ("python", "-m", "collective.doctor", "--json", file)
@@ -223,19 +291,22 @@ def test_the_doctor_knows_srun(slurm: Slurm, mpi: Mpi) -> None:
 
 
 def start_steps(slurm: Slurm, mpi: Mpi) -> tuple["subprocess.Popen[str]", dict[int, int]]:
-    """A job of four ranks within a `with` statement, once all are at work; and their processes."""
+    """A job of four ranks, once all are at work; and their processes."""
     command = ["srun", "-K", *TWO_BY_TWO, mpi.option, "python", str(script(slurm, STEPS))]
     job = slurm.start(command, env=mpi.env, stdout=subprocess.PIPE)
     assert job.stdout is not None
     ranks: dict[int, int] = {}
+    lines = []
     while len(ranks) < 4:
         line = job.stdout.readline()
-        assert line, "the job has ended"
+        assert line, f"the job has ended: {lines}"
+        lines.append(line)
         if found := re.fullmatch(r"rank (\d) is (\d+)\n", line):
             ranks[int(found[1])] = int(found[2])
     return job, ranks
 
 
+@once_more
 @pytest.mark.parametrize("rank", [0, 3])
 def test_a_killed_rank_ends_the_job(slurm: Slurm, mpi: Mpi, rank: int) -> None:
     job, ranks = start_steps(slurm, mpi)
@@ -244,9 +315,10 @@ def test_a_killed_rank_ends_the_job(slurm: Slurm, mpi: Mpi, rank: int) -> None:
     assert job.returncode != 0
     # Slurm ends the other ranks as fast, and may name them with it.
     assert re.search(rf"srun: error: host{rank // 2}: tasks? [-0-9,]+: Killed", output), output
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks.values()), "ranks are left")
+    wait_until(lambda: not any(map(lives, ranks.values())), "ranks are left")
 
 
+@once_more
 def test_scancel_ends_the_job(slurm: Slurm, mpi: Mpi) -> None:
     job, ranks = start_steps(slurm, mpi)
     number = slurm.ask("squeue", "--noheader", "--format=%A").strip()
@@ -254,7 +326,7 @@ def test_scancel_ends_the_job(slurm: Slurm, mpi: Mpi) -> None:
     output, _ = job.communicate(timeout=LIMIT)
     assert job.returncode != 0
     assert "CANCELLED AT" in output
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks.values()), "ranks are left")
+    wait_until(lambda: not any(map(lives, ranks.values())), "ranks are left")
     wait_until(lambda: state(slurm, number) == "CANCELLED", "not cancelled")
 
 
@@ -287,35 +359,36 @@ class Batch:
         wait_until(lambda: state(self.slurm, self.job) in states, f"the job is not {' or '.join(states)}")
         return state(self.slurm, self.job)
 
-    def ends_as(self) -> str:
-        return self.wait_for("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
-
-    def wait_for_line(self, name: str, line: str) -> None:
-        wait_until(lambda: line in self.log(name), f"no {line!r} in {name}")
+    def completes(self, log: str) -> str:
+        """Its log, at its successful end."""
+        ended = self.wait_for("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+        assert ended == "COMPLETED", self.log(log)
+        return self.log(log)
 
 
 def examples(name: str) -> Path:
     return ROOT / "examples" / "slurm" / name
 
 
+@once_more
 def test_cpu_script(slurm: Slurm, mpi: Mpi) -> None:
     batch = Batch(slurm, mpi, "--nodes=2", examples("cpu.sbatch"), "examples/numpy_mean.py")
-    assert batch.ends_as() == "COMPLETED"
-    log = batch.log(f"collective-{batch.job}.log")
+    log = batch.completes(f"collective-{batch.job}.log")
     assert re.search(r"^mean .* on 4 ranks, as from the whole$", log, re.MULTILINE), log
     assert "PMIX" not in log
 
 
+@once_more
 def test_gpu_script(slurm: Slurm, mpi: Mpi) -> None:
     """A rank for each of the GPUs that Slurm counts, all of which it sees; there is none."""
     file = script(slurm, WHO + 'print("sees", os.environ["CUDA_VISIBLE_DEVICES"])\n')
     batch = Batch(slurm, mpi, "--nodes=2", examples("gpu.sbatch"), file)
-    assert batch.ends_as() == "COMPLETED"
-    log = batch.log(f"collective-gpu-{batch.job}.log")
+    log = batch.completes(f"collective-gpu-{batch.job}.log")
     assert ranks_in(log) == who(4, 4)
     assert log.count("sees 0,1,2,3\n") == 8
 
 
+@once_more
 @needs("torch", "sklearn")
 def test_array_script(slurm: Slurm) -> None:
     """Each task its own job and log; one that the script has no entry for fails."""
@@ -328,6 +401,7 @@ def test_array_script(slurm: Slurm) -> None:
     assert state(slurm, f"{batch.job}_3") == "FAILED"
 
 
+@once_more
 @needs("torch")
 def test_requeue_script(slurm: Slurm) -> None:
     """Signalled as before its time limit, it writes a checkpoint and begins again from there; scancel ends it."""
@@ -336,7 +410,8 @@ def test_requeue_script(slurm: Slurm) -> None:
     options = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1")
     batch = Batch(slurm, THIS, *options, examples("requeue.sbatch"), "--steps", "1000000")
     log, checkpoint = f"collective-requeue-{batch.job}.log", batch.directory / f"train_gpt-{batch.job}.pt"
-    wait_until(lambda: "step 1 " in batch.log(log), "no first step")
+    wait_until(lambda: "step 1 " in batch.log(log) or state(slurm, batch.job) == "FAILED", "no first step")
+    assert "step 1 " in batch.log(log), batch.log(log)
     slurm.ask("scancel", "--signal=USR1", batch.job)
     batch.wait_for("PENDING")
     first = batch.log(log)
