@@ -227,7 +227,8 @@ class Launched:
 _LAUNCHERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("torchrun", ("RANK", "WORLD_SIZE"), ("WORLD_SIZE",)),
     ("mpirun", (), ("OMPI_COMM_WORLD_SIZE",)),  # Open MPI
-    ("mpirun", (), ("PMI_SIZE",)),  # Hydra (MPICH, Intel MPI); srun --mpi=pmi2; Cray
+    ("srun", ("SLURM_PROCID", "SLURM_STEP_ID", "PMI_JOBID"), ("PMI_SIZE",)),  # --mpi=pmi2; Hydra has no PMI_JOBID
+    ("mpirun", (), ("PMI_SIZE",)),  # Hydra (MPICH, Intel MPI), also in a Slurm allocation; Cray
     ("mpirun", ("MPI_LOCALRANKID",), ("MPI_LOCALNRANKS",)),
     ("mpirun", ("MV2_COMM_WORLD_RANK",), ("MV2_COMM_WORLD_SIZE",)),  # MVAPICH
     ("PALS", ("PALS_RANKID",), ("PALS_NRANKS", "PALS_LOCAL_SIZE")),

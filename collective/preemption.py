@@ -13,9 +13,10 @@ How signals come to ranks, as tried with Open MPI 5 (PRRTE):
                                   arrives any more.
     any signal to a rank          reaches this one alone; mpirun takes no notice of it while the rank lives.
 
-Under Slurm, by its manual, `--signal=USR1@120` sends SIGUSR1 to the steps that srun has started, 120 s before the time
-limit; `scancel` sends SIGTERM, and SIGKILL after KillWait (30 s unless the site says otherwise); preemption does the
-same, after the partition's GraceTime.
+Under Slurm, as tried with 22.05, `--signal=USR1@120` sends SIGUSR1 to the ranks that srun has started, 120 s before the
+time limit or up to a minute earlier, and `scancel --signal=USR1` does so at once; `scancel` sends SIGTERM, and SIGKILL
+after KillWait (30 s unless the site says otherwise). By its manual, preemption does the same, after the partition's
+GraceTime.
 
 An uncaught exception still ends the job at once (job_end.py), and so does a rank that dies of another signal.
 """

@@ -172,6 +172,9 @@ def test_an_srun_that_cannot_start_this_mpi(open_mpi: Machine) -> None:
     assert " mpirun -np 2 " in open_mpi.command("train")
     assert "srun has no --mpi=pmix" in open_mpi.run("--dry-run", "train").stderr
     assert "srun has no --mpi=pmix" in open_mpi.refusal("--launcher", "srun", "train")
+    (open_mpi.bin / "srun").unlink()
+    open_mpi.patch.setenv("PATH", str(open_mpi.bin))  # the machine may have one
+    assert "there is no srun on PATH" in open_mpi.refusal("--launcher", "srun", "train")
 
 
 def test_the_launcher_of_this_mpi_is_found_among_others(machine: Machine) -> None:
@@ -323,7 +326,6 @@ logging: {level: INFO, hide_timestamp: true}
         (["-H", "a:2", "--hostfile", "x", "train"], "two answers to one question"),
         (["--hostfile", "no_such_file", "train"], "no_such_file cannot be read"),
         (["-np", "2", "-i", "no_such_key", "train"], "there is no file no_such_key"),
-        (["-np", "2", "--launcher", "srun", "train"], "there is no srun on PATH"),
     ],
 )
 def test_wrong_arguments(open_mpi: Machine, arguments: list[str], told: str) -> None:

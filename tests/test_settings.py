@@ -172,6 +172,7 @@ def alone(code: str, env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
         ("JSM_NAMESPACE_RANK=0 JSM_NAMESPACE_SIZE=4", "mpirun -np 4"),
         ("SLURM_PROCID=0 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=4", "srun --mpi=pm"),
         ("SLURM_PROCID=0 SLURM_STEP_ID=0 SLURM_NPROCS=4", "srun --mpi=pm"),
+        ("SLURM_PROCID=0 SLURM_STEP_ID=0 PMI_JOBID=7.0 PMI_RANK=0 PMI_SIZE=4", "Use srun --mpi=pm"),
         ("PMIX_RANK=3 PMIX_NAMESPACE=x", "mpirun -np 4"),
     ],
 )

@@ -3,6 +3,7 @@
 # make, and of Python its module venv and its headers.
 #
 #     tools/apt_packages.sh            as root, or as a user who may use sudo
+#     tools/apt_packages.sh --slurm    the same, and what tests/test_slurm.py runs on virtual hosts
 #     tools/apt_packages.sh --check    installs nothing; fails, and says what to do, where something is lacking
 #
 # PYTHON=python3.12 in the environment: for that Python in place of python3.
@@ -22,6 +23,15 @@ need "$name-venv" "$python" -c "import venv, ensurepip"
 need "$name-dev" "$python" -c "import os, sysconfig; os.stat(sysconfig.get_path('include') + '/Python.h')"
 need g++ c++ --version
 need make make --version
+if [ "${1:-}" = --slurm ]; then
+  need iproute2 ip -V
+  need munge munged --version
+  need slurmctld slurmctld -V
+  need slurmd slurmd -V
+  need slurm-client command -v srun # it says its version only where a cluster is
+  # Slurm's plug-in for PMIx opens libpmix.so, a name that only the development package has.
+  need libpmix-dev "$python" -c "import ctypes; ctypes.CDLL('libpmix.so')"
+fi
 
 if [ "${1:-}" = --check ]; then
   if [ ${#lacking[@]} -gt 0 ]; then
