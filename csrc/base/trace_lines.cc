@@ -59,7 +59,7 @@ int TraceLines::thread(Phase phase, Clock::time_point begin, Clock::time_point e
   ends.push_back(end);
   const std::string where = ",\"ph\":\"M\",\"pid\":" + std::to_string(rank_ + 1) + ",\"tid\":" + std::to_string(thread);
   text += "{\"name\":\"thread_name\"" + where + ",\"args\":{\"name\":\"" + name_of(phase) +
-          (lane == 0 ? "" : " " + std::to_string(lane + 1)) + "\"}},\n";
+          (lane == 0 ? std::string() : std::to_string(lane + 1).insert(0, 1, ' ')) + "\"}},\n";
   text += "{\"name\":\"thread_sort_index\"" + where + ",\"args\":{\"sort_index\":" + std::to_string(thread) + "}},\n";
   return thread;
 }
@@ -75,7 +75,10 @@ std::pair<std::string, size_t> TraceLines::lines(const Timeline::Events& events,
     line.clear();
     const int on = thread(event.phase, event.begin, event.end, line);
     line += "{\"name\":";
-    append_quoted(line, event.phase == Phase::kStep ? "step " + std::to_string(event.number) : event.name);
+    if (event.phase == Phase::kStep)
+      append_quoted(line, std::to_string(event.number).insert(0, "step "));
+    else
+      append_quoted(line, event.name);
     line += ",\"cat\":\"";
     line += name_of(event.phase);
     line += "\",\"ph\":\"X\",\"pid\":" + std::to_string(rank_ + 1) + ",\"tid\":" + std::to_string(on) + ",\"ts\":";
