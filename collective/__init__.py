@@ -88,6 +88,7 @@ from .runtime import (
     rank,
     size,
 )
+from .trace import mark_step, start_trace, stop_trace
 from .version import __version__ as __version__
 
 __all__ = [
@@ -151,6 +152,7 @@ __all__ = [
     "join",
     "local_rank",
     "local_size",
+    "mark_step",
     "rank",
     "recv",
     "recv_async",
@@ -166,4 +168,6 @@ __all__ = [
     "send_async",
     "shutdown",
     "size",
+    "start_trace",
+    "stop_trace",
 ]

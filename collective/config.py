@@ -24,9 +24,12 @@ own | |
 HOROVOD_LOG_LEVEL |
 | COLLECTIVE_TIMELINE | none | file | record a timeline from init() on, see `start_timeline` | HOROVOD_TIMELINE, \
 unless DYNAMIC |
+| COLLECTIVE_TRACE | none | file | record one trace of all ranks from init() on, see `start_trace` | |
+| COLLECTIVE_TRACE_STEPS | all | steps | of that trace: "100-110" or "100", counted from 0, see `mark_step` | |
+| COLLECTIVE_TRACE_MAX_MB | 256 | MiB | how long that trace may become; what comes later is dropped | |
 
-COLLECTIVE_* wins over HOROVOD_*. Rank 0's values hold for the whole job where ranks must agree (time-outs, fusion).
-HOROVOD_* variables that have no meaning here (cycle time, cache, autotuning, gloo, NCCL's) are ignored.
+COLLECTIVE_* wins over HOROVOD_*. Rank 0's values hold for the whole job where ranks must agree (time-outs, fusion,
+traces). HOROVOD_* variables that have no meaning here (cycle time, cache, autotuning, gloo, NCCL's) are ignored.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from marshmallow import ValidationError, validate
 from .errors import InvalidArgumentError
 
 __all__ = [
+    "MOST_TRACE_MB",
     "Config",
     "Launched",
     "LogLevel",
@@ -78,6 +82,7 @@ _OF_RANK_0 = {  # and what else each is read from
     _PREFIX + "CHECK_CALL_SITES": [],
 }
 _NOT_NEGATIVE = validate.Range(min=0)
+MOST_TRACE_MB = 2048  # what one message of MPI's holds
 
 
 class LogLevel(enum.IntEnum):
@@ -108,6 +113,9 @@ class Config:
     verdict_file: str
     out_of_band: bool
     check_call_sites: bool
+    trace: str  # "" for none
+    trace_steps: tuple[int, int] | None  # the first and the last one; None: all
+    trace_max_mb: int
     cuda_aware: bool | None  # None: find out
     nccl: bool
 
@@ -131,6 +139,9 @@ class Config:
                 verdict_file=env.str(_PREFIX + "VERDICT_FILE", ""),
                 out_of_band=env.bool(_PREFIX + "OUT_OF_BAND", True),
                 check_call_sites=env.bool(_PREFIX + "CHECK_CALL_SITES", False),
+                trace=env.str(_PREFIX + "TRACE", ""),
+                trace_steps=_trace_steps(env),
+                trace_max_mb=env.int(_PREFIX + "TRACE_MAX_MB", 256, validate=validate.Range(1, MOST_TRACE_MB)),
                 cuda_aware=env.bool(_PREFIX + "CUDA_AWARE", None),
                 nccl=env.bool(_PREFIX + "NCCL", False),
             )
@@ -203,6 +214,20 @@ def _level(name: str) -> None:
 def _timeline(env: Env) -> str:
     path = env.str(_given("TIMELINE", "TIMELINE"), "")
     return "" if path == "DYNAMIC" else path
+
+
+def _trace_steps(env: Env) -> tuple[int, int] | None:
+    text = env.str(_PREFIX + "TRACE_STEPS", "", validate=_steps)
+    if not text:
+        return None
+    first, _, last = text.partition("-")
+    return int(first), int(last or first)
+
+
+def _steps(text: str) -> None:
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if text and (found is None or int(found[2] or found[1]) < int(found[1])):
+        raise ValidationError('a step, or the first and the last one: "100" or "100-110"')
 
 
 def _cores(cores: list[int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 from . import _core, logs
@@ -25,6 +26,17 @@ _abandoned: list[Any] = []
 _dropped: list[tuple[_core.Ticket, Any]] = []
 _orphans: list[tuple[_core.Ticket, Any]] = []
 _looking = threading.Lock()
+
+
+# See show_waits().
+_is_profiled: Callable[[], bool] | None = None
+_range: Callable[[str], AbstractContextManager[Any]] | None = None
+
+
+def show_waits(is_profiled: Callable[[], bool], range_of: Callable[[str], AbstractContextManager[Any]]) -> None:
+    """While `is_profiled()`, wait within `range_of(text)`: for a framework with a profiler of its own."""
+    global _is_profiled, _range
+    _is_profiled, _range = is_profiled, range_of
 
 
 def _look_at_orphans() -> None:
@@ -76,14 +88,22 @@ class Handle(Generic[T]):
         InternalError.
         """
         ticket = self._ticket
-        while not self._engine.wait(ticket, _SLICE_S):
-            pass
+        if _is_profiled is not None and _is_profiled():
+            assert _range is not None
+            with _range(f"wait for {ticket.name}"):
+                self._block()
+        else:
+            self._block()
         if ticket.given_up:
             _abandoned.append(self._keep)
         if ticket.code:
             logs.flush()
             raise error_class(ticket.code)(ticket.text)
         return self._result(ticket)
+
+    def _block(self) -> None:
+        while not self._engine.wait(self._ticket, _SLICE_S):
+            pass
 
     def map(self, function: Callable[[T], S]) -> Handle[S]:
         """A handle of the same operation, whose result is `function` applied to this one's."""

@@ -10,13 +10,14 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from . import _core, job_end, launcher, likeness, logs, mpi, process, runtime, stalls, timeline, whereabouts
+from . import _core, job_end, launcher, likeness, logs, mpi, process, recording, runtime, stalls, timeline, whereabouts
 from . import process_sets as sets
 from .config import Config, LogLevel
 from .errors import CollectiveTimeoutError, InvalidArgumentError, MismatchError
 from .movement import barrier
 from .objects import allgather_object
 from .process_sets import ProcessSet, global_process_set
+from .trace import session as trace
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -44,8 +45,8 @@ def init(
         ForkError: in a forked child, a multiprocessing worker, or a child that a rank has started with its environment.
         MPIMismatchError: mpi4py loaded another MPI than the one this package was built for.
         InvalidArgumentError: a malformed setting, MPI without MPI_THREAD_MULTIPLE, a list that lacks this rank, a
-            process set that is not one, a timeline that cannot be written, or a launcher that has started several
-            processes, each of them alone (torchrun, or the launcher of another MPI).
+            process set that is not one, a timeline or trace that cannot be written, or a launcher that has started
+            several processes, each of them alone (torchrun, or the launcher of another MPI).
         MismatchError: versions of this package, or byte orders of machines, that differ between ranks.
         CollectiveTimeoutError: a rank did not call it within COLLECTIVE_TIMEOUT. The job ends with this process.
 
@@ -91,7 +92,9 @@ def _start(comm: MPI.Intracomm, config: Config) -> None:
     try:
         config = likeness.agree(comm, config)
         timeline.open_at_start(comm, config.timeline)
+        trace.open_at_start(comm, config)
     except (InvalidArgumentError, MismatchError):  # on all ranks
+        timeline.give_up()
         comm.Free()
         raise
     channel: Channel | None = None
@@ -105,6 +108,7 @@ def _start(comm: MPI.Intracomm, config: Config) -> None:
         timeline.give_up()
         if channel is not None:
             channel.close()
+        trace.give_up()
         raise
     runtime.set_current(state)
     process.mark(state.topology.rank)
@@ -114,6 +118,7 @@ def _start(comm: MPI.Intracomm, config: Config) -> None:
         state.at_end.append(channel.close)
     sets.register_global()
     timeline.record_at_start()
+    trace.record_at_start()
     if state.topology.rank == 0:
         for warning in (mpi.other_version(), launcher.advice_about_cores(state.topology.local_size)):
             if warning is not None:
@@ -137,11 +142,13 @@ def shutdown() -> None:
         runtime.set_current(None)
         try:
             if state.engine.shutdown():
+                trace.merge_at_end(state.comm)
                 sets.free_communicators()
                 state.comm.Free()
         except CollectiveTimeoutError as error:
             _core.log(LogLevel.WARNING, f"{error}. MPI_Finalize waits for it.")
         finally:
+            trace.leave()
             for end in state.at_end:
                 end()
             sets.forget_all()
@@ -169,7 +176,7 @@ def _place() -> tuple[int, int] | None:
 
 
 def _last_words() -> None:
-    timeline.flush()
+    recording.flush()
     logs.flush()
 
 

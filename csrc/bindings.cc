@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/rank_names.h"
 #include "base/thresholds.h"
+#include "base/trace_lines.h"
 #include "device/device_kernels.h"
 #include "engine/bucket.h"
 #include "engine/engine.h"
@@ -116,6 +117,11 @@ py::object waits(Engine& engine, double patience) {
   return py::dict("waited_for"_a = looked->is_waited_for, "shut_down"_a = looked->is_shut_down, "groups"_a = groups);
 }
 
+// Kept as it is until somebody reads it.
+struct Recorded {
+  Timeline::Events events;
+};
+
 template <typename T>
 std::vector<T*> pointers(const std::vector<uintptr_t>& addresses) {
   std::vector<T*> result;
@@ -216,6 +222,29 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("cross_size", &Topology::cross_size)
       .def_readonly("homogeneous", &Topology::homogeneous);
 
+  py::class_<Recorded>(m, "Recorded").def("operations", [](const Recorded& recorded) {
+    const auto ns = [](Timeline::Clock::duration t) { return std::chrono::nanoseconds(t).count(); };
+    py::list result;
+    for (const auto& e : recorded.events)
+      if (e.phase != Timeline::Event::Phase::kStep)
+        result.append(py::make_tuple(e.name, e.kind, e.phase == Timeline::Event::Phase::kRun,
+                                     ns(e.begin.time_since_epoch()), ns(e.end.time_since_epoch())));
+    return result;
+  });
+  py::class_<TraceLines>(m, "TraceLines")
+      .def(py::init<int>(), py::arg("rank"))
+      .def(
+          "lines",
+          [](TraceLines& self, const Recorded& recorded, size_t room) {
+            std::pair<std::string, size_t> found;
+            {
+              const py::gil_scoped_release nogil;
+              found = self.lines(recorded.events, room);
+            }
+            return std::pair(py::bytes(found.first), found.second);
+          },
+          py::arg("recorded"), py::arg("room"));
+
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init([](uintptr_t comm, size_t fusion_threshold, double stall_warning, double timeout,
                        bool shared_memory, bool nccl, const std::vector<int>& cores) {
@@ -286,13 +315,9 @@ PYBIND11_MODULE(_core, m) {
       .def("waits", &waits, py::arg("patience"))
       .def("start_timeline", [](Engine& engine) { engine.timeline().start(); })
       .def("stop_timeline", [](Engine& engine) { engine.timeline().stop(); })
-      .def("take_timeline",
-           [](Engine& engine) {
-             py::list result;
-             for (const auto& e : engine.timeline().take())
-               result.append(py::make_tuple(e.name, e.kind, e.ran, e.begin, e.duration));
-             return result;
-           })
+      .def(
+          "end_step", [](Engine& engine, uint64_t number) { engine.timeline().end_step(number); }, py::arg("number"))
+      .def("take_timeline", [](Engine& engine) { return Recorded{engine.timeline().take()}; })
       .def("shutdown", &Engine::shutdown, py::call_guard<py::gil_scoped_release>())
       .def("describe", &Engine::describe, py::call_guard<py::gil_scoped_release>());
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cluster import Cluster, why_not
+from traces import Trace
 
 WHY_NOT = why_not()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=f"no cluster here: {WHY_NOT}")]
@@ -130,6 +131,45 @@ def test_the_doctor_looks_at_the_network(tmp_path: Path) -> None:
         warned = [f["text"] for f in content["findings"] if f["check"] == "network" and f["level"] == "warn"]
         assert sum("rank 2 (host2)" in text for text in warned) == 3, warned
         assert content["measured"]["left_out"].startswith("the slowest link would take ")
+
+
+def test_a_trace_of_several_hosts(tmp_path: Path) -> None:
+    """Which have one clock, in truth: what is measured of theirs is as exact as it says."""
+    code = """
+import time
+import torch
+import collective.torch as hvd
+hvd.init()
+hvd.start_trace(PATH)
+parameters = [torch.nn.Parameter(torch.zeros(1 << 16)) for _ in range(4)]
+optimizer = hvd.DistributedOptimizer(torch.optim.SGD(parameters, lr=1.0), op=hvd.Sum)
+for step in range(6):
+    for n, p in enumerate(parameters):
+        p.grad = torch.full((1 << 16,), float(hvd.rank() + n))
+    if hvd.rank() == 2:
+        time.sleep(0.2)
+    optimizer.step()
+    optimizer.zero_grad()
+    hvd.allreduce(torch.ones(3), name="loss")
+hvd.shutdown()
+"""
+    path = tmp_path / "t.json"
+    with Cluster([2, 2], rate=None) as cluster:
+        run(cluster, "-c", code.replace("PATH", repr(str(path))), timeout=100)
+    assert [file.name for file in tmp_path.iterdir()] == ["t.json"]
+    trace = Trace(path)
+    assert trace.processes == ["rank 0 on host0", "rank 1 on host0", "rank 2 on host1", "rank 3 on host1"]
+    assert trace.about["remarks"] == []
+    readings = [reading for found in trace.about["clocks"].values() for reading in found]
+    assert len(readings) == 2 * 4
+    assert all(abs(reading["ahead"]) <= reading["delay"] / 2 + 1e-3 for reading in readings)
+    assert trace.about["clocks_agree_to_us"] > 0
+    losses = [event for event in trace.slices if (event["name"], event["cat"]) == ("loss", "wait")]
+    assert len(losses) == 4 * 6
+    buckets = [event for event in trace.slices if event["args"]["kind"] == "bucket"]
+    assert len(buckets) >= 4 * 5
+    assert all("last_to_come" in event["args"] for event in buckets)
+    assert all(len(trace.names(rank, "step")) == 6 for rank in range(4))
 
 
 def start_training(cluster: Cluster, steps: int, pause: float, **env: str) -> subprocess.Popen[str]:

@@ -53,6 +53,10 @@ def test_defaults(clean: pytest.MonkeyPatch) -> None:
         ({}, "cuda_aware", None),
         ({"COLLECTIVE_CUDA_AWARE": "0"}, "cuda_aware", False),
         ({"COLLECTIVE_CUDA_AWARE": "1"}, "cuda_aware", True),
+        ({}, "trace_steps", None),
+        ({"COLLECTIVE_TRACE_STEPS": "100-110"}, "trace_steps", (100, 110)),
+        ({"COLLECTIVE_TRACE_STEPS": "7"}, "trace_steps", (7, 7)),
+        ({"COLLECTIVE_TRACE_MAX_MB": "2048"}, "trace_max_mb", 2048),
         ({"HOROVOD_CYCLE_TIME": "3", "HOROVOD_CACHE_CAPACITY": "no number"}, "timeout", 300.0),
     ],
 )
@@ -72,6 +76,8 @@ def test_wrong_values_are_told_by_name(clean: pytest.MonkeyPatch) -> None:
         "COLLECTIVE_FUSION_THRESHOLD": ["64MB", "1.5", "-1"],
         "COLLECTIVE_SHARED_MEMORY": ["2", "never"],
         "COLLECTIVE_CUDA_AWARE": ["2", "maybe", ""],
+        "COLLECTIVE_TRACE_STEPS": ["3-2", "-2", "a", "1-2-3"],
+        "COLLECTIVE_TRACE_MAX_MB": ["0", "4096", "many"],
         "COLLECTIVE_TIME_OUT": ["30"],  # unknown, since misspelt
     }
     for name, texts in wrong.items():

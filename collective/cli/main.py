@@ -27,6 +27,7 @@ TOOLS = (
     Tool("info", "collective.info", "Show versions, MPI, ranks, memory and devices."),
     Tool("bench", "collective.bench.cli", "Measure collectives and steps beside MPI and gloo."),
     Tool("predict", "collective.predict.cli", "Predict how a training scales to more nodes."),
+    Tool("trace", "collective.trace.cli", "Merge the parts of a trace that ranks have left."),
     Tool("cuda-aware", "collective.cuda_aware", "Try whether this MPI can send device memory."),
     Tool("ucx", "collective.ucx", "Print the environment for a UCX with CUDA, for eval."),
 )

@@ -9,7 +9,8 @@ __all__ = ["settings", "versions"]
 
 _MUST_AGREE = ("collective", "machine")  # init() refuses others
 _OF_RANK_0 = ("TIMEOUT", "STALL_WARNING", "FUSION_THRESHOLD")
-_MAY_DIFFER = ("TIMELINE", "LOG_LEVEL", "THREAD_AFFINITY")  # what a single rank may be given on purpose
+# What a single rank may be given on purpose; what is about files and traces counts on rank 0.
+_MAY_DIFFER = ("TIMELINE", "TRACE", "TRACE_STEPS", "TRACE_MAX_MB", "LOG_LEVEL", "THREAD_AFFINITY")
 
 
 def versions(job: Job) -> list[Finding]:

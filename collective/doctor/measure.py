@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import addresses, ops
+from ..clocks import compare
 from .facts import Facts
 from .findings import time_text
 from .job import AllReduce, Pair
@@ -120,27 +121,7 @@ def _round_trip(comm: MPI.Intracomm, peer: int, is_first: bool, nbytes: int) -> 
 
 def clocks(comm: MPI.Intracomm, nodes: Sequence[list[int]]) -> list[float]:
     """By node: by how much its clock is ahead of rank 0's, known to half the time of a message there and back."""
-    me = comm.Get_rank()
-    offsets = []
-    for members in nodes:
-        other = members[0]
-        if other == 0:
-            offsets.append(0.0)
-        elif me == 0:
-            tries = []
-            for _ in range(10):
-                sent = time.time()
-                comm.send(None, other)
-                theirs = comm.recv(source=other)
-                received = time.time()
-                tries.append((received - sent, theirs - (sent + received) / 2))
-            offsets.append(min(tries)[1])
-        elif me == other:
-            for _ in range(10):
-                comm.recv(source=0)
-                comm.send(time.time(), 0)
-    everyone: list[float] = comm.bcast(offsets)
-    return everyone
+    return [reading.ahead for reading in compare(comm, [members[0] for members in nodes], time.time)]
 
 
 def all_reduces(

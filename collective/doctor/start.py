@@ -56,9 +56,9 @@ def start_runtime(comm: MPI.Intracomm, facts: Facts) -> str:
         problem = str(error)
     if problem := _of_all(comm, problem):
         return problem
-    # What init() warns of is read here, whatever the user wants to see of it; and a timeline that the user has recorded
-    # is not to be overwritten.
-    override(LOG_LEVEL="warning", TIMELINE="")
+    # What init() warns of is read here, whatever the user wants to see of it; and a timeline or trace that the user has
+    # recorded is not to be overwritten.
+    override(LOG_LEVEL="warning", TIMELINE="", TRACE="")
     with _Stderr() as stderr:
         try:
             lifecycle.init()

@@ -33,6 +33,7 @@ from ..runtime import (
 )
 from ..submission import Adasum, Average, Max, Min, Product, Sum
 from ..timeline import start_timeline, stop_timeline
+from ..trace import mark_step, start_trace, stop_trace
 from . import _requirements as _requirements  # first, since it says what is wrong with the torch found
 from . import compression, distributed, functions, mpi_ops, optimizer, sync_batch_norm
 from .compression import Compression, Compressor
@@ -147,6 +148,7 @@ __all__ = [
     "join",
     "local_rank",
     "local_size",
+    "mark_step",
     "mpi_built",
     "mpi_enabled",
     "mpi_ops",
@@ -172,7 +174,9 @@ __all__ = [
     "size",
     "sparse_allreduce_async",
     "start_timeline",
+    "start_trace",
     "stop_timeline",
+    "stop_trace",
     "sync_batch_norm",
     "synchronize",
 ]

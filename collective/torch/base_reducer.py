@@ -15,6 +15,7 @@ from .. import ops, runtime
 from ..process_sets import ProcessSet
 from ..submission import Op
 from .buckets import Named
+from .profiling import ranged
 
 __all__ = ["BaseReducer"]
 
@@ -91,6 +92,7 @@ class BaseReducer(ABC):
         told: np.ndarray = ops.allreduce(own, Op.Max, name=f"{self.label}.flags", process_set=self._process_set)
         return told.astype(bool)
 
+    @ranged(lambda self: f"synchronize {self.label}")
     def synchronize(self) -> None:
         """Wait until every gradient is reduced on every rank, and put the results into `.grad`; collective.
 

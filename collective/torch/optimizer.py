@@ -16,6 +16,7 @@ from .. import arrays, ops, runtime
 from ..errors import InvalidArgumentError, UnsupportedTypeError
 from ..process_sets import ProcessSet, global_process_set
 from ..submission import Adasum, Average, Op, Sum, checked_op
+from ..trace import mark_step
 from .adasum import AdasumStep
 from .base_reducer import BaseReducer
 from .buckets import Named
@@ -291,6 +292,7 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     if check_replicas_every and process_set.included():
         guard = _ReplicaGuard(check_replicas_every, process_set)
         optimizer.register_step_post_hook(_outside_graphs(lambda opt, args, kwargs: guard.after_step(opt)))
+    optimizer.register_step_post_hook(_outside_graphs(lambda opt, args, kwargs: mark_step()))
     # A hook rather than an override: schedulers made earlier have put their own step() in front of the class's.
     optimizer.register_step_pre_hook(lambda opt, args, kwargs: opt._before_step(args, kwargs))
     return optimizer

@@ -26,6 +26,7 @@ from ..errors import CollectiveError, GradientChangedError, UnsupportedTypeError
 from ..handles import Handle
 from .buckets import Bucket, Slot
 from .plan import Plan
+from .profiling import ranged
 from .sparse import SparseGradients
 from .views import fetch, leave_to_others
 
@@ -65,6 +66,7 @@ class Rounds:
             bucket.given = []
             bucket.waiting = len(bucket.slots)
 
+    @ranged(lambda self, bucket, notes=(): f"start bucket {self.plan.buckets.index(bucket)}")
     def start(self, bucket: Bucket, notes: Sequence[int] = ()) -> None:
         """Start a bucket on the gradients as they are now; notes are for the last one."""
         for stream in bucket.streams:  # the engine looks only at the current one

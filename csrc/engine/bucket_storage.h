@@ -58,6 +58,8 @@ class BucketStorage {
   BucketRun neutral() const;
 
   const AllreduceSpec& spec() const { return spec_; }
+  // Of the elements, as they travel.
+  size_t nbytes() const { return shape_.elements * size_of(shape_.wire); }
   // What tensors are handed over as: their own type; or the wire's, where they leave their device for the host, for they
   // are cast before. It follows from what all ranks have agreed on, as the arithmetic does.
   DType dtype() const { return spec_.dtype; }

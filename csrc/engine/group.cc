@@ -80,7 +80,7 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
       finish_(std::move(finish)),
       doing_(std::move(doing)),
       devices_(data_, limits.nccl),
-      running_(timeline, finish_),
+      running_(timeline, control_.names(), finish_),
       plans_(data_, pool_, kFirstBucketTag),
       join_(inquiry_),
       stalls_(control_.rank(), control_.names(), limits_, inquiry_) {
@@ -183,7 +183,8 @@ bool Group::start_ordered() {
                                    true,
                                    next->turn,
                                    next->digest,
-                                   std::move(next->submission.expected)});
+                                   std::move(next->submission.expected),
+                                   next->wait.since});
     held_back_.push_back(std::move(decision));
   }
   return moved;
@@ -192,6 +193,8 @@ bool Group::start_ordered() {
 std::string Group::Pending::what() const {
   return std::string(name_of(submission.descriptor.kind)) + " '" + ticket->name + "'";
 }
+
+size_t Group::Pending::nbytes() const { return submission.data.count * size_of(submission.descriptor.wire); }
 
 std::string Group::Pending::waits_text() const {
   return "waits for what its user has queued on device " + std::to_string(submission.mark->device().number());
@@ -255,7 +258,8 @@ void Group::start(std::shared_ptr<Ticket> ticket, uint32_t bucket, std::unique_p
                   std::shared_ptr<void> keep) {
   Running running;
   running.what = "bucket '" + ticket->name + "'";
-  running.phase = "bucket";
+  running.kind = "bucket";
+  running.nbytes = plans_.nbytes(bucket);
   running.of_bucket = {bucket, plans_.started()[bucket]};
   running.keep = std::move(keep);
   running.tickets.push_back(std::move(ticket));
@@ -284,7 +288,8 @@ void Group::submit(std::shared_ptr<Ticket> ticket, PairSubmission submission) {
   running.what = (submission.sends ? "send to " : "recv from ") +
                  (from_any ? "any rank" : data_.names().text_of(submission.peer)) + ", tag " +
                  std::to_string(submission.tag);
-  running.phase = submission.sends ? "send" : "recv";
+  running.kind = submission.sends ? "send" : "recv";
+  running.nbytes = submission.descriptor.count() * size_of(submission.descriptor.dtype);
   const auto over = std::make_shared<bool>(false);
   std::vector<std::shared_ptr<bool>> before;
   const auto follow = [&](int peer) {
@@ -433,12 +438,23 @@ bool Group::look_at_devices(const Decision& decision) {
   }
   Running running;
   running.what = "what devices share";
-  running.phase = "devices";
+  running.kind = "devices";
   if (ordered_) running.turn = pending->second.turn;
   running.execution = executions_;
   running.operation = devices_.look(next_tag(0), device);
   running_.add(std::move(running));
   return true;
+}
+
+void Group::record_wait(const Pending& pending, size_t number_of_tensors) {
+  Timeline::Event event{Timeline::Event::Phase::kWait, name_of(pending.submission.descriptor.kind)};
+  event.name = pending.ticket->name;
+  event.group = label();
+  event.number = executions_;
+  event.nbytes = pending.nbytes();
+  event.parts = number_of_tensors;
+  event.begin = pending.submitted.value_or(pending.wait.since());
+  timeline_->record(std::move(event));
 }
 
 void Group::execute(const Decision& decision) {
@@ -451,18 +467,19 @@ void Group::execute(const Decision& decision) {
       held->push_back(std::move(pending->second));
       pending_.erase(pending);
       running.tickets.push_back(held->back().ticket);
-      timeline_->negotiated(entry.name, name_of(held->back().submission.descriptor.kind), held->back().wait.since());
+      if (timeline_->is_on()) record_wait(held->back(), decision.entries.size());
     } else if (!entry.encoded.empty()) {
       held->push_back({std::make_shared<Ticket>(), {Descriptor::decode(entry.encoded), {}, 0, {}, false}, {}});
     } else {
       throw Error(ErrorCode::kInternal, "asked to execute '" + entry.name + "', which was not submitted here");
     }
     const Pending& task = held->back();
+    running.nbytes += task.nbytes();
     fused.push_back({task.ticket.get(), &task.submission.descriptor, task.submission.data, &task.submission.splits,
                      &entry.rows, task.submission.mark, &task.expected});
   }
   const Descriptor& d = *fused[0].descriptor;
-  running.phase = name_of(d.kind);
+  running.kind = name_of(d.kind);
   running.what = std::string(name_of(d.kind)) + " '" + decision.entries[0].name + "'" +
                  (fused.size() > 1 ? " and " + std::to_string(fused.size() - 1) + " fused with it" : "");
   running.execution = executions_;

@@ -109,7 +109,9 @@ class Group {
     // Where it is matched by its order.
     uint64_t turn = 0, digest = 0;
     std::vector<int64_t> expected{};
-    std::string what() const;  // for people
+    std::optional<Clock::time_point> submitted{};  // likewise; else when the wait began
+    size_t nbytes() const;                         // of this rank's data, as it travels
+    std::string what() const;                      // for people
     // What it waits for while it is not ready.
     std::string waits_text() const;
   };
@@ -129,6 +131,7 @@ class Group {
   void execute_agreed();
   bool look_at_devices(const Decision& decision);
   void execute(const Decision& decision);
+  void record_wait(const Pending& pending, size_t number_of_tensors);
   int next_tag(uint64_t digest);
   Place place(int tag, uint64_t digest);
   void start(std::shared_ptr<Ticket> ticket, uint32_t bucket, std::unique_ptr<Operation> operation,

@@ -38,6 +38,11 @@ const std::shared_ptr<Plan>& Plans::plan_at(uint32_t bucket) const {
   return plan->second;
 }
 
+size_t Plans::nbytes(uint32_t bucket) const {
+  const Plan& plan = *plan_at(bucket);
+  return plan.storages.at(bucket - plan.first)->nbytes();
+}
+
 std::unique_ptr<Operation> Plans::start(uint32_t bucket, BucketRun run) {
   const Plan& plan = *plan_at(bucket);
   ++started_[bucket];

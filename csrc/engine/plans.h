@@ -50,6 +50,8 @@ class Plans {
   // The same of a rank that has joined, without anything of its own; `keep` gets what owns its memory.
   std::unique_ptr<Operation> start_neutrally(uint32_t bucket, std::shared_ptr<void>& keep);
 
+  // Of its elements, as they travel.
+  size_t nbytes(uint32_t bucket) const;
   // Whether it may be started; a bucket that is not known here yet may not.
   bool is_open(uint32_t bucket) const;
   // The number of the plan that it was last opened with, from 1, alike on all ranks; 0 where there was none.

@@ -39,12 +39,25 @@ bool RunQueue::step() {
     const Running finished = std::move(running_[i]);
     running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
     const std::optional<Error>& failure = finished.operation->failure();
-    for (const auto& ticket : finished.tickets) {
-      timeline_->ran(ticket->name, finished.phase, finished.since);
+    if (timeline_->is_on()) record(finished);
+    for (const auto& ticket : finished.tickets)
       finish_(*ticket, failure ? failure->code : ErrorCode::kNone, failure ? failure->what() : "");
-    }
   }
   return moved;
+}
+
+void RunQueue::record(const Running& finished) {
+  Timeline::Event event{Timeline::Event::Phase::kRun, finished.kind};
+  event.number = finished.of_bucket ? finished.of_bucket->run : finished.execution.value_or(0);
+  event.nbytes = finished.nbytes;
+  event.parts = finished.tickets.size();
+  event.begin = finished.since;
+  event.group = names_->label();
+  for (const auto& ticket : finished.tickets) {
+    event.name = ticket->name;
+    timeline_->record(event);
+    ++event.part;
+  }
 }
 
 std::vector<std::shared_ptr<Ticket>> RunQueue::keep_for_ever(size_t i) {

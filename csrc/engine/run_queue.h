@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/operation.h"
+#include "base/rank_names.h"
 #include "base/timeline.h"
 #include "engine/limits.h"
 #include "engine/ticket.h"
@@ -27,8 +28,10 @@ struct Running : Waited {
   std::shared_ptr<void> keep;
   std::vector<std::shared_ptr<Ticket>> tickets;  // of this rank, to be finished with it
   std::unique_ptr<Operation> operation;
-  std::string what;        // for people
-  const char* phase = "";  // for the timeline
+  std::string what;  // for people
+  // For the timeline: its kind, and the bytes of this rank's data.
+  const char* kind = "";
+  size_t nbytes = 0;
 
   // What it is: one of these.
   std::optional<uint64_t> execution{};  // an operation of all ranks: its number, alike on all of them
@@ -46,7 +49,9 @@ struct Running : Waited {
 class RunQueue {
  public:
   using Finish = std::function<void(Ticket&, ErrorCode, const std::string&)>;
-  RunQueue(Timeline& timeline, Finish finish) : timeline_(&timeline), finish_(std::move(finish)) {}
+  // names: what its ranks are called.
+  RunQueue(Timeline& timeline, const RankNames& names, Finish finish)
+      : timeline_(&timeline), names_(&names), finish_(std::move(finish)) {}
 
   RunQueue(const RunQueue&) = delete;
   RunQueue& operator=(const RunQueue&) = delete;
@@ -75,11 +80,13 @@ class RunQueue {
   size_t page_locked() const;
 
  private:
+  void record(const Running& finished);
   // The tickets of one that is kept for the life of the process.
   std::vector<std::shared_ptr<Ticket>> keep_for_ever(size_t i);
 
   std::vector<Running> running_;
   Timeline* timeline_;
+  const RankNames* names_;
   Finish finish_;
 };
 

@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/trace_lines.h"
 #include "engine/bucket.h"
 #include "engine/engine.h"
 #include "messages/mpi_library.h"
@@ -104,10 +105,12 @@ void test_threads(const World& world) {
       threads.emplace_back([&, t] { submit_from(world, *engine, t, world.seed + static_cast<unsigned>(t)); });
     threads.emplace_back([&] { use_buckets(world, engine, DType::kFloat32); });
     threads.emplace_back([&] { use_buckets(world, engine, DType::kBFloat16); });
+    TraceLines trace(world.rank);
     std::thread onlooker([&] {
       while (!over) {
         if (engine->describe().empty()) fail(world, "describes nothing");
-        engine->timeline().take();
+        trace.lines(engine->timeline().take(), 1 << 20);
+        engine->timeline().end_step(0);
         std::this_thread::sleep_for(std::chrono::milliseconds(2));
       }
     });
@@ -246,8 +249,9 @@ void test_what_is_given_up_is_kept(const World& world) {
   const auto keep = std::make_shared<int>(1);
   std::vector<std::string> told;
   Timeline timeline;
+  const RankNames names;
   {
-    RunQueue queue(timeline,
+    RunQueue queue(timeline, names,
                    [&](Ticket& ticket, ErrorCode, const std::string& text) { told.push_back(ticket.name + text); });
     for (const char* name : {"a", "b"}) {
       Running running;
