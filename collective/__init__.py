@@ -13,6 +13,7 @@ except ImportError as error:
 
     raise ImportError(explain_missing_engine(Path(__file__).parent, error)) from None
 
+from .counters import Statistics, statistics
 from .errors import (
     CollectiveError,
     CollectiveTimeoutError,
@@ -88,6 +89,7 @@ from .runtime import (
     rank,
     size,
 )
+from .steps import mark_step
 from .version import __version__ as __version__
 
 __all__ = [
@@ -114,6 +116,7 @@ __all__ = [
     "Product",
     "ReplicaError",
     "ShutdownError",
+    "Statistics",
     "Sum",
     "UnsupportedTypeError",
     "add_process_set",
@@ -151,6 +154,7 @@ __all__ = [
     "join",
     "local_rank",
     "local_size",
+    "mark_step",
     "rank",
     "recv",
     "recv_async",
@@ -166,4 +170,5 @@ __all__ = [
     "send_async",
     "shutdown",
     "size",
+    "statistics",
 ]

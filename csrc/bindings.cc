@@ -183,6 +183,26 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("cross_size", &Topology::cross_size)
       .def_readonly("homogeneous", &Topology::homogeneous);
 
+  py::class_<Statistics::InFlight>(m, "InFlight")
+      .def_readonly("name", &Statistics::InFlight::name)
+      .def_readonly("kind", &Statistics::InFlight::kind)
+      .def_readonly("seconds", &Statistics::InFlight::seconds);
+  py::class_<Statistics>(m, "Statistics")
+      .def_readonly("seconds", &Statistics::seconds)
+      // (Operations, bytes) by kind.
+      .def_property_readonly("finished",
+                             [](const Statistics& s) {
+                               std::map<std::string, std::pair<uint64_t, uint64_t>> all;
+                               for (const auto& [kind, of] : s.finished) all[kind] = {of.operations, of.bytes};
+                               return all;
+                             })
+      .def_readonly("failed", &Statistics::failed)
+      .def_readonly("in_flight", &Statistics::in_flight)
+      .def_readonly("in_flight_seconds", &Statistics::in_flight_seconds)
+      .def_readonly("waited_seconds", &Statistics::waited_seconds)
+      .def_readonly("oldest", &Statistics::oldest)
+      .def_readonly("state", &Statistics::state);
+
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init([](uintptr_t comm, size_t fusion_threshold, double stall_warning, double timeout,
                        bool shared_memory, bool nccl, const std::vector<int>& cores) {
@@ -253,6 +273,7 @@ PYBIND11_MODULE(_core, m) {
              return result;
            })
       .def("shutdown", &Engine::shutdown, py::call_guard<py::gil_scoped_release>())
+      .def("statistics", &Engine::statistics, py::call_guard<py::gil_scoped_release>())
       .def("describe", &Engine::describe, py::call_guard<py::gil_scoped_release>());
 
   py::class_<BucketLayout>(m, "BucketLayout")

@@ -14,6 +14,7 @@ from ..built import (
     nccl_built,
     rocm_built,
 )
+from ..counters import Statistics, statistics
 from ..errors import CollectiveError
 from ..handles import Handle, Handles
 from ..lifecycle import add_process_set, init, remove_process_set, shutdown
@@ -31,6 +32,7 @@ from ..runtime import (
     rank,
     size,
 )
+from ..steps import mark_step
 from ..submission import Adasum, Average, Max, Min, Product, Sum
 from ..timeline import start_timeline, stop_timeline
 from . import _requirements as _requirements  # first, since it says what is wrong with the torch found
@@ -99,6 +101,7 @@ __all__ = [
     "ProcessSet",
     "Product",
     "ReplicaReport",
+    "Statistics",
     "Sum",
     "SyncBatchNorm",
     "add_process_set",
@@ -147,6 +150,7 @@ __all__ = [
     "join",
     "local_rank",
     "local_size",
+    "mark_step",
     "mpi_built",
     "mpi_enabled",
     "mpi_ops",
@@ -172,6 +176,7 @@ __all__ = [
     "size",
     "sparse_allreduce_async",
     "start_timeline",
+    "statistics",
     "stop_timeline",
     "sync_batch_norm",
     "synchronize",

@@ -15,6 +15,7 @@ import torch
 from .. import arrays, ops, runtime
 from ..errors import InvalidArgumentError, UnsupportedTypeError
 from ..process_sets import ProcessSet, global_process_set
+from ..steps import mark_step
 from ..submission import Adasum, Average, Op, Sum, checked_op
 from .adasum import AdasumStep
 from .base_reducer import BaseReducer
@@ -288,6 +289,7 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     wrapped._step_supports_amp_scaling = False  # fused kernels: the scaler is to use unscale_()
     if wrapped._adasum is not None:
         optimizer.register_step_post_hook(_outside_graphs(lambda opt, args, kwargs: opt._adasum.after()))
+    optimizer.register_step_post_hook(_outside_graphs(lambda opt, args, kwargs: mark_step()))
     if check_replicas_every and process_set.included():
         guard = _ReplicaGuard(check_replicas_every, process_set)
         optimizer.register_step_post_hook(_outside_graphs(lambda opt, args, kwargs: guard.after_step(opt)))

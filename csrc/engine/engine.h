@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "engine/group.h"
+#include "engine/statistics.h"
 #include "engine/watch.h"
 #include "engine/whereabouts.h"
 #include "messages/topology.h"
@@ -69,6 +70,9 @@ class Engine {
 
   Timeline& timeline() { return timeline_; }
   Whereabouts& whereabouts() { return whereabouts_; }
+
+  // Callable from any thread, at any time.
+  Statistics statistics();
 
   // The state in words; callable from any thread, also while another one drives, for which it waits up to two seconds.
   std::string describe();
@@ -121,6 +125,7 @@ class Engine {
   std::condition_variable reported_;
   bool no_more_reports_ = false;
   std::optional<Error> failure_;
+  Tally tally_;
   bool stop_thread_ = false;
   int waiting_ = 0;          // threads in finished_
   int drivers_waiting_ = 0;  // callers that drive, or are about to: the thread keeps out of their way
