@@ -19,6 +19,10 @@ own | |
 HOROVOD_LOG_LEVEL |
 | COLLECTIVE_TIMELINE | none | file | record a timeline from init() on, see `start_timeline` | HOROVOD_TIMELINE, \
 unless DYNAMIC |
+| COLLECTIVE_METRICS | none | port | rank 0 serves metrics of all ranks for Prometheus at this port of its loopback \
+interface; address:port, such as 0.0.0.0:9400, for others | |
+| COLLECTIVE_OUT_OF_BAND | 1 | 0 or 1 | 0: no rank listens for questions beside MPI, and `collective top` does not see \
+the job | |
 
 COLLECTIVE_* wins over HOROVOD_*. Rank 0's values hold for the whole job where ranks must agree (time-outs, fusion).
 HOROVOD_* variables that have no meaning here (cycle time, cache, autotuning, gloo, NCCL's) are ignored.
@@ -69,6 +73,7 @@ _OF_RANK_0 = {  # and what else each is read from
     _PREFIX + "TIMEOUT": ["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"],
     _PREFIX + "STALL_WARNING": ["HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_CHECK_DISABLE"],
     _PREFIX + "FUSION_THRESHOLD": ["HOROVOD_FUSION_THRESHOLD"],
+    _PREFIX + "OUT_OF_BAND": [],
 }
 _NOT_NEGATIVE = validate.Range(min=0)
 
@@ -100,6 +105,8 @@ class Config:
     timeline: str
     cuda_aware: bool | None  # None: find out
     nccl: bool
+    metrics: tuple[str, int] | None  # address and port; None: do not serve them
+    out_of_band: bool
 
     @classmethod
     def from_environment(cls) -> Config:
@@ -120,6 +127,8 @@ class Config:
                 timeline=_timeline(env),
                 cuda_aware=env.bool(_PREFIX + "CUDA_AWARE", None),
                 nccl=env.bool(_PREFIX + "NCCL", False),
+                metrics=_metrics(env),
+                out_of_band=env.bool(_PREFIX + "OUT_OF_BAND", True),
             )
         except EnvError as error:
             raise InvalidArgumentError(str(error)) from None
@@ -190,6 +199,18 @@ def _level(name: str) -> None:
 def _timeline(env: Env) -> str:
     path = env.str(_given("TIMELINE", "TIMELINE"), "")
     return "" if path == "DYNAMIC" else path
+
+
+def _metrics(env: Env) -> tuple[str, int] | None:
+    text = env.str(_PREFIX + "METRICS", "", validate=_address)
+    host, _, port = text.rpartition(":")
+    return (host.strip("[]") or "127.0.0.1", int(port)) if text else None
+
+
+def _address(text: str) -> None:
+    port = text.rpartition(":")[2]
+    if text and not (port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise ValidationError("a port, or an address and a port: 9400, 0.0.0.0:9400")
 
 
 def _cores(cores: list[int]) -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from . import _core, job_end, launcher, likeness, mpi, process, runtime, timeline, whereabouts
+from . import _core, job_end, launcher, likeness, mpi, process, runtime, timeline, watching, whereabouts
 from . import process_sets as sets
 from .config import Config, LogLevel
 from .errors import CollectiveTimeoutError, InvalidArgumentError, MismatchError
@@ -20,6 +20,8 @@ from .process_sets import ProcessSet, global_process_set
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from .outofband import Channel
 
 __all__ = ["add_process_set", "init", "remove_process_set", "shutdown"]
 
@@ -42,8 +44,8 @@ def init(
         ForkError: in a forked child, a multiprocessing worker, or a child that a rank has started with its environment.
         MPIMismatchError: mpi4py loaded another MPI than the one this package was built for.
         InvalidArgumentError: a malformed setting, MPI without MPI_THREAD_MULTIPLE, a list that lacks this rank, a
-            process set that is not one, a timeline that cannot be written, or a launcher that has started several
-            processes, each of them alone (torchrun, or the launcher of another MPI).
+            process set that is not one, a timeline that cannot be written, metrics that cannot be served, or a launcher
+            that has started several processes, each of them alone (torchrun, or the launcher of another MPI).
         MismatchError: versions of this package, or byte orders of machines, that differ between ranks.
         CollectiveTimeoutError: a rank did not call it within COLLECTIVE_TIMEOUT. The job ends with this process.
 
@@ -77,6 +79,7 @@ def init(
         own = mpi.communicator_of(comm, config)
     _start(own, config)
     try:
+        watching.start(runtime.current())
         for process_set in wanted:
             add_process_set(process_set)
     except BaseException:
@@ -92,14 +95,23 @@ def _start(comm: MPI.Intracomm, config: Config) -> None:
     except (InvalidArgumentError, MismatchError):  # on all ranks
         comm.Free()
         raise
+    channel: Channel | None = None
     try:
-        state = runtime.Runtime(comm, config)
+        if config.out_of_band and comm.Get_size() > 1:
+            from .outofband import open_channel  # whose asyncio takes a while to import, and one rank has no use for it
+
+            channel = open_channel(comm)
+        state = runtime.Runtime(comm, config, channel)
     except BaseException:
         timeline.give_up()
+        if channel is not None:
+            channel.close()
         raise
     runtime.set_current(state)
     process.mark(state.topology.rank)
     whereabouts.watch(state)
+    if channel is not None:
+        state.at_end.append(channel.close)
     sets.register_global()
     timeline.record_at_start()
     if state.topology.rank == 0:
@@ -144,6 +156,10 @@ def _after_fork_in_child() -> None:
     if runtime.is_initialized():
         state = runtime.current()
         process.after_fork(state.topology.rank)
+        if state.channel is not None:
+            state.channel.close_in_child()
+        for close in state.in_child:
+            close()
         # Its thread does not exist here, and its destructor would call MPI.
         _core.leak(state.engine)
 

@@ -12,6 +12,8 @@ from .errors import NotInitializedError
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from .outofband import Channel
+
 __all__ = [
     "cross_rank",
     "cross_size",
@@ -28,10 +30,11 @@ __all__ = [
 class Runtime:
     """What init() made: the engine, the settings and the topology."""
 
-    def __init__(self, comm: MPI.Intracomm, config: Config) -> None:
+    def __init__(self, comm: MPI.Intracomm, config: Config, channel: Channel | None = None) -> None:
         from mpi4py import MPI
 
         self.config = config
+        self.channel = channel  # to the other processes, beside MPI
         self.engine = _core.Engine(
             comm=MPI._handleof(comm),
             fusion_threshold=config.fusion_threshold,
@@ -43,6 +46,7 @@ class Runtime:
         )
         self.prepared_devices: set[int] = set()  # see devices.py
         self.at_end: list[Callable[[], None]] = []  # called when the engine has shut down
+        self.in_child: list[Callable[[], None]] = []  # called in a forked child
         self.topology = self.engine.topology
         self.comm = comm
         self._unnamed: dict[tuple[str, int], int] = {}  # operations without a name so far, by kind and group

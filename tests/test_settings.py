@@ -53,6 +53,13 @@ def test_defaults(clean: pytest.MonkeyPatch) -> None:
         ({}, "cuda_aware", None),
         ({"COLLECTIVE_CUDA_AWARE": "0"}, "cuda_aware", False),
         ({"COLLECTIVE_CUDA_AWARE": "1"}, "cuda_aware", True),
+        ({}, "metrics", None),
+        ({"COLLECTIVE_METRICS": ""}, "metrics", None),
+        ({"COLLECTIVE_METRICS": "9400"}, "metrics", ("127.0.0.1", 9400)),
+        ({"COLLECTIVE_METRICS": "0.0.0.0:9400"}, "metrics", ("0.0.0.0", 9400)),
+        ({"COLLECTIVE_METRICS": "[::1]:9400"}, "metrics", ("::1", 9400)),
+        ({}, "out_of_band", True),
+        ({"COLLECTIVE_OUT_OF_BAND": "0"}, "out_of_band", False),
         ({"HOROVOD_CYCLE_TIME": "3", "HOROVOD_CACHE_CAPACITY": "no number"}, "timeout", 300.0),
     ],
 )
@@ -72,6 +79,8 @@ def test_wrong_values_are_told_by_name(clean: pytest.MonkeyPatch) -> None:
         "COLLECTIVE_FUSION_THRESHOLD": ["64MB", "1.5", "-1"],
         "COLLECTIVE_SHARED_MEMORY": ["2", "never"],
         "COLLECTIVE_CUDA_AWARE": ["2", "maybe", ""],
+        "COLLECTIVE_METRICS": ["on", "0", "65536", "localhost:", "-1", "localhost"],
+        "COLLECTIVE_OUT_OF_BAND": ["2", ""],
         "COLLECTIVE_TIME_OUT": ["30"],  # unknown, since misspelt
     }
     for name, texts in wrong.items():
