@@ -14,7 +14,7 @@ MPI    ?= embedded
 PYTHON ?= python3
 
 CORES  := $(shell nproc)
-EXTRAS := torch,examples,bench,test,lint
+EXTRAS := torch,examples,bench,metrics,test,lint
 CPP    := $(wildcard csrc/*.cc csrc/*/*.h csrc/*/*.cc collective/kernels/*.h collective/kernels/*.cu tests/csrc/*.h tests/csrc/*.cc)
 
 ifeq ($(MPI),embedded)

@@ -13,6 +13,7 @@ except ImportError as error:
 
     raise ImportError(explain_missing_engine(Path(__file__).parent, error)) from None
 
+from .counters import Statistics, statistics
 from .errors import (
     CollectiveError,
     CollectiveTimeoutError,
@@ -88,7 +89,8 @@ from .runtime import (
     rank,
     size,
 )
-from .trace import mark_step, start_trace, stop_trace
+from .steps import mark_step
+from .trace import start_trace, stop_trace
 from .version import __version__ as __version__
 
 __all__ = [
@@ -115,6 +117,7 @@ __all__ = [
     "Product",
     "ReplicaError",
     "ShutdownError",
+    "Statistics",
     "Sum",
     "UnsupportedTypeError",
     "add_process_set",
@@ -169,5 +172,6 @@ __all__ = [
     "shutdown",
     "size",
     "start_trace",
+    "statistics",
     "stop_trace",
 ]

@@ -8,7 +8,7 @@ inf for never | HOROVOD_STALL_SHUTDOWN_TIME_SECONDS |
 never | HOROVOD_STALL_CHECK_TIME_SECONDS; HOROVOD_STALL_CHECK_DISABLE=1 means 0 |
 | COLLECTIVE_VERDICT_FILE | none | file | such warnings are appended to it, with the stacks of all ranks | |
 | COLLECTIVE_OUT_OF_BAND | 1 | 0 or 1 | 0: the processes of a job do not open ports by which they ask each other; then \
-warnings of stalls tell less | |
+warnings of stalls tell less, and `collective top` does not see the job | |
 | COLLECTIVE_CHECK_CALL_SITES | 0 | 0 or 1 | 1: calls that meet must come from the same line of the script, so that \
 two that are swapped are told apart even if all else is equal | |
 | COLLECTIVE_FUSION_THRESHOLD | 8388608 | bytes | smaller tensors share buckets of up to this size; 0: none do | \
@@ -27,6 +27,8 @@ unless DYNAMIC |
 | COLLECTIVE_TRACE | none | file | record one trace of all ranks from init() on, see `start_trace` | |
 | COLLECTIVE_TRACE_STEPS | all | steps | of that trace: "100-110" or "100", counted from 0, see `mark_step` | |
 | COLLECTIVE_TRACE_MAX_MB | 256 | MiB | how long that trace may become; what comes later is dropped | |
+| COLLECTIVE_METRICS | none | port | rank 0 serves metrics of all ranks for Prometheus at this port of its loopback \
+interface; address:port, such as 0.0.0.0:9400, for others | |
 
 COLLECTIVE_* wins over HOROVOD_*. Rank 0's values hold for the whole job where ranks must agree (time-outs, fusion,
 traces). HOROVOD_* variables that have no meaning here (cycle time, cache, autotuning, gloo, NCCL's) are ignored.
@@ -118,6 +120,7 @@ class Config:
     trace_max_mb: int
     cuda_aware: bool | None  # None: find out
     nccl: bool
+    metrics: tuple[str, int] | None  # address and port; None: do not serve them
 
     @classmethod
     def from_environment(cls) -> Config:
@@ -144,6 +147,7 @@ class Config:
                 trace_max_mb=env.int(_PREFIX + "TRACE_MAX_MB", 256, validate=validate.Range(1, MOST_TRACE_MB)),
                 cuda_aware=env.bool(_PREFIX + "CUDA_AWARE", None),
                 nccl=env.bool(_PREFIX + "NCCL", False),
+                metrics=_metrics(env),
             )
         except EnvError as error:
             raise InvalidArgumentError(str(error)) from None
@@ -228,6 +232,18 @@ def _steps(text: str) -> None:
     found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
     if text and (found is None or int(found[2] or found[1]) < int(found[1])):
         raise ValidationError('a step, or the first and the last one: "100" or "100-110"')
+
+
+def _metrics(env: Env) -> tuple[str, int] | None:
+    text = env.str(_PREFIX + "METRICS", "", validate=_address)
+    host, _, port = text.rpartition(":")
+    return (host.strip("[]") or "127.0.0.1", int(port)) if text else None
+
+
+def _address(text: str) -> None:
+    port = text.rpartition(":")[2]
+    if text and not (port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise ValidationError("a port, or an address and a port: 9400, 0.0.0.0:9400")
 
 
 def _cores(cores: list[int]) -> None:

@@ -10,7 +10,22 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from . import _core, job_end, launcher, likeness, logs, mpi, process, recording, runtime, stalls, timeline, whereabouts
+from . import (
+    _core,
+    job_end,
+    launcher,
+    likeness,
+    logs,
+    mpi,
+    process,
+    recording,
+    runtime,
+    stalls,
+    steps,
+    timeline,
+    watching,
+    whereabouts,
+)
 from . import process_sets as sets
 from .config import Config, LogLevel
 from .errors import CollectiveTimeoutError, InvalidArgumentError, MismatchError
@@ -45,8 +60,8 @@ def init(
         ForkError: in a forked child, a multiprocessing worker, or a child that a rank has started with its environment.
         MPIMismatchError: mpi4py loaded another MPI than the one this package was built for.
         InvalidArgumentError: a malformed setting, MPI without MPI_THREAD_MULTIPLE, a list that lacks this rank, a
-            process set that is not one, a timeline or trace that cannot be written, or a launcher that has started
-            several processes, each of them alone (torchrun, or the launcher of another MPI).
+            process set that is not one, a timeline or trace that cannot be written, metrics that cannot be served, or a
+            launcher that has started several processes, each of them alone (torchrun, or the launcher of another MPI).
         MismatchError: versions of this package, or byte orders of machines, that differ between ranks.
         CollectiveTimeoutError: a rank did not call it within COLLECTIVE_TIMEOUT. The job ends with this process.
 
@@ -80,6 +95,7 @@ def init(
         own = mpi.communicator_of(comm, config)
     _start(own, config)
     try:
+        watching.start(runtime.current())
         for process_set in wanted:
             add_process_set(process_set)
     except BaseException:
@@ -111,11 +127,13 @@ def _start(comm: MPI.Intracomm, config: Config) -> None:
         trace.give_up()
         raise
     runtime.set_current(state)
+    steps.restart()
     process.mark(state.topology.rank)
     whereabouts.watch(state)
     if channel is not None:
         stalls.watch(state, channel)
         state.at_end.append(channel.close)
+        state.in_child.append(channel.close_in_child)
     sets.register_global()
     timeline.record_at_start()
     trace.record_at_start()
@@ -165,8 +183,8 @@ def _after_fork_in_child() -> None:
     if runtime.is_initialized():
         state = runtime.current()
         process.after_fork(state.topology.rank)
-        if state.channel is not None:
-            state.channel.close_in_child()
+        for close in state.in_child:
+            close()
         # Its thread does not exist here, and its destructor would call MPI.
         _core.leak(state.engine)
 

@@ -51,6 +51,7 @@ class Runtime:
         )
         self.prepared_devices: set[int] = set()  # see devices.py
         self.at_end: list[Callable[[], None]] = []  # called when the engine has shut down
+        self.in_child: list[Callable[[], None]] = []  # called in a forked child
         self.topology = self.engine.topology
         self.comm = comm
         self._unnamed: dict[tuple[str, int], int] = {}  # operations without a name so far, by kind and group

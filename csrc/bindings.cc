@@ -244,6 +244,25 @@ PYBIND11_MODULE(_core, m) {
             return std::pair(py::bytes(found.first), found.second);
           },
           py::arg("recorded"), py::arg("room"));
+  py::class_<Statistics::InFlight>(m, "InFlight")
+      .def_readonly("name", &Statistics::InFlight::name)
+      .def_readonly("kind", &Statistics::InFlight::kind)
+      .def_readonly("seconds", &Statistics::InFlight::seconds);
+  py::class_<Statistics>(m, "Statistics")
+      .def_readonly("seconds", &Statistics::seconds)
+      // (Operations, bytes) by kind.
+      .def_property_readonly("finished",
+                             [](const Statistics& s) {
+                               std::map<std::string, std::pair<uint64_t, uint64_t>> all;
+                               for (const auto& [kind, of] : s.finished) all[kind] = {of.operations, of.bytes};
+                               return all;
+                             })
+      .def_readonly("failed", &Statistics::failed)
+      .def_readonly("in_flight", &Statistics::in_flight)
+      .def_readonly("in_flight_seconds", &Statistics::in_flight_seconds)
+      .def_readonly("waited_seconds", &Statistics::waited_seconds)
+      .def_readonly("oldest", &Statistics::oldest)
+      .def_readonly("state", &Statistics::state);
 
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init([](uintptr_t comm, size_t fusion_threshold, double stall_warning, double timeout,
@@ -319,6 +338,7 @@ PYBIND11_MODULE(_core, m) {
           "end_step", [](Engine& engine, uint64_t number) { engine.timeline().end_step(number); }, py::arg("number"))
       .def("take_timeline", [](Engine& engine) { return Recorded{engine.timeline().take()}; })
       .def("shutdown", &Engine::shutdown, py::call_guard<py::gil_scoped_release>())
+      .def("statistics", &Engine::statistics, py::call_guard<py::gil_scoped_release>())
       .def("describe", &Engine::describe, py::call_guard<py::gil_scoped_release>());
 
   py::class_<BucketLayout>(m, "BucketLayout")

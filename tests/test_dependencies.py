@@ -20,7 +20,8 @@ PACKAGES = {
     "cupyx": {"cupy-cuda12x", "cupy-cuda13x"},
     "yaml": {"pyyaml"},
 }
-PARTS = {"torch": "torch", "bench": "bench", "predict": "bench"}  # folders whose modules need an extra from the start
+# Folders and modules that need an extra from the start.
+PARTS = {"torch": "torch", "bench": "bench", "predict": "bench", "cli/top_table.py": "top", "metrics.py": "metrics"}
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -58,9 +59,12 @@ def test_every_import_is_declared() -> None:
     used: set[str] = set()
     for path in (ROOT / "collective").rglob("*.py"):
         tree = ast.parse(path.read_text())
-        part = path.relative_to(ROOT / "collective").parts[0]
+        inside = path.relative_to(ROOT / "collective")
+        part = inside.parts[0]
         at_import = (
-            always | extras.get(PARTS.get(part, ""), set()) | ({"torch"} if part in ("bench", "predict") else set())
+            always
+            | extras.get(PARTS.get(str(inside), PARTS.get(part, "")), set())
+            | ({"torch"} if part in ("bench", "predict") else set())
         )
         for node in tree.body:
             for module in foreign(node):

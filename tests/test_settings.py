@@ -57,6 +57,13 @@ def test_defaults(clean: pytest.MonkeyPatch) -> None:
         ({"COLLECTIVE_TRACE_STEPS": "100-110"}, "trace_steps", (100, 110)),
         ({"COLLECTIVE_TRACE_STEPS": "7"}, "trace_steps", (7, 7)),
         ({"COLLECTIVE_TRACE_MAX_MB": "2048"}, "trace_max_mb", 2048),
+        ({}, "metrics", None),
+        ({"COLLECTIVE_METRICS": ""}, "metrics", None),
+        ({"COLLECTIVE_METRICS": "9400"}, "metrics", ("127.0.0.1", 9400)),
+        ({"COLLECTIVE_METRICS": "0.0.0.0:9400"}, "metrics", ("0.0.0.0", 9400)),
+        ({"COLLECTIVE_METRICS": "[::1]:9400"}, "metrics", ("::1", 9400)),
+        ({}, "out_of_band", True),
+        ({"COLLECTIVE_OUT_OF_BAND": "0"}, "out_of_band", False),
         ({"HOROVOD_CYCLE_TIME": "3", "HOROVOD_CACHE_CAPACITY": "no number"}, "timeout", 300.0),
     ],
 )
@@ -78,6 +85,8 @@ def test_wrong_values_are_told_by_name(clean: pytest.MonkeyPatch) -> None:
         "COLLECTIVE_CUDA_AWARE": ["2", "maybe", ""],
         "COLLECTIVE_TRACE_STEPS": ["3-2", "-2", "a", "1-2-3"],
         "COLLECTIVE_TRACE_MAX_MB": ["0", "4096", "many"],
+        "COLLECTIVE_METRICS": ["on", "0", "65536", "localhost:", "-1", "localhost"],
+        "COLLECTIVE_OUT_OF_BAND": ["2", ""],
         "COLLECTIVE_TIME_OUT": ["30"],  # unknown, since misspelt
     }
     for name, texts in wrong.items():

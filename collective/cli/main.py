@@ -9,6 +9,7 @@ import click
 
 from .. import __version__
 from .run import run
+from .top import top
 
 __all__ = ["main"]
 
@@ -50,12 +51,12 @@ class ToolCommand(click.Command):
 
 
 class Group(click.Group):
-    """Lists what starts jobs apart from the tools."""
+    """Lists what has to do with jobs apart from the tools."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         tools = {tool.name for tool in TOOLS}
         for title, names in (
-            ("Start a job", [name for name in self.list_commands(ctx) if name not in tools]),
+            ("Start and watch jobs", [name for name in self.list_commands(ctx) if name not in tools]),
             ("Tools (collective TOOL --help lists a tool's own options)", [tool.name for tool in TOOLS]),
         ):
             with formatter.section(title):
@@ -73,6 +74,7 @@ def group() -> None:
 
 
 group.add_command(run)
+group.add_command(top)
 for _tool in TOOLS:
     group.add_command(ToolCommand(_tool))
 

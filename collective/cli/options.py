@@ -16,9 +16,10 @@ class Problem(click.ClickException):
     """Nothing was started: one paragraph says why, and what to do."""
 
     exit_code = 2
+    command = "collective run"
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"{click.style('collective run:', fg='red', bold=True)} {self.message}", file=file, err=True)
+        click.echo(f"{click.style(f'{self.command}:', fg='red', bold=True)} {self.message}", file=file, err=True)
 
 
 class SectionedOption(click.Option):

@@ -14,6 +14,7 @@ from ..built import (
     nccl_built,
     rocm_built,
 )
+from ..counters import Statistics, statistics
 from ..errors import CollectiveError
 from ..handles import Handle, Handles
 from ..lifecycle import add_process_set, init, remove_process_set, shutdown
@@ -31,9 +32,10 @@ from ..runtime import (
     rank,
     size,
 )
+from ..steps import mark_step
 from ..submission import Adasum, Average, Max, Min, Product, Sum
 from ..timeline import start_timeline, stop_timeline
-from ..trace import mark_step, start_trace, stop_trace
+from ..trace import start_trace, stop_trace
 from . import _requirements as _requirements  # first, since it says what is wrong with the torch found
 from . import compression, distributed, functions, mpi_ops, optimizer, sync_batch_norm
 from .compression import Compression, Compressor
@@ -100,6 +102,7 @@ __all__ = [
     "ProcessSet",
     "Product",
     "ReplicaReport",
+    "Statistics",
     "Sum",
     "SyncBatchNorm",
     "add_process_set",
@@ -175,6 +178,7 @@ __all__ = [
     "sparse_allreduce_async",
     "start_timeline",
     "start_trace",
+    "statistics",
     "stop_timeline",
     "stop_trace",
     "sync_batch_norm",

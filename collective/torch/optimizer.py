@@ -15,8 +15,8 @@ import torch
 from .. import arrays, ops, runtime
 from ..errors import InvalidArgumentError, UnsupportedTypeError
 from ..process_sets import ProcessSet, global_process_set
+from ..steps import mark_step
 from ..submission import Adasum, Average, Op, Sum, checked_op
-from ..trace import mark_step
 from .adasum import AdasumStep
 from .base_reducer import BaseReducer
 from .buckets import Named

@@ -4,6 +4,6 @@ Each rank writes its part to a file of its own (part.py). At the end rank 0 gets
 them (merge.py). What a job leaves that is killed, `collective trace merge` merges (cli.py).
 """
 
-from .session import mark_step, start_trace, stop_trace
+from .session import start_trace, stop_trace
 
-__all__ = ["mark_step", "start_trace", "stop_trace"]
+__all__ = ["start_trace", "stop_trace"]

@@ -1,4 +1,4 @@
-"""A trace on this rank, from its start to its merging; and the steps of the script."""
+"""A trace on this rank, from its start to its merging."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import _core, recording, runtime
+from .. import _core, recording, runtime, steps
 from ..clocks import compare
 from ..config import MOST_TRACE_MB, Config, LogLevel
 from ..errors import InvalidArgumentError
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "give_up",
     "leave",
-    "mark_step",
     "merge_at_end",
     "open_at_start",
     "record_at_start",
@@ -91,7 +90,7 @@ class _Trace:
     def begin(self, engine: _core.Engine) -> None:
         """From now on, record those of the steps that are wanted."""
         self._engine = engine
-        self._record(_steps)
+        self._record(steps.count())
 
     def reach(self, steps: int) -> None:
         """So many steps have been made, one of them just now."""
@@ -202,7 +201,6 @@ def _warn(text: str) -> None:
 
 
 _trace: _Trace | None = None
-_steps = 0  # since init()
 
 
 def start_trace(file_path: str | Path, *, steps: tuple[int, int] | None = None, max_mb: int = 256) -> None:
@@ -243,22 +241,17 @@ def stop_trace() -> None:
         trace.merge(state.comm)
 
 
-def mark_step() -> None:
-    """Say that a training step ends here.
-
-    A trace shows steps, and can be limited to some: they are counted from 0 at init(). A DistributedOptimizer marks its
-    own; this is for loops that have none. All ranks should mark the same steps.
-    """
-    global _steps
-    _steps += 1
+def _reach(count: int) -> None:
     if _trace is not None:
-        _trace.reach(_steps)
+        _trace.reach(count)
+
+
+steps.when_marked.append(_reach)
 
 
 def open_at_start(comm: MPI.Intracomm, config: Config) -> None:
     """For init(): open the parts of the trace that rank 0's settings name; collective, with the same errors on all."""
-    global _trace, _steps
-    _steps = 0
+    global _trace
     if comm.bcast(bool(config.trace)):
         _trace = _Trace(comm, _Options(Path(config.trace), config.trace_steps, config.trace_max_mb))
 

@@ -86,7 +86,7 @@ std::shared_ptr<Ticket> Bucket::start(const std::vector<const void*>& tensors, c
       run.tensors[i].in = host;
     }
   }
-  return engine_->submit(group_, name_, BucketSubmission{number_, std::move(run)}, false);
+  return engine_->submit(group_, name_, BucketSubmission{number_, offsets_.back() * element, std::move(run)}, false);
 }
 
 std::shared_ptr<std::byte> Bucket::place(size_t i) const {

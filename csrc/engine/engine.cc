@@ -5,6 +5,7 @@
 #include <sys/prctl.h>
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "base/float_mode.h"
@@ -16,6 +17,18 @@ namespace collective {
 namespace {
 
 constexpr auto kIdlePoll = std::chrono::milliseconds(100);
+
+// Kind and payload.
+std::pair<const char*, size_t> counted(const NamedSubmission& named) {
+  const bool has_data = named.data.in != nullptr || named.data.out != nullptr;
+  return {name_of(named.descriptor.kind), has_data ? named.data.count * size_of(named.descriptor.dtype) : 0};
+}
+std::pair<const char*, size_t> counted(const OrderedSubmission& ordered) { return counted(ordered.named); }
+std::pair<const char*, size_t> counted(const BucketSubmission& run) { return {"bucket", run.nbytes}; }
+std::pair<const char*, size_t> counted(const PairSubmission& pair) {
+  return {pair.sends ? "send" : "recv", pair.descriptor.count() * size_of(pair.descriptor.dtype)};
+}
+std::pair<const char*, size_t> counted(const JoinSubmission&) { return {"join", 0}; }
 
 }  // namespace
 
@@ -140,10 +153,8 @@ Clock::time_point Engine::end_of_patience() const {
 std::shared_ptr<Ticket> Engine::submit(size_t group, std::string name, Submission work, bool caller_waits) {
   auto ticket = std::make_shared<Ticket>();
   ticket->name = std::move(name);
-  const auto* named = std::get_if<NamedSubmission>(&work);
-  const auto* ordered = std::get_if<OrderedSubmission>(&work);
-  if (ordered != nullptr) named = &ordered->named;
-  const std::string operation = named != nullptr ? name_of(named->descriptor.kind) : "bucket";
+  std::tie(ticket->kind, ticket->nbytes) = std::visit([](const auto& one) { return counted(one); }, work);
+  ticket->since = Clock::now();
   ticket->group = group;
   {
     const std::lock_guard lock(mutex_);
@@ -152,8 +163,9 @@ std::shared_ptr<Ticket> Engine::submit(size_t group, std::string name, Submissio
     if (!in_flight_.emplace(std::pair(group, ticket->name), ticket).second)
       throw Error(
           ErrorCode::kDuplicateName,
-          "rank " + std::to_string(topology_.rank) + ": " + operation + " '" + ticket->name +
+          "rank " + std::to_string(topology_.rank) + ": " + ticket->kind + " '" + ticket->name +
               "': an operation of this name is still in flight; wait for it first, or give this one another name");
+    tally_.submitted(ticket->since);
     queue_.push_back({ticket, std::move(work)});
     queued_.store(queue_.size(), std::memory_order_release);
   }
@@ -163,11 +175,12 @@ std::shared_ptr<Ticket> Engine::submit(size_t group, std::string name, Submissio
 
 bool Engine::wait(const Ticket& ticket, double seconds) {
   if (ticket.finished()) return true;
-  const auto deadline =
-      Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  const auto begin = Clock::now();
+  const auto deadline = begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   {
     const std::lock_guard lock(mutex_);
     ++drivers_waiting_;
+    tally_.wait_begins(begin);
   }
   if (claims_.load() == 0 && driving_.try_lock()) {
     // Looked at under driving_: shutdown() has it to the end, and nothing may be driven after.
@@ -179,6 +192,7 @@ bool Engine::wait(const Ticket& ticket, double seconds) {
     {
       const std::lock_guard lock(mutex_);
       --drivers_waiting_;
+      tally_.wait_ends();
     }
     if (busy_.load(std::memory_order_relaxed) || queued_.load(std::memory_order_relaxed) > 0) wake_.notify_all();
   } else {
@@ -188,6 +202,7 @@ bool Engine::wait(const Ticket& ticket, double seconds) {
     wake_.notify_all();  // the thread may have gone to sleep just now, to keep out of our way
     finished_.wait_until(lock, deadline, [&] { return ticket.finished(); });
     --waiting_;
+    tally_.wait_ends();
   }
   return ticket.finished();
 }
@@ -424,6 +439,7 @@ void Engine::take_submissions() {
 void Engine::finish(Ticket& ticket, ErrorCode code, const std::string& text) {
   const std::lock_guard lock(mutex_);
   const bool first = in_flight_.erase({ticket.group, ticket.name}) > 0;
+  if (first) tally_.finished(ticket, code);
   ticket.code = code;
   ticket.text = text;
   ticket.done.store(true, std::memory_order_release);
@@ -482,6 +498,19 @@ std::optional<RankWaits> Engine::waits(std::chrono::milliseconds patience) {
 StallReports& Engine::report_stalls() {
   set_told_of_stalls([this](const std::string& text) { stall_reports_.put(text); });
   return stall_reports_;
+}
+
+Statistics Engine::statistics() {
+  const std::lock_guard lock(mutex_);
+  Statistics all = tally_.read();
+  all.state = failure_ ? failure_->what() : closed_ ? "shut down" : "running";
+  const auto oldest = std::min_element(in_flight_.begin(), in_flight_.end(),
+                                       [](const auto& a, const auto& b) { return a.second->since < b.second->since; });
+  if (oldest == in_flight_.end()) return all;
+  const Ticket& ticket = *oldest->second;
+  const std::chrono::duration<double> age = Clock::now() - ticket.since;
+  all.oldest = {ticket.name, ticket.kind, age.count()};
+  return all;
 }
 
 std::string Engine::describe() {

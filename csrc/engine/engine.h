@@ -23,6 +23,7 @@
 
 #include "engine/group.h"
 #include "engine/stall_reports.h"
+#include "engine/statistics.h"
 #include "engine/watch.h"
 #include "engine/whereabouts.h"
 #include "messages/topology.h"
@@ -77,6 +78,8 @@ class Engine {
   std::optional<RankWaits> waits(std::chrono::milliseconds patience);
   // The waits that are too long are told here, and nowhere else, once this was called.
   StallReports& report_stalls();
+  // Callable from any thread, at any time.
+  Statistics statistics();
 
   // The state in words; callable from any thread, also while another one drives, for which it waits up to two seconds.
   std::string describe();
@@ -130,6 +133,7 @@ class Engine {
   std::condition_variable reported_;
   bool no_more_reports_ = false;
   std::optional<Error> failure_;
+  Tally tally_;
   bool stop_thread_ = false;
   int waiting_ = 0;          // threads in finished_
   int drivers_waiting_ = 0;  // callers that drive, or are about to: the thread keeps out of their way

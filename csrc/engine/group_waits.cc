@@ -46,7 +46,8 @@ void Group::check_waits(Clock::time_point now) {
     return false;
   };
   std::erase_if(not_ready_, [&](Pending& pending) {
-    return !goes_on(pending.wait, [&] { return pending.what() + ": " + pending.waits_text(); }, [&] { return pending.ticket; });
+    return !goes_on(
+        pending.wait, [&] { return pending.what() + ": " + pending.waits_text(); }, [&] { return pending.ticket; });
   });
   if (join_.is_held_back() && not_ready_.empty())
     goes_on(join_.wait(), [] { return std::string("join: ") + Join::kWaits; }, [&] { return join_.take(); });

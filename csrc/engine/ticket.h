@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <string>
 #include <variant>
@@ -18,9 +19,12 @@ struct Plan;
 // Written by the engine until `finished`, then read by the caller.
 struct Ticket : std::enable_shared_from_this<Ticket> {
   std::string name;
-  size_t group = 0;       // the engine's number of the group that it was submitted to
-  bool reported = false;  // Engine::take_finished() returns it
-  bool given_up = false;  // a transfer from or to the caller's memory may still be under way
+  const char* kind = "";                          // for people
+  size_t nbytes = 0;                              // of payload, on this rank
+  std::chrono::steady_clock::time_point since{};  // when it was submitted
+  size_t group = 0;                               // the engine's number of the group that it was submitted to
+  bool reported = false;                          // Engine::take_finished() returns it
+  bool given_up = false;                          // a transfer from or to the caller's memory may still be under way
   ErrorCode code = ErrorCode::kNone;
   std::string text;
 
@@ -70,6 +74,7 @@ struct JoinSubmission {
 // One run of an open bucket: starts at once, since all ranks have agreed to run it equally often.
 struct BucketSubmission {
   uint32_t bucket;
+  size_t nbytes;  // of its tensors
   BucketRun run;
 };
 
