@@ -29,6 +29,7 @@ from .errors import (
     UnsupportedTypeError,
 )
 from .handles import Handle, Handles
+from .ledger import Straggler, Stragglers, stragglers
 from .lifecycle import add_process_set, init, remove_process_set, shutdown
 from .objects import allgather_object, broadcast_object
 from .ops import (
@@ -114,6 +115,8 @@ __all__ = [
     "Product",
     "ReplicaError",
     "ShutdownError",
+    "Straggler",
+    "Stragglers",
     "Sum",
     "UnsupportedTypeError",
     "add_process_set",
@@ -166,4 +169,5 @@ __all__ = [
     "send_async",
     "shutdown",
     "size",
+    "stragglers",
 ]

@@ -16,6 +16,7 @@ from ..built import (
 )
 from ..errors import CollectiveError
 from ..handles import Handle, Handles
+from ..ledger import Straggler, Stragglers, stragglers
 from ..lifecycle import add_process_set, init, remove_process_set, shutdown
 from ..objects import allgather_object, broadcast_object
 from ..preemption import Preemption
@@ -99,6 +100,8 @@ __all__ = [
     "ProcessSet",
     "Product",
     "ReplicaReport",
+    "Straggler",
+    "Stragglers",
     "Sum",
     "SyncBatchNorm",
     "add_process_set",
@@ -173,6 +176,7 @@ __all__ = [
     "sparse_allreduce_async",
     "start_timeline",
     "stop_timeline",
+    "stragglers",
     "sync_batch_norm",
     "synchronize",
 ]

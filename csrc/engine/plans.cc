@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/ledger.h"
 #include "engine/plan_opening.h"
 
 namespace collective {
@@ -36,6 +37,12 @@ const std::shared_ptr<Plan>& Plans::plan_at(uint32_t bucket) const {
   const auto plan = plans_.find(plan_of(bucket));
   if (plan == plans_.end()) throw Error(ErrorCode::kInternal, "a bucket was started whose plan all ranks had let go");
   return plan->second;
+}
+
+uint64_t Plans::series_of(uint32_t bucket) const {
+  const Plan& plan = *plan_at(bucket);
+  const uint32_t index = bucket - plan.first;
+  return Series::of_bucket(plan_of(bucket), index, index + 1 == plan.storages.size());
 }
 
 std::unique_ptr<Operation> Plans::start(uint32_t bucket, BucketRun run) {

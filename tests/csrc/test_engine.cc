@@ -246,8 +246,10 @@ void test_what_is_given_up_is_kept(const World& world) {
   const auto keep = std::make_shared<int>(1);
   std::vector<std::string> told;
   Timeline timeline;
+  WaitTotals totals;
+  WaitLog waits(totals);
   {
-    RunQueue queue(timeline,
+    RunQueue queue(timeline, waits,
                    [&](Ticket& ticket, ErrorCode, const std::string& text) { told.push_back(ticket.name + text); });
     for (const char* name : {"a", "b"}) {
       Running running;
