@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,7 +173,7 @@ def test_of_many_operations_some_are_recorded(world: World) -> None:
             collective.allreduce(np.ones(1), name="x")
         collective.barrier(name="end")
         found = report(round(0.85 * many), "operations")
-        assert found[0].rank == 1
+        assert 1 in [entry.rank for entry in found]  # the other one may be late, too, on a busy machine
         assert found[0].count == pytest.approx(many, rel=0.15)
         assert ledger.local().count == many + 1
 
@@ -242,8 +243,10 @@ def test_groups_of_torch_distributed() -> None:
     assert "longest at allreduce" in job.stderr
 
 
-ON_HOSTS = """
-import test_stragglers, time
+ON_HOSTS = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_stragglers
 import collective.torch as hvd
 hvd.init()
 test_stragglers.train(50, lambda: time.sleep(0.03 * (hvd.rank() == 3)), 0)
