@@ -30,6 +30,7 @@ from .errors import (
     UnsupportedTypeError,
 )
 from .handles import Handle, Handles
+from .ledger import Straggler, Stragglers, stragglers
 from .lifecycle import add_process_set, init, remove_process_set, shutdown
 from .objects import allgather_object, broadcast_object
 from .ops import (
@@ -118,6 +119,8 @@ __all__ = [
     "ReplicaError",
     "ShutdownError",
     "Statistics",
+    "Straggler",
+    "Stragglers",
     "Sum",
     "UnsupportedTypeError",
     "add_process_set",
@@ -174,4 +177,5 @@ __all__ = [
     "start_trace",
     "statistics",
     "stop_trace",
+    "stragglers",
 ]

@@ -20,6 +20,8 @@ HOROVOD_THREAD_AFFINITY |
 where that matters, see `cuda_aware` | |
 | COLLECTIVE_NCCL | 0 | 0 or 1 | 1, on all ranks: NCCL does the sums between the GPUs of a node, if each rank has its \
 own | |
+| COLLECTIVE_STRAGGLERS | 1 | 0 or 1 | 0: shutdown() does not tell of ranks that held up the others, see \
+`stragglers` | |
 | COLLECTIVE_LOG_LEVEL | warning | trace, debug, info, warning, error or fatal | error: no warnings; fatal: nothing | \
 HOROVOD_LOG_LEVEL |
 | COLLECTIVE_TIMELINE | none | file | record a timeline from init() on, see `start_timeline` | HOROVOD_TIMELINE, \
@@ -110,6 +112,7 @@ class Config:
     fusion_threshold: int
     shared_memory: bool
     thread_affinity: tuple[int, ...]
+    stragglers: bool
     log_level: LogLevel
     timeline: str
     verdict_file: str
@@ -137,6 +140,7 @@ class Config:
                 thread_affinity=tuple(
                     env.list(_given("THREAD_AFFINITY", "THREAD_AFFINITY"), [], subcast=int, validate=_cores)
                 ),
+                stragglers=env.bool(_PREFIX + "STRAGGLERS", True),
                 log_level=_log_level(env),
                 timeline=_timeline(env),
                 verdict_file=env.str(_PREFIX + "VERDICT_FILE", ""),

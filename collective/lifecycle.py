@@ -14,6 +14,7 @@ from . import (
     _core,
     job_end,
     launcher,
+    ledger,
     likeness,
     logs,
     mpi,
@@ -147,6 +148,8 @@ def _start(comm: MPI.Intracomm, config: Config) -> None:
 def shutdown() -> None:
     """End the runtime; collective: returns when every rank has called it. Runs by itself at exit and in MPI_Finalize.
 
+    Rank 0 tells if a rank has held up the others, see `stragglers`.
+
     Operations in which other ranks still wait for this one raise ShutdownError there. Ranks that are still at work,
     as on a last checkpoint, are waited for; warnings name them. After the time-out it returns without them, and
     MPI_Finalize keeps waiting: whether they are doing something useful cannot be seen from here.
@@ -161,6 +164,8 @@ def shutdown() -> None:
         try:
             if state.engine.shutdown():
                 trace.merge_at_end(state.comm)
+                if state.config.stragglers:
+                    ledger.tell(state.engine)
                 sets.free_communicators()
                 state.comm.Free()
         except CollectiveTimeoutError as error:

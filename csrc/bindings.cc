@@ -159,6 +159,18 @@ py::tuple device_place_of(const Bucket& bucket, size_t i) {
                         owner_of(bucket, i));
 }
 
+// (label, ranks of the group, seconds, [(series, name, operations, [(rank, host, times last, seconds, operation)])])
+py::tuple as_tuple(const LedgerPage& page) {
+  py::list parts;
+  for (const LedgerPage::Part& part : page.parts) {
+    py::list entries;
+    for (const LedgerPage::Entry& entry : part.entries)
+      entries.append(py::make_tuple(entry.rank, host_of(entry.rank), entry.last, entry.cost, entry.longest));
+    parts.append(py::make_tuple(part.series, part.name, part.count, entries));
+  }
+  return py::make_tuple(page.label, page.size, page.elapsed, parts);
+}
+
 }  // namespace
 }  // namespace collective
 
@@ -209,6 +221,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("name", [](const Ticket& t) { return t.name; })
       .def_property_readonly("code", [](const Ticket& t) { return static_cast<int>(t.code); })
       .def_property_readonly("text", [](const Ticket& t) { return t.text; })
+      .def_property_readonly("ledger", [](const Ticket& t) { return as_tuple(LedgerPage::decode(t.text)); })
       .def_property_readonly("given_up", [](const Ticket& t) { return t.given_up; })
       .def_property_readonly("rows", [](const Ticket& t) { return t.rows; })
       .def("take_output", &take_output, py::arg("nbytes"));
@@ -332,6 +345,24 @@ PYBIND11_MODULE(_core, m) {
           "put_stall", [](Engine& engine, std::string text) { engine.report_stalls().put(std::move(text)); },
           py::arg("text"))
       .def("waits", &waits, py::arg("patience"))
+      .def("waited",
+           [](const Engine& engine) {
+             const WaitTotals& waits = engine.waited();
+             return std::pair(waits.count.load(),
+                              std::chrono::duration<double>(std::chrono::nanoseconds(waits.ns)).count());
+           })
+      .def("ledgers",
+           [](Engine& engine) {
+             std::vector<LedgerPage> pages;
+             {
+               const py::gil_scoped_release nogil;
+               pages = engine.ledgers();
+             }
+             py::list result;
+             for (const LedgerPage& page : pages) result.append(as_tuple(page));
+             return result;
+           })
+      .def("ask_ledgers", &Engine::ask_ledgers, py::call_guard<py::gil_scoped_release>())
       .def("start_timeline", [](Engine& engine) { engine.timeline().start(); })
       .def("stop_timeline", [](Engine& engine) { engine.timeline().stop(); })
       .def(
@@ -363,6 +394,7 @@ PYBIND11_MODULE(_core, m) {
       py::arg("device"), py::arg("stream"));
 
   py::class_<Bucket, std::shared_ptr<Bucket>>(m, "Bucket")
+      .def_property_readonly("name", &Bucket::name)
       .def_property_readonly("dtype", &Bucket::dtype)
       .def_property_readonly("number", &Bucket::number)
       .def_property_readonly("on_device", &Bucket::on_device)

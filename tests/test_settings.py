@@ -50,6 +50,8 @@ def test_defaults(clean: pytest.MonkeyPatch) -> None:
         ({"HOROVOD_STALL_CHECK_DISABLE": "1", "COLLECTIVE_STALL_WARNING": "5"}, "stall_warning", 5.0),
         ({"COLLECTIVE_FUSION_THRESHOLD": "0"}, "fusion_threshold", 0),
         ({"HOROVOD_FUSION_THRESHOLD": "1048576"}, "fusion_threshold", 1 << 20),
+        ({}, "stragglers", True),
+        ({"COLLECTIVE_STRAGGLERS": "0"}, "stragglers", False),
         ({}, "cuda_aware", None),
         ({"COLLECTIVE_CUDA_AWARE": "0"}, "cuda_aware", False),
         ({"COLLECTIVE_CUDA_AWARE": "1"}, "cuda_aware", True),

@@ -17,6 +17,7 @@ from ..built import (
 from ..counters import Statistics, statistics
 from ..errors import CollectiveError
 from ..handles import Handle, Handles
+from ..ledger import Straggler, Stragglers, stragglers
 from ..lifecycle import add_process_set, init, remove_process_set, shutdown
 from ..objects import allgather_object, broadcast_object
 from ..preemption import Preemption
@@ -103,6 +104,8 @@ __all__ = [
     "Product",
     "ReplicaReport",
     "Statistics",
+    "Straggler",
+    "Stragglers",
     "Sum",
     "SyncBatchNorm",
     "add_process_set",
@@ -181,6 +184,7 @@ __all__ = [
     "statistics",
     "stop_timeline",
     "stop_trace",
+    "stragglers",
     "sync_batch_norm",
     "synchronize",
 ]

@@ -49,6 +49,8 @@ void set_hosts(std::vector<std::string> of_ranks) {
   hosts() = one ? std::vector<std::string>() : std::move(of_ranks);
 }
 
+std::string host_of(int job_rank) { return hosts().empty() ? "" : hosts().at(static_cast<size_t>(job_rank)); }
+
 std::string ranks_text(const std::vector<int>& ranks) {
   return (ranks.size() == 1 ? "rank " : "ranks ") + numbers_text(ranks);
 }

@@ -13,6 +13,9 @@ std::string ranks_text(const std::vector<int>& ranks);
 // The hosts of all ranks of the job, for RankNames::located(). Not while an engine runs.
 void set_hosts(std::vector<std::string> hosts);
 
+// Of a rank of the job; "": all are on one.
+std::string host_of(int job_rank);
+
 class RankNames {
  public:
   RankNames() = default;

@@ -43,6 +43,11 @@ void Agreement::leave(const std::vector<uint32_t>& started) {
   words_.put_list(started);
 }
 
+void Agreement::tell_waits(const std::string& records) {
+  words_.put(Word::kWaits);
+  words_.put_text(records);
+}
+
 void Agreement::stop(ErrorCode code, const std::string& text) {
   Writer decision;
   write_stopped(decision, rank_, code, text);
@@ -138,6 +143,7 @@ void Agreement::take_decisions(const std::string& bytes, std::vector<Decision>& 
         decision.code = r.get<ErrorCode>();
         decision.text = r.get_text();
         break;
+      case Decision::Kind::kLedger: decision.text = r.get_text(); break;
       case Decision::Kind::kReleased: decision.bucket = r.get<uint32_t>(); break;
     }
     decisions.push_back(std::move(decision));

@@ -50,6 +50,10 @@ class Agreement {
   void let_go(uint32_t bucket);
   // This rank submits nothing any more.
   void leave(const std::vector<uint32_t>& started);
+  // How long operations have waited here, see WaitLog.
+  void tell_waits(const std::string& records);
+  // Has the coordinator tell all ranks what it knows of that.
+  void ask_ledger() { words_.put(Word::kAsk); }
   // This rank's engine has stopped: tells the others, first those who hear the coordinator through it.
   void stop(ErrorCode code, const std::string& text);
   // Nothing will call progress() any more: waits a little for what was said to be on its way.
@@ -69,6 +73,9 @@ class Agreement {
   void set_doing(int rank, std::string text) {
     if (coordinator_) coordinator_->set_doing(rank, std::move(text));
   }
+
+  // Of rank 0; null on other ranks.
+  const Ledger* ledger() const { return coordinator_ ? &coordinator_->ledger() : nullptr; }
 
   // What rank 0 waits for, a line per name; empty on other ranks.
   std::string describe() const { return coordinator_ ? coordinator_->describe() : ""; }

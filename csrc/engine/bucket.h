@@ -35,6 +35,7 @@ class Bucket {
   Bucket(std::shared_ptr<Engine> engine, size_t group, std::string name, std::shared_ptr<Plan> plan, size_t number,
          BucketLayout layout);
 
+  const std::string& name() const { return name_; }
   // What tensors are handed over as.
   DType dtype() const { return storage_->dtype(); }
   // Among the group's open buckets.

@@ -21,6 +21,7 @@ Coordinator::Coordinator(const RankNames& names, const Limits& limits, uint32_t 
     : ranks_(names),
       limits_(limits),
       most_buckets_(most_buckets),
+      ledger_(names),
       left_(names.job_ranks().size()),
       joined_(names.job_ranks().size()) {}
 
@@ -48,6 +49,8 @@ void Coordinator::take(int source, const std::string& words) {
         write_stopped(decisions_, source, code, r.get_text());
         break;
       }
+      case Word::kWaits: ledger_.take(source, r.get_text()); break;
+      case Word::kAsk: asked_ = true; break;
       case Word::kLeave: take_left(source, r.get_list<uint32_t>()); break;
     }
   }
@@ -360,6 +363,10 @@ void Coordinator::warn_of_stalls(Clock::time_point now) {
 std::string Coordinator::decide(Clock::time_point now) {
   if (now >= next_check_) check_stalls(now);
   decide_ready();
+  if (std::exchange(asked_, false)) {
+    decisions_.put(Decision::Kind::kLedger);
+    decisions_.put_text(ledger_.page().encode());
+  }
   return decisions_.empty() ? std::string() : decisions_.take();
 }
 

@@ -12,6 +12,7 @@
 #include "base/descriptor.h"
 #include "base/rank_names.h"
 #include "engine/decision.h"
+#include "engine/ledger.h"
 #include "engine/limits.h"
 
 namespace collective {
@@ -29,6 +30,7 @@ class Coordinator {
   // The ranks about which a warning or an error is due soon, since the last call; and what one of them does, in words.
   std::vector<int> take_wanted() { return std::exchange(wanted_, {}); }
   void set_doing(int rank, std::string text) { doing_[rank] = {std::move(text), Clock::now()}; }
+  const Ledger& ledger() const { return ledger_; }
   // A line for each name that some ranks have submitted and others not.
   std::string describe() const;
 
@@ -75,7 +77,9 @@ class Coordinator {
   RankNames ranks_;
   Limits limits_;
   uint32_t most_buckets_;
-  Writer decisions_;  // since the last decide()
+  Ledger ledger_;
+  bool asked_ = false;  // for the ledger
+  Writer decisions_;    // since the last decide()
   NameTable names_;
   std::unordered_map<std::string, Pending> pending_;
   std::vector<Ready> ready_;

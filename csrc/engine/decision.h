@@ -19,6 +19,7 @@ struct Decision {
     kJoined,     // `rank` has joined
     kAllJoined,  // every rank has, `rank` as the last; none counts as joined any more
     kStopped,    // the engine of `rank` has stopped, with code and text
+    kLedger,     // who was late, in `text`, as some rank has asked
     kReleased,   // the buckets from `bucket` on that were opened together: every rank has let them go
   };
   struct Entry {
@@ -44,6 +45,8 @@ enum class Word : uint8_t {
   kLetGo,  // the number of a plan's first bucket
   kLeave,  // how often each bucket was started
   kStop,   // code and text
+  kWaits,  // how long operations have waited, see ledger.h
+  kAsk,    // nothing: wants kLedger
 };
 
 inline bool is_submission(Word word) { return word == Word::kId || word == Word::kFull; }
@@ -65,6 +68,8 @@ inline void read_word(Reader& r, Word word, uint32_t& id, std::string& name) {
       r.get<ErrorCode>();
       r.get_text();
       break;
+    case Word::kWaits: r.get_text(); break;
+    case Word::kAsk: break;
   }
 }
 

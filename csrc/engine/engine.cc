@@ -29,6 +29,7 @@ std::pair<const char*, size_t> counted(const PairSubmission& pair) {
   return {pair.sends ? "send" : "recv", pair.descriptor.count() * size_of(pair.descriptor.dtype)};
 }
 std::pair<const char*, size_t> counted(const JoinSubmission&) { return {"join", 0}; }
+std::pair<const char*, size_t> counted(const LedgerSubmission&) { return {"stragglers", 0}; }
 
 }  // namespace
 
@@ -107,7 +108,7 @@ std::string Engine::device_way() {
 
 std::unique_ptr<Group> Engine::make_group(MPI_Comm comm, const GroupOptions& options) {
   return std::make_unique<Group>(
-      comm, limits_, timeline_,
+      comm, limits_, timeline_, waits_,
       [this](Ticket& ticket, ErrorCode code, const std::string& text) { finish(ticket, code, text); },
       [this] { return doing(); }, groups_.empty() ? nullptr : groups_.front().get(), options);
 }
@@ -134,7 +135,35 @@ void Engine::remove_group(size_t number) {
   }
   if (!group.over()) throw Error(ErrorCode::kTimeout, group.label() + "a rank does not leave it: " + group.describe());
   group.release();
-  groups_[number].reset();
+  forget(groups_[number]);
+}
+
+void Engine::forget(std::unique_ptr<Group>& group) {
+  if (group->ledger() != nullptr) pages_.push_back(group->ledger()->page());
+  group.reset();
+}
+
+std::vector<LedgerPage> Engine::ledgers() {
+  const Claim claim(*this);
+  std::vector<LedgerPage> pages = pages_;
+  for (const auto& group : groups_)
+    if (group && group->ledger() != nullptr) pages.push_back(group->ledger()->page());
+  return pages;
+}
+
+std::vector<std::shared_ptr<Ticket>> Engine::ask_ledgers() {
+  std::vector<size_t> numbers;
+  uint64_t question = 0;
+  {
+    const Claim claim(*this);
+    question = ++questions_;
+    for (size_t number = 0; number < groups_.size(); ++number)
+      if (groups_[number] && !groups_[number]->is_dismissed()) numbers.push_back(number);
+  }
+  std::vector<std::shared_ptr<Ticket>> tickets;
+  for (const size_t number : numbers)
+    tickets.push_back(submit(number, "stragglers." + std::to_string(question), LedgerSubmission{}, false));
+  return tickets;
 }
 
 void Engine::dismiss_group(size_t number) {
@@ -389,7 +418,7 @@ bool Engine::progress() {
       moved |= group->progress();
       if (group->is_dismissed() && group->over()) {
         group->release();
-        group.reset();
+        forget(group);
         continue;
       }
     } catch (const PeerStopped&) {

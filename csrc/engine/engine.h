@@ -71,6 +71,12 @@ class Engine {
   bool shutdown();
 
   Timeline& timeline() { return timeline_; }
+  // How long this rank has waited for others.
+  const WaitTotals& waited() const { return waits_; }
+  // Who was late, of the groups that this rank coordinates, those included that are no more.
+  std::vector<LedgerPage> ledgers();
+  // Asks the coordinators of all groups of this rank for that.
+  std::vector<std::shared_ptr<Ticket>> ask_ledgers();
   Whereabouts& whereabouts() { return whereabouts_; }
 
   // What this rank waits for; null if the driver does not make way within `patience`: it is inside MPI. Nothing of its
@@ -93,6 +99,7 @@ class Engine {
   std::unique_ptr<Group> make_group(MPI_Comm comm, const GroupOptions& options);
   void bind_thread(const std::vector<int>& cores);
   bool any_busy() const;
+  void forget(std::unique_ptr<Group>& group);
   // What the script does: waits for what has been in flight for the longest time, or is elsewhere. Called by the driver.
   std::optional<Inquiry::Doing> doing();
   void run();  // the engine's thread
@@ -115,6 +122,9 @@ class Engine {
   Limits limits_;
   bool has_core_;  // there are as many cores as ranks on the node
   Timeline timeline_;
+  WaitTotals waits_;
+  std::vector<LedgerPage> pages_;  // of groups that are no more; guarded by driving_, as is the next
+  uint64_t questions_ = 0;
   Whereabouts whereabouts_;
   StallReports stall_reports_;
   std::timed_mutex driving_;                    // held by the driver; guards groups_

@@ -42,6 +42,12 @@ constexpr size_t words_nbytes(int size) { return roll_at(size) + Roll::nbytes();
 // The page-locked host memory that agreed operations on devices take at a time; the last one may exceed it.
 constexpr size_t kMostPageLocked = size_t{256} << 20;
 
+// Whether no rank can end such an operation before all have come to it.
+bool needs_all(Kind kind) {
+  return kind == Kind::kAllreduce || kind == Kind::kAllgather || kind == Kind::kBarrier ||
+         kind == Kind::kReduceScatter || kind == Kind::kAlltoall;
+}
+
 constexpr std::chrono::duration<double> kLongestCreation = std::chrono::hours(1);
 
 // The ranks, those of a node one after the other.
@@ -68,8 +74,8 @@ Limits with_timeout(Limits limits, const GroupOptions& options) {
 
 }  // namespace
 
-Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, DoingHere doing, const Group* all,
-             const GroupOptions& options)
+Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, WaitTotals& waits, Finish finish, DoingHere doing,
+             const Group* all, const GroupOptions& options)
     : control_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
       data_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
       ordered_(options.ordered),
@@ -80,7 +86,8 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish fin
       finish_(std::move(finish)),
       doing_(std::move(doing)),
       devices_(data_, limits.nccl),
-      running_(timeline, control_.names(), finish_),
+      waits_(waits),
+      running_(timeline, control_.names(), waits_, finish_),
       plans_(data_, pool_, kFirstBucketTag),
       join_(inquiry_),
       stalls_(control_.rank(), control_.names(), limits_, inquiry_) {
@@ -177,14 +184,8 @@ bool Group::start_ordered() {
     }
     Decision decision(Decision::Kind::kExecute);
     decision.entries.push_back({name, std::move(next->submission.rows), ""});
-    pending_.emplace(name, Pending{std::move(next->ticket),
-                                   std::move(next->submission.named),
-                                   {},
-                                   true,
-                                   next->turn,
-                                   next->digest,
-                                   std::move(next->submission.expected),
-                                   next->wait.since});
+    pending_.emplace(name, Pending{std::move(next->ticket), std::move(next->submission.named), Wait(next->wait.since),
+                                   true, next->turn, next->digest, std::move(next->submission.expected)});
     held_back_.push_back(std::move(decision));
   }
   return moved;
@@ -235,7 +236,7 @@ void Group::submit(std::shared_ptr<Ticket> ticket, BucketSubmission submission) 
     return;
   }
   std::shared_ptr<void> keep = submission.run.keep;
-  start(std::move(ticket), bucket, plans_.start(bucket, std::move(submission.run)), std::move(keep));
+  start(std::move(ticket), bucket, plans_.start(bucket, std::move(submission.run)), std::move(keep), true);
 }
 
 // A rank that has left without the bucket's next run; -1: none.
@@ -255,12 +256,13 @@ int Group::left_before_turn(uint64_t turn) const {
 }
 
 void Group::start(std::shared_ptr<Ticket> ticket, uint32_t bucket, std::unique_ptr<Operation> operation,
-                  std::shared_ptr<void> keep) {
+                  std::shared_ptr<void> keep, bool is_own) {
   Running running;
   running.what = "bucket '" + ticket->name + "'";
   running.kind = "bucket";
   running.nbytes = plans_.nbytes(bucket);
   running.of_bucket = {bucket, plans_.started()[bucket]};
+  if (size() > 1) running.waiting = {plans_.series_of(bucket), plans_.started()[bucket], running.since, is_own};
   running.keep = std::move(keep);
   running.tickets.push_back(std::move(ticket));
   running.operation = std::move(operation);
@@ -319,6 +321,20 @@ void Group::submit(std::shared_ptr<Ticket> ticket, JoinSubmission submission) {
     join_.begin(std::move(ticket), std::move(submission));
 }
 
+void Group::submit(std::shared_ptr<Ticket> ticket, LedgerSubmission) {
+  if (leaving_) {
+    refuse(*ticket, ErrorCode::kShutdown, "the group was destroyed");
+    return;
+  }
+  agreement_.ask_ledger();
+  asking_.push_back({std::move(ticket), {}});
+}
+
+// What the coordinator is to know of how long this rank has waited.
+void Group::tell_waits(Clock::time_point now) {
+  if (!waits_.empty()) agreement_.tell_waits(waits_.take(now));
+}
+
 bool Group::progress() {
   if (leaving_) {
     for (const Pending& waiting : not_ready_)
@@ -330,6 +346,7 @@ bool Group::progress() {
   const bool ordered_is_done = order_.first() == nullptr && held_back_.empty();
   if (leaving_ && !left_ && running_.empty() && (!ordered_ || ordered_is_done) && inquiry_.is_answered()) {
     left_ = true;
+    tell_waits(Clock::now());
     agreement_.leave(ordered_ ? as_words(order_.taken()) : plans_.started());
   }
   // MPI wants the context of memory that it sends, and any call may go on with another group's messages.
@@ -380,6 +397,9 @@ void Group::carry_out(Decision& decision) {
       if (decision.rank == rank()) break;
       throw PeerStopped(decision.code,
                         "the engine of " + control_.names().text_of(decision.rank) + " has stopped: " + decision.text);
+    case Decision::Kind::kLedger:
+      for (const Asking& asking : std::exchange(asking_, {})) finish_(*asking.ticket, ErrorCode::kNone, decision.text);
+      break;
     case Decision::Kind::kReleased: plans_.release(decision.bucket); break;
   }
 }
@@ -453,7 +473,7 @@ void Group::record_wait(const Pending& pending, size_t number_of_tensors) {
   event.number = executions_;
   event.nbytes = pending.nbytes();
   event.parts = number_of_tensors;
-  event.begin = pending.submitted.value_or(pending.wait.since());
+  event.begin = pending.wait.since();
   timeline_->record(std::move(event));
 }
 
@@ -462,13 +482,16 @@ void Group::execute(const Decision& decision) {
   // What the tasks point to: submissions of this rank, or stand-ins when it has joined without submitting.
   const auto held = std::make_shared<std::deque<Pending>>();
   std::vector<Task> fused;
+  Waiting waiting{Series::kOperations, ++decided_, {}, true};
   for (const Decision::Entry& entry : decision.entries) {
     if (const auto pending = pending_.find(entry.name); pending != pending_.end()) {
       held->push_back(std::move(pending->second));
       pending_.erase(pending);
       running.tickets.push_back(held->back().ticket);
       if (timeline_->is_on()) record_wait(held->back(), decision.entries.size());
+      waiting.begin = std::max(waiting.begin, held->back().wait.since());
     } else if (!entry.encoded.empty()) {
+      waiting.is_own = false;
       held->push_back({std::make_shared<Ticket>(), {Descriptor::decode(entry.encoded), {}, 0, {}, false}, {}});
     } else {
       throw Error(ErrorCode::kInternal, "asked to execute '" + entry.name + "', which was not submitted here");
@@ -483,6 +506,13 @@ void Group::execute(const Decision& decision) {
   running.what = std::string(name_of(d.kind)) + " '" + decision.entries[0].name + "'" +
                  (fused.size() > 1 ? " and " + std::to_string(fused.size() - 1) + " fused with it" : "");
   running.execution = executions_;
+  if (size() > 1) {
+    // Where nothing has been agreed on, the ranks meet in the operation.
+    if (!ordered_ || lane_ != nullptr)
+      waits_.note(waiting, running.since, held->front().submission.recurring ? running.name() : running.kind);
+    else if (needs_all(d.kind))
+      running.waiting = waiting;
+  }
   const uint64_t digest = held->front().digest;
   if (ordered_) running.turn = held->front().turn;
   Device* const device = fused[0].mark == nullptr ? nullptr : &fused[0].mark->device();
@@ -521,7 +551,7 @@ void Group::start_demanded() {
     ticket->name = "of another rank, after join()";
     std::shared_ptr<void> keep;
     auto operation = plans_.start_neutrally(*bucket, keep);
-    start(std::move(ticket), *bucket, std::move(operation), std::move(keep));
+    start(std::move(ticket), *bucket, std::move(operation), std::move(keep), false);
   }
 }
 

@@ -15,6 +15,7 @@
 #include "engine/devices.h"
 #include "engine/inquiry.h"
 #include "engine/join.h"
+#include "engine/ledger.h"
 #include "engine/limits.h"
 #include "engine/operations.h"
 #include "engine/order.h"
@@ -44,8 +45,8 @@ class Group {
   // Collective over `comm`. finish: called once for every ticket that was submitted. doing: what this rank's script
   // does; nothing while that is being found out. all: the group of all ranks; null
   // where it is this one.
-  Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, Finish finish, DoingHere doing, const Group* all,
-        const GroupOptions& options);
+  Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, WaitTotals& waits, Finish finish, DoingHere doing,
+        const Group* all, const GroupOptions& options);
 
   int rank() const { return control_.rank(); }
   int size() const { return control_.size(); }
@@ -55,6 +56,7 @@ class Group {
   void submit(std::shared_ptr<Ticket> ticket, BucketSubmission submission);
   void submit(std::shared_ptr<Ticket> ticket, PairSubmission submission);
   void submit(std::shared_ptr<Ticket> ticket, JoinSubmission submission);
+  void submit(std::shared_ptr<Ticket> ticket, LedgerSubmission submission);
   // How arrays on devices are reduced, in words.
   const std::string& device_way() const { return devices_.way(); }
   // Whether the ranks share memory.
@@ -64,7 +66,8 @@ class Group {
   // Something is in flight here, so progress() should be called soon and again.
   bool busy() const {
     return !pending_.empty() || !running_.empty() || !held_back_.empty() || join_.is_waiting() ||
-           (leaving_ && !is_dismissed_) || !not_ready_.empty() || !order_.waiting().empty() || !agreement_.sent();
+           (leaving_ && !is_dismissed_) || !not_ready_.empty() || !order_.waiting().empty() || !asking_.empty() ||
+           !agreement_.sent();
   }
 
   // Orderly end: what runs may finish; what is not agreed fails, on the other ranks too; nothing may be submitted
@@ -92,6 +95,9 @@ class Group {
   // Fails everything in flight; nothing may be submitted after.
   void fail_all(ErrorCode code, const std::string& text);
 
+  // Who was late; null where another rank coordinates.
+  const Ledger* ledger() const { return agreement_.ledger(); }
+
   std::string describe() const;
   // All that is in flight here.
   GroupWaits waits() const;
@@ -109,9 +115,8 @@ class Group {
     // Where it is matched by its order.
     uint64_t turn = 0, digest = 0;
     std::vector<int64_t> expected{};
-    std::optional<Clock::time_point> submitted{};  // likewise; else when the wait began
-    size_t nbytes() const;                         // of this rank's data, as it travels
-    std::string what() const;                      // for people
+    size_t nbytes() const;     // of this rank's data, as it travels
+    std::string what() const;  // for people
     // What it waits for while it is not ready.
     std::string waits_text() const;
   };
@@ -122,6 +127,7 @@ class Group {
   // Finishes a ticket with what went wrong in this group.
   void refuse(Ticket& ticket, ErrorCode code, const std::string& text) { finish_(ticket, code, label() + text); }
   bool submit_what_is_ready();
+  void tell_waits(Clock::time_point now);
   void submit_ready(std::shared_ptr<Ticket> ticket, NamedSubmission submission);
   void tell_let_go();
 
@@ -135,7 +141,7 @@ class Group {
   int next_tag(uint64_t digest);
   Place place(int tag, uint64_t digest);
   void start(std::shared_ptr<Ticket> ticket, uint32_t bucket, std::unique_ptr<Operation> operation,
-             std::shared_ptr<void> keep);
+             std::shared_ptr<void> keep, bool is_own);
   void start_demanded();
   void all_joined(int last);
 
@@ -173,6 +179,12 @@ class Group {
   Order order_;                                       // submitted here, not yet their turn
   std::vector<Decision> decisions_;                   // kept for its capacity
   std::deque<Decision> held_back_;                    // agreed, but their tag is still in use here
+  WaitLog waits_;
+  struct Asking {
+    std::shared_ptr<Ticket> ticket;
+    Wait wait;
+  };
+  std::vector<Asking> asking_;  // for the ledger
   RunQueue running_;
   Plans plans_;
   Join join_;
@@ -180,6 +192,7 @@ class Group {
   std::vector<std::pair<int, std::vector<uint32_t>>> departed_;  // ranks that left, and the runs they had started
   std::unordered_map<int, std::shared_ptr<bool>> pair_over_;     // the last operation by pair tag and peer
   uint64_t executions_ = 0;                                      // agreed operations, alike on all ranks
+  uint64_t decided_ = 0;                                         // the same, fused ones as one, and nothing else
   Clock::time_point next_check_;
   bool leaving_ = false, is_dismissed_ = false, left_ = false, all_left_ = false;
 };

@@ -35,6 +35,7 @@ void Group::check_waits(Clock::time_point now) {
       asks_itself_ = false;
     }
   tell_let_go();
+  if (waits_.is_due(now) && !left_) tell_waits(now);
   // Whether the wait goes on; text: for what. A time-out finishes the ticket that `take` gives.
   const auto goes_on = [&](Wait& wait, const auto& text, const auto& take) {
     switch (wait.look(now, limits_)) {
@@ -51,6 +52,11 @@ void Group::check_waits(Clock::time_point now) {
   });
   if (join_.is_held_back() && not_ready_.empty())
     goes_on(join_.wait(), [] { return std::string("join: ") + Join::kWaits; }, [&] { return join_.take(); });
+  std::erase_if(asking_, [&](Asking& asking) {
+    return !goes_on(
+        asking.wait, [] { return std::string("stragglers: waits for rank 0's engine"); },
+        [&] { return asking.ticket; });
+  });
   const Pending* const oldest = oldest_pending();
   const std::string what = oldest == nullptr ? "" : oldest->what();
   stalls_.look_at_coordinator(oldest == nullptr ? nullptr : &what, oldest == nullptr ? now : oldest->wait.since(), now);
@@ -139,6 +145,7 @@ void Group::fail_all(ErrorCode code, const std::string& text) {
   for (const Order::Entry& entry : order_.take_from(0)) finish_(*entry.ticket, code, text);
   running_.give_all_up(code, text);
   if (join_.is_waiting()) finish_(*join_.take(), code, text);
+  for (const Asking& asking : std::exchange(asking_, {})) finish_(*asking.ticket, code, text);
   held_back_.clear();
   agreement_.hang_up();
 }

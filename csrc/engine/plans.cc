@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/ledger.h"
 #include "engine/plan_opening.h"
 
 namespace collective {
@@ -41,6 +42,12 @@ const std::shared_ptr<Plan>& Plans::plan_at(uint32_t bucket) const {
 size_t Plans::nbytes(uint32_t bucket) const {
   const Plan& plan = *plan_at(bucket);
   return plan.storages.at(bucket - plan.first)->nbytes();
+}
+
+uint64_t Plans::series_of(uint32_t bucket) const {
+  const Plan& plan = *plan_at(bucket);
+  const uint32_t index = bucket - plan.first;
+  return Series::of_bucket(plan_of(bucket), index, index + 1 == plan.storages.size());
 }
 
 std::unique_ptr<Operation> Plans::start(uint32_t bucket, BucketRun run) {

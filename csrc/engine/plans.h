@@ -56,6 +56,8 @@ class Plans {
   bool is_open(uint32_t bucket) const;
   // The number of the plan that it was last opened with, from 1, alike on all ranks; 0 where there was none.
   uint64_t plan_of(uint32_t bucket) const { return bucket < numbers_.size() ? numbers_[bucket] : 0; }
+  // Of runs of an open bucket, see ledger.h.
+  uint64_t series_of(uint32_t bucket) const;
   // How often each has been started. Goes on where its number is used again, on all ranks from the same value: when a
   // plan is released every rank has started every run of it.
   const std::vector<uint32_t>& started() const { return started_; }

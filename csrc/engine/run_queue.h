@@ -6,11 +6,13 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/operation.h"
 #include "base/rank_names.h"
 #include "base/timeline.h"
+#include "engine/ledger.h"
 #include "engine/limits.h"
 #include "engine/ticket.h"
 
@@ -40,8 +42,12 @@ struct Running : Waited {
     uint32_t bucket, run;  // runs count from 1
   };
   std::optional<OfBucket> of_bucket{};
-  std::optional<int> peer{};  // a send or receive: its other end
-  bool from_any = false;      // a receive from whoever sends
+  std::optional<Waiting> waiting{};  // to be noted at the end
+  std::optional<int> peer{};         // a send or receive: its other end
+  bool from_any = false;             // a receive from whoever sends
+
+  // As its user calls it.
+  std::string_view name() const { return tickets.empty() ? std::string_view() : tickets[0]->name; }
 
   Clock::time_point alone{};  // of a send or receive: when its peer was heard to have left
 };
@@ -50,8 +56,8 @@ class RunQueue {
  public:
   using Finish = std::function<void(Ticket&, ErrorCode, const std::string&)>;
   // names: what its ranks are called.
-  RunQueue(Timeline& timeline, const RankNames& names, Finish finish)
-      : timeline_(&timeline), names_(&names), finish_(std::move(finish)) {}
+  RunQueue(Timeline& timeline, const RankNames& names, WaitLog& waits, Finish finish)
+      : timeline_(&timeline), names_(&names), waits_(&waits), finish_(std::move(finish)) {}
 
   RunQueue(const RunQueue&) = delete;
   RunQueue& operator=(const RunQueue&) = delete;
@@ -87,6 +93,7 @@ class RunQueue {
   std::vector<Running> running_;
   Timeline* timeline_;
   const RankNames* names_;
+  WaitLog* waits_;
   Finish finish_;
 };
 

@@ -16,13 +16,15 @@ namespace collective {
 // One wait that only this rank knows of.
 class Wait {
  public:
+  Wait() : Wait(Clock::now()) {}
+  explicit Wait(Clock::time_point since) : since_(since) {}
   Clock::time_point since() const { return since_; }
   // What is due now: a warning, once; or the end.
   enum class Due { kNothing, kWarning, kTimeout };
   Due look(Clock::time_point now, const Limits& limits);
 
  private:
-  Clock::time_point since_ = Clock::now();
+  Clock::time_point since_;
   bool warned_ = false;
 };
 

@@ -71,6 +71,9 @@ struct JoinSubmission {
   std::vector<std::shared_ptr<DeviceMark>> marks{};
 };
 
+// This rank wants to know who was late, see ledger.h: finished with a LedgerPage as `text`.
+struct LedgerSubmission {};
+
 // One run of an open bucket: starts at once, since all ranks have agreed to run it equally often.
 struct BucketSubmission {
   uint32_t bucket;
@@ -78,6 +81,7 @@ struct BucketSubmission {
   BucketRun run;
 };
 
-using Submission = std::variant<NamedSubmission, OrderedSubmission, BucketSubmission, PairSubmission, JoinSubmission>;
+using Submission = std::variant<NamedSubmission, OrderedSubmission, BucketSubmission, PairSubmission, JoinSubmission,
+                                LedgerSubmission>;
 
 }  // namespace collective

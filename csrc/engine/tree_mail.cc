@@ -71,7 +71,8 @@ void TreeMail::take_words(const std::vector<int>& sources, std::string_view word
     const std::string_view word = begin.substr(0, begin.size() - r.remaining());
     if (!is_submission(kind)) {
       if (kind == Word::kJoin) joined_ += sources.size();
-      for (auto& [before, held] : held_) send_up(held);
+      if (kind != Word::kWaits)
+        for (auto& [before, held] : held_) send_up(held);
       pass_on(sources, word);
       continue;
     }

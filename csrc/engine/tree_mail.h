@@ -7,8 +7,8 @@
 //
 // Words go up the tree. A leader holds a submission until all ranks below it, and itself, have submitted that name: it
 // could not be executed before. Then one message says so for all of them. What waits longer than kPatience goes up as it
-// is, so that the coordinator can tell who is late and what differs; and so does everything before any other word, so
-// that the words of a rank stay in order as far as that matters. Decisions go down the tree.
+// is, so that the coordinator can tell who is late and what differs; and so does everything before any other word but
+// those about waits, so that the words of a rank stay in order as far as that matters. Decisions go down the tree.
 //
 // messages:  at most 2 (kArity + 1) at a rank and round: from and to those below it and the one above
 // limits:    an engine that stops tells those below it; one that hangs, or whose process dies without the launcher ending

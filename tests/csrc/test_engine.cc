@@ -250,8 +250,10 @@ void test_what_is_given_up_is_kept(const World& world) {
   std::vector<std::string> told;
   Timeline timeline;
   const RankNames names;
+  WaitTotals totals;
+  WaitLog waits(totals);
   {
-    RunQueue queue(timeline, names,
+    RunQueue queue(timeline, names, waits,
                    [&](Ticket& ticket, ErrorCode, const std::string& text) { told.push_back(ticket.name + text); });
     for (const char* name : {"a", "b"}) {
       Running running;
