@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from typing import TextIO
 
 from . import _core
 from .config import LogLevel
@@ -32,13 +31,17 @@ _handing_on = threading.RLock()  # one line after the other; a handler may call 
 _thread: threading.Thread | None = None
 
 
-class _LastResort(logging.StreamHandler[TextIO]):
+class _LastResort(logging.Handler):
     """stderr as it is now, unless the program has handlers of its own."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if _logger.handlers == [self] and not logging.getLogger().handlers:
-            self.setStream(sys.stderr)
-            super().emit(record)
+        if _logger.handlers != [self] or logging.getLogger().handlers:
+            return
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")  # a single write, since several ranks share one terminal
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
 
 
 def _set_up() -> None:

@@ -66,10 +66,6 @@ def hang(kind: str) -> None:
         if rank == (1 if kind == "stopped" else 0):
             os.kill(os.getpid(), signal.SIGSTOP)
         wait_for("loss")
-    elif kind == "killed":
-        if rank == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        wait_for("loss")
     elif kind == "cut off":
         if rank == 0:
             print("cut me off", flush=True)

@@ -193,22 +193,23 @@ WHY_NOT = why_not()
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(WHY_NOT), reason=f"no cluster here: {WHY_NOT}")
-@pytest.mark.parametrize("kind", ["stopped", "killed", "cut off"])
+@pytest.mark.parametrize("kind", ["stopped", "cut off"])
 def test_what_is_wrong_on_another_host(kind: str) -> None:
-    """Told apart by how the kernel of that host answers, which has a rank of its own that sees its neighbour."""
+    """Told apart by how the kernel of that host answers, and by what the other rank there sees."""
     told = {
         "stopped": r"rank 1 \(host0, process (\d+)\): stopped by a signal or a debugger; kill -CONT \1 on its host",
-        "killed": r"rank 3 \(host1, process \d+\): process gone: it was killed, or it crashed",
         "cut off": r"ranks 2, 3 \(host1\): host does not answer: no connection to 10.77.0.",
     }
-    # A launcher that ends the job as soon as a rank dies would hide what is to be seen here.
-    options = ["--prtemca", "prte_abort_on_non_zero_status", "0"] if kind == "killed" else []
     with Cluster([2, 2], rate=None) as cluster:
-        job = cluster.start([sys.executable, str(SCRIPT), kind], options, env=LIMITS, stdout=subprocess.PIPE)
-        if kind == "cut off":
-            assert job.stdout is not None
-            while "cut me off" not in job.stdout.readline():
-                pass
-            cluster.cut(1)
-        output, _ = job.communicate(timeout=100)
-    assert re.search(told[kind], output), output
+        job = cluster.start([sys.executable, str(SCRIPT), kind], env=LIMITS, stdout=subprocess.PIPE)
+        assert job.stdout is not None
+        output = ""
+        # mpirun does not end by itself when it hears nothing from a host; the end of the cluster ends it.
+        for line in job.stdout:
+            output += line
+            if "cut me off" in line:
+                cluster.cut(1)
+            if re.search(told[kind], output):
+                break
+        else:
+            pytest.fail(output)

@@ -270,7 +270,7 @@ for step, _ in enumerate(train(3)):
     done = run_ranks(2, ["-c", script], 60, env={"COLLECTIVE_TIMEOUT": "2"})
     assert done.returncode != 0
     told = (
-        r"CollectiveTimeoutError: bucket '\S+': rank 1 did not start run 3: its script is at .*; "
+        r"CollectiveTimeoutError: bucket '[^']+': rank 1 did not start run 3: its script is at .*; "
         r".* did not finish within .* of 2\.0 s"
     )
     assert re.search(told, done.stderr), done.stderr

@@ -15,8 +15,9 @@ import pytest
 
 import collective
 from collective import clocks
+from collective.steps import mark_step
 from collective.timeline import start_timeline, stop_timeline
-from collective.trace import mark_step, merge, start_trace, stop_trace
+from collective.trace import merge, start_trace, stop_trace
 from harness.mpirun import end_job, run_ranks, start
 from harness.plugin import World
 from traces import Trace

@@ -11,11 +11,17 @@ namespace collective {
 namespace {
 int log_rank = -1;
 std::atomic<LogLevel> least_level{LogLevel::kWarning};
-std::mutex mutex;  // guards what follows
-std::function<void(const std::string&)> told_of_stalls;
-bool queues = false;
-std::deque<LogLine> lines;
-std::condition_variable queued;
+
+struct Shared {
+  std::mutex mutex;  // guards the rest
+  std::function<void(const std::string&)> told_of_stalls;
+  bool queues = false;
+  std::deque<LogLine> lines;
+  std::condition_variable queued;
+};
+// Never destroyed: a thread of Python's may wait in it until the process ends.
+Shared& shared = *new Shared;
+
 }  // namespace
 
 void set_log_rank(int rank) { log_rank = rank; }
@@ -27,10 +33,10 @@ void log(LogLevel level, const std::string& text) {
   std::string line = (log_rank < 0 ? "" : "rank " + std::to_string(log_rank) + ": ") + text;  // unknown before init()
   if (!line.empty() && line.back() == '\n') line.pop_back();
   {
-    const std::lock_guard lock(mutex);
-    if (queues) {
-      lines.push_back({level, std::move(line)});
-      queued.notify_one();
+    const std::lock_guard lock(shared.mutex);
+    if (shared.queues) {
+      shared.lines.push_back({level, std::move(line)});
+      shared.queued.notify_one();
       return;
     }
   }
@@ -40,30 +46,30 @@ void log(LogLevel level, const std::string& text) {
 }
 
 void queue_log_lines(bool on) {
-  const std::lock_guard lock(mutex);
-  queues = on;
-  queued.notify_all();
+  const std::lock_guard lock(shared.mutex);
+  shared.queues = on;
+  shared.queued.notify_all();
 }
 
 bool wait_for_log_line() {
-  std::unique_lock lock(mutex);
-  queued.wait(lock, [] { return !lines.empty() || !queues; });
-  return !lines.empty();
+  std::unique_lock lock(shared.mutex);
+  shared.queued.wait(lock, [] { return !shared.lines.empty() || !shared.queues; });
+  return !shared.lines.empty();
 }
 
 std::optional<LogLine> take_log_line() {
-  const std::lock_guard lock(mutex);
-  if (lines.empty()) return std::nullopt;
-  LogLine line = std::move(lines.front());
-  lines.pop_front();
+  const std::lock_guard lock(shared.mutex);
+  if (shared.lines.empty()) return std::nullopt;
+  LogLine line = std::move(shared.lines.front());
+  shared.lines.pop_front();
   return line;
 }
 
 void log_stalled(const std::string& text) {
   {
-    const std::lock_guard lock(mutex);
-    if (told_of_stalls) {
-      told_of_stalls(text);
+    const std::lock_guard lock(shared.mutex);
+    if (shared.told_of_stalls) {
+      shared.told_of_stalls(text);
       return;
     }
   }
@@ -71,13 +77,13 @@ void log_stalled(const std::string& text) {
 }
 
 bool is_told_of_stalls() {
-  const std::lock_guard lock(mutex);
-  return static_cast<bool>(told_of_stalls);
+  const std::lock_guard lock(shared.mutex);
+  return static_cast<bool>(shared.told_of_stalls);
 }
 
 void set_told_of_stalls(std::function<void(const std::string&)> told) {
-  const std::lock_guard lock(mutex);
-  told_of_stalls = std::move(told);
+  const std::lock_guard lock(shared.mutex);
+  shared.told_of_stalls = std::move(told);
 }
 
 std::string seconds_text(std::chrono::duration<double> duration) {

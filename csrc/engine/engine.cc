@@ -78,7 +78,7 @@ Engine::Engine(MPI_Comm comm, const Limits& limits, const std::vector<int>& core
 }
 
 Engine::~Engine() {
-  set_told_of_stalls(nullptr);
+  end_stall_reports();
   {
     const std::lock_guard lock(mutex_);
     stop_thread_ = true;
@@ -299,8 +299,8 @@ bool Engine::shutdown() {
   }
   reported_.notify_all();
   whereabouts_.end();
-  stall_reports_.end();
   thread_.join();
+  end_stall_reports();
   if (!missing.empty())
     throw Error(ErrorCode::kTimeout,
                 "shutdown: " + missing + " did not end or call shutdown() within " + seconds_text(limits_.timeout));
@@ -525,8 +525,14 @@ std::optional<RankWaits> Engine::waits(std::chrono::milliseconds patience) {
 }
 
 StallReports& Engine::report_stalls() {
-  set_told_of_stalls([this](const std::string& text) { stall_reports_.put(text); });
+  if (!reports_stalls_.exchange(true))
+    set_told_of_stalls([this](const std::string& text) { stall_reports_.put(text); });
   return stall_reports_;
+}
+
+void Engine::end_stall_reports() {
+  if (reports_stalls_.exchange(false)) set_told_of_stalls(nullptr);
+  stall_reports_.end();
 }
 
 Statistics Engine::statistics() {

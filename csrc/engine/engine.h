@@ -82,7 +82,7 @@ class Engine {
   // What this rank waits for; null if the driver does not make way within `patience`: it is inside MPI. Nothing of its
   // groups once shutdown() was called.
   std::optional<RankWaits> waits(std::chrono::milliseconds patience);
-  // The waits that are too long are told here, and nowhere else, once this was called.
+  // The waits that are too long are told here, and nowhere else, from the first call on. For one engine at a time.
   StallReports& report_stalls();
   // Callable from any thread, at any time.
   Statistics statistics();
@@ -115,6 +115,7 @@ class Engine {
   void stop_with(ErrorCode code, const std::string& text, bool is_told) noexcept;
   // Everything that is in flight here. The caller holds driving_.
   void fail_everything(ErrorCode code, const std::string& text);
+  void end_stall_reports();
   void look_for_deaths();
   void warn_of_remaining(Clock::time_point since, Clock::time_point& warned) const;
 
@@ -127,6 +128,7 @@ class Engine {
   uint64_t questions_ = 0;
   Whereabouts whereabouts_;
   StallReports stall_reports_;
+  std::atomic<bool> reports_stalls_{false};
   std::timed_mutex driving_;                    // held by the driver; guards groups_
   std::vector<std::unique_ptr<Group>> groups_;  // by number; null when removed
   Watch watch_;                                 // likewise, over the processes of other ranks

@@ -39,7 +39,7 @@ bool RunQueue::step() {
     const Running finished = std::move(running_[i]);
     running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
     if (finished.waiting)
-      waits_->note(*finished.waiting, Clock::now(), finished.of_bucket ? finished.name() : finished.phase);
+      waits_->note(*finished.waiting, Clock::now(), finished.of_bucket ? finished.name() : finished.kind);
     const std::optional<Error>& failure = finished.operation->failure();
     if (timeline_->is_on()) record(finished);
     for (const auto& ticket : finished.tickets)
