@@ -6,6 +6,7 @@ The top of the package: making a set is itself collective, so this builds on the
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -72,8 +73,20 @@ def init(
     if runtime.is_initialized():
         return
     config = Config.from_environment()
-    logs.start(config.log_level)
     process.refuse_heir()
+    logs.start(config.log_level)
+    try:
+        _init(comm, process_sets, config)
+    except BaseException:
+        logs.stop()
+        raise
+
+
+def _init(
+    comm: Sequence[int] | MPI.Intracomm | None,
+    process_sets: Iterable[ProcessSet | Iterable[int]] | str | None,
+    config: Config,
+) -> None:
     if isinstance(process_sets, str) and process_sets != "dynamic":
         raise InvalidArgumentError(f'init(process_sets={process_sets!r}): a list of process sets, or "dynamic"')
     if not isinstance(process_sets, Iterable | None):
@@ -120,6 +133,12 @@ def _start(comm: MPI.Intracomm, config: Config) -> None:
             from .outofband import open_channel  # whose asyncio takes a while to import, and one rank has no use for it
 
             channel = open_channel(comm)
+            if channel is None and comm.Get_rank() == 0:
+                _core.log(
+                    LogLevel.WARNING,
+                    "not all nodes reach an address of rank 0's by TCP: warnings of stalls will tell less, and "
+                    "`collective top` will not see this job (COLLECTIVE_OUT_OF_BAND=0 makes this the choice)",
+                )
         state = runtime.Runtime(comm, config, channel)
     except BaseException:
         timeline.give_up()
@@ -171,11 +190,12 @@ def shutdown() -> None:
         except CollectiveTimeoutError as error:
             _core.log(LogLevel.WARNING, f"{error}. MPI_Finalize waits for it.")
         finally:
-            trace.leave()
-            for end in state.at_end:
-                end()
-            sets.forget_all()
-            logs.stop()
+            with contextlib.ExitStack() as ends:  # all of them, whatever becomes of one
+                ends.callback(logs.stop)
+                ends.callback(sets.forget_all)
+                for end in reversed(state.at_end):
+                    ends.callback(end)
+                trace.leave()
 
 
 def _shutdown_at_exit() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import traceback
 
 from . import _core
 from .config import LogLevel
@@ -71,7 +72,10 @@ def flush() -> None:
     with _handing_on:
         while (line := _core.take_log_line()) is not None:
             level, text = line
-            _logger.log(_LEVELS[LogLevel(level)], "%s", text)
+            try:
+                _logger.log(_LEVELS[LogLevel(level)], "%s", text)
+            except Exception:  # of a handler or a filter of the program's
+                traceback.print_exc()
 
 
 def stop() -> None:

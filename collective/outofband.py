@@ -13,6 +13,7 @@ loopback.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import enum
 import hashlib
@@ -36,8 +37,10 @@ __all__ = ["Channel", "Process", "Silence"]
 
 _NONCE = 16
 _HEAD = struct.Struct("!I32s")  # length, HMAC
-_LONGEST = 1 << 22  # bytes
-_AT_A_TIME = 128  # connections
+_LONGEST_QUESTION, _LONGEST_ANSWER = 1 << 16, 1 << 22  # bytes
+_AT_A_TIME = 128  # questions that this process asks
+_MOST_CONNECTIONS = 256  # of others to this process
+_BACKLOG = 1024
 _PATIENCE_S = 5.0  # of a listener, with whoever has connected
 _END_S = 1.0
 
@@ -58,6 +61,8 @@ class Process:
     pid: int
     address: str
     port: int
+    namespace: str = ""
+    """Of process numbers: ranks that share it see each other's processes."""
 
 
 class Channel:
@@ -70,6 +75,9 @@ class Channel:
         """What this rank answers, by what it is asked: short functions of JSON, called by the channel's thread."""
         self._secret = secret
         self._listener = listener
+        self._connections = 0
+        self._closing = threading.Lock()  # guards what follows
+        self._is_closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="collective out of band", daemon=True)
         self._thread.start()
@@ -84,13 +92,27 @@ class Channel:
             seconds: for each of connecting and answering.
 
         Returns:
-            By rank its answer, or a Silence. An answer that failed there is a Silence, too.
+            By rank its answer, or a Silence. An answer that failed there is a Silence, too, and so are all once the
+            channel is closed.
         """
-        return asyncio.run_coroutine_threadsafe(self._ask_all(list(ranks), what, about, seconds), self._loop).result()
+        asked = list(ranks)
+        nobody = dict.fromkeys(asked, Silence.NO_ANSWER)
+        with self._closing:
+            if self._is_closed:
+                return nobody
+            answers = asyncio.run_coroutine_threadsafe(self._ask_all(asked, what, about, seconds), self._loop)
+        try:
+            return answers.result()
+        except concurrent.futures.CancelledError:
+            return nobody
 
     def close(self) -> None:
-        """Answer nobody any more."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        """Answer nobody any more, and end what is being asked."""
+        with self._closing:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_END_S)
 
     def close_in_child(self) -> None:
@@ -98,25 +120,31 @@ class Channel:
         self._listener.close()
 
     def _run(self) -> None:
-        self._loop.run_until_complete(asyncio.start_server(self._serve, sock=self._listener))
+        server = self._loop.run_until_complete(asyncio.start_server(self._serve, sock=self._listener, backlog=_BACKLOG))
         self._loop.run_forever()
-        self._listener.close()
-        for task in asyncio.all_tasks(self._loop):
+        server.close()
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
             task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections += 1
         try:
+            if self._connections > _MOST_CONNECTIONS:
+                return
             nonce = secrets.token_bytes(_NONCE)
             writer.write(nonce)
-            question = await asyncio.wait_for(self._read(reader, b"question" + nonce), _PATIENCE_S)
+            reading = self._read(reader, b"question" + nonce, _LONGEST_QUESTION)
+            question = await asyncio.wait_for(reading, _PATIENCE_S)
             answer = self.answers[question["what"]](question["about"])
             self._write(writer, b"answer" + nonce + question["id"].encode(), answer)
             await asyncio.wait_for(writer.drain(), _PATIENCE_S)
         except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, _ForgedError, KeyError):
             pass  # not of this job, or gone: whoever it was gets no answer
         finally:
+            self._connections -= 1
             writer.close()
 
     async def _ask_all(self, ranks: list[int], what: str, about: object, seconds: float) -> dict[int, Any]:
@@ -149,7 +177,7 @@ class Channel:
         nonce = await reader.readexactly(_NONCE)
         own = secrets.token_hex(_NONCE)
         self._write(writer, b"question" + nonce, {"id": own, "what": what, "about": about})
-        return await self._read(reader, b"answer" + nonce + own.encode())
+        return await self._read(reader, b"answer" + nonce + own.encode(), _LONGEST_ANSWER)
 
     def _sign(self, context: bytes, body: bytes) -> bytes:
         return hmac.digest(self._secret, hashlib.sha256(context).digest() + body, "sha256")
@@ -158,9 +186,9 @@ class Channel:
         body = json.dumps(what).encode()
         writer.write(_HEAD.pack(len(body), self._sign(context, body)) + body)
 
-    async def _read(self, reader: asyncio.StreamReader, context: bytes) -> Any:
+    async def _read(self, reader: asyncio.StreamReader, context: bytes, longest: int) -> Any:
         length, signed = _HEAD.unpack(await reader.readexactly(_HEAD.size))
-        if length > _LONGEST:
+        if length > longest:
             raise _ForgedError
         body = await reader.readexactly(length)
         if not hmac.compare_digest(signed, self._sign(context, body)):
@@ -177,17 +205,28 @@ def open_channel(comm: MPI.Intracomm) -> Channel | None:
     address = _own_address(comm)
     with contextlib.ExitStack() as unless_used:
         listener = unless_used.enter_context(socket.socket())
+        port = 0
         if address is not None:
-            listener.bind((address, 0))
-            listener.listen(_AT_A_TIME)
-            listener.setblocking(False)
-        mine = (socket.gethostname(), os.getpid(), address, listener.getsockname()[1])
+            with contextlib.suppress(OSError):  # told to all by the port
+                listener.bind((address, 0))
+                listener.listen(_BACKLOG)
+                listener.setblocking(False)
+                port = listener.getsockname()[1]
+        mine = (socket.gethostname(), os.getpid(), address or "", port, _process_numbers())
         secret = comm.bcast(secrets.token_bytes(32))
         everyone = comm.allgather(mine)
-        if any(process[2] is None for process in everyone):
+        if any(not process[3] for process in everyone):
             return None
         unless_used.pop_all()
     return Channel(comm.Get_rank(), [Process(*process) for process in everyone], secret, listener)
+
+
+def _process_numbers() -> str:
+    """The namespace that this process's number is of."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return f"of process {os.getpid()}"  # not known to be anybody else's
 
 
 def _own_address(comm: MPI.Intracomm) -> str | None:

@@ -22,10 +22,12 @@ from .verdict import Rank, Verdict, judge
 __all__ = ["watch"]
 
 _ANSWER_S = 1.0
-_PATIENT_S = 3.0
+_PATIENT_S = 1.5
 _PRESENT_S = 0.5
 _ENGINE_S = 0.3  # for its driver to make way
 _LEADER_S = 0.3  # for rank 0 to ask
+_LATER_S, _LATEST_S = 0.05, 3.0  # and how much more for each rank
+_AGAIN_S = 0.5  # after which it is asked again
 _END_S = 3.0
 
 
@@ -44,7 +46,7 @@ class _Watcher:
         self._channel = channel
         self._patience = state.patience
         self._file = state.config.verdict_file
-        self._last_asked = float("-inf")
+        self._last_asked = self._explained = float("-inf")
         self._told: Verdict | None = None
         channel.answers["present"] = lambda _: True
         channel.answers["waits"] = self._answer
@@ -53,10 +55,13 @@ class _Watcher:
 
     def run(self) -> None:
         while (text := self._engine.take_stall()) is not None:
-            if text and self._channel.rank > 0:
-                self._leave_to_a_lower_rank()
-            else:
-                self._explain({})
+            try:
+                if text and self._channel.rank > 0:
+                    self._leave_to_a_lower_rank()
+                else:
+                    self._explain({})
+            except Exception as error:  # whatever it is, the wait is told
+                _core.log(LogLevel.WARNING, f"{text}\n  (more was to be told, but: {error!r})")
 
     def _answer(self, by: Any) -> dict[str, Any]:
         if by != self._channel.rank:
@@ -67,13 +72,15 @@ class _Watcher:
 
     def _explain_for(self, about: Any) -> bool:
         del about
-        self._engine.put_stall("")
+        if time.monotonic() > self._explained + _AGAIN_S:  # others may have asked for the same
+            self._engine.put_stall("")
         return True
 
     def _leave_to_a_lower_rank(self) -> None:
         """See whether one explains it already; else ask the lowest that answers; explain it if none does."""
         begin = time.monotonic()
-        while time.monotonic() < begin + _LEADER_S:
+        # One after the other, so that the first asks before the rest wonder.
+        while time.monotonic() < begin + _LEADER_S + min(self._channel.rank * _LATER_S, _LATEST_S):
             if self._last_asked > begin - _ANSWER_S:
                 return
             time.sleep(_LEADER_S / 10)
@@ -94,9 +101,12 @@ class _Watcher:
         """Ask all ranks, except those that are known not to answer, and tell what is the matter."""
         answers = {**silent, **self._ask(rank for rank in range(len(self._channel.processes)) if rank not in silent)}
         processes = self._processes_of(answers)
-        # On a busy machine an answer takes its time, so a process that could give one is asked again.
-        again = [rank for rank, state in processes.items() if state and state not in "Tt"]
-        answers.update(self._ask(again, _PATIENT_S))
+        # On a busy machine or network an answer takes its time. Who may give one is asked again; and so are the others,
+        # because answers of one moment belong together.
+        late = [rank for rank, answer in answers.items() if isinstance(answer, Silence)]
+        if any(processes.get(rank, "?") not in ("", "Z", "T", "t") for rank in late):
+            answers = {**answers, **self._ask(answers, _PATIENT_S)}
+        self._explained = time.monotonic()
         ranks = {
             rank: Rank(silence=answer, process=processes.get(rank))
             if isinstance(answer, Silence)
@@ -124,14 +134,11 @@ class _Watcher:
         processes = self._channel.processes
         silent = [rank for rank, answer in answers.items() if isinstance(answer, Silence)]
         states: dict[int, str] = {}
-        for host in {processes[rank].host for rank in silent}:
-            here = [rank for rank in silent if processes[rank].host == host]
+        places = [(process.host, process.namespace) for process in processes]
+        for place in {places[rank] for rank in silent}:
+            here = [rank for rank in silent if places[rank] == place]
             neighbour = next(
-                (
-                    rank
-                    for rank, answer in answers.items()
-                    if processes[rank].host == host and not isinstance(answer, Silence)
-                ),
+                (rank for rank, answer in answers.items() if places[rank] == place and not isinstance(answer, Silence)),
                 None,
             )
             if neighbour is None:
@@ -153,7 +160,7 @@ class _Watcher:
                 continue
             text += "its main thread, innermost first:\n" + "".join(f"    {line}\n" for line in answer["stack"])
         try:
-            with Path(self._file).open("a") as file:
+            with Path(self._file).open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
             _core.log(LogLevel.WARNING, f"the verdict cannot be written to {self._file}: {error.strerror}")

@@ -19,7 +19,8 @@ __all__ = ["Rank", "Verdict", "judge"]
 _MOST_LINES = 6
 _MOST_HOSTS = 4
 
-_Key = tuple[str, tuple[int, ...], str]  # of something in flight: the label and the ranks of its group, and its own key
+_Group = tuple[str, str, tuple[int, ...]]  # its label, its identity and its ranks
+_Key = tuple[_Group, str]  # of something in flight
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,16 @@ class Rank:
     """Whether its script is in a function of this package."""
 
     @property
+    def held_up(self) -> Mapping[str, Any] | None:
+        """What it has submitted, but its device has not come to; None for nothing."""
+        return next((one for _, _, one in self.in_flight() if one["phase"] == "not ready"), None)
+
+    @property
     def is_waiting(self) -> bool:
         """Whether its script waits for other ranks, rather than they for it."""
-        return self.waits is not None and bool(self.waits["waited_for"] or self.is_in_package)
+        if self.waits is None or self.held_up is not None or not any(True for _ in self.in_flight()):
+            return False
+        return bool(self.waits["waited_for"] or self.is_in_package)
 
     @property
     def has_left(self) -> bool:
@@ -50,8 +58,10 @@ class Rank:
     def in_flight(self) -> Iterator[tuple[_Key, Mapping[str, Any], Mapping[str, Any]]]:
         """What is in flight there: its key, its group, and itself."""
         for group in self.waits["groups"] if self.waits is not None else ():
+            identity = _identity(group)
             for one in group["in_flight"]:
-                yield (group["label"], tuple(group["ranks"]), one["key"] or one["what"]), group, one
+                own = f"not ready: {one['what']}" if one["phase"] == "not ready" else one["key"] or one["what"]
+                yield (identity, own), group, one
 
 
 @dataclass(frozen=True)
@@ -96,26 +106,31 @@ def judge(ranks: Mapping[int, Rank], processes: Sequence[Process], patience: flo
         return None
     missing = {rank for wait in waits.values() for rank in wait.missing}
     silent = {rank for wait in waits.values() for rank in wait.silent}
-    culprits = sorted(silent | {rank for rank in missing if rank in ranks and not ranks[rank].is_waiting})
-    waiting = sorted({rank for wait in waits.values() for rank in wait.waiting} - set(culprits))
+    culprits = sorted(silent | {rank for rank in missing if not ranks[rank].is_waiting})
+    waiting = sorted({rank for wait in waits.values() for rank in wait.waiting}.difference(culprits))
     seconds = max(wait.seconds for wait in waits.values())
     place = _Place(processes)
+    waits_or_wait = "waits" if len(waiting) == 1 else "wait"
+    cause: Iterable[object] = waits
     if culprits:
-        who = f"{_core.ranks_text(waiting)} {'waits' if len(waiting) == 1 else 'wait'} for {place.located(culprits)}"
+        who = f"{_core.ranks_text(waiting)} {waits_or_wait} for {place.located(culprits)}" if waiting else "devices"
         told = _grouped(culprits, lambda rank: _doing(ranks[rank], processes[rank]))
-        cause: Iterable[object] = [(rank, ranks[rank].silence) for rank in culprits]
-    elif missing:
-        who = "ranks wait for each other"
-        told = _grouped(waiting, lambda rank: _waiting_for(rank, ranks[rank], waits))
-        cause = waits
+        cause = [(rank, ranks[rank].silence) for rank in culprits]
     else:
-        who = f"{_core.ranks_text(waiting)} {'waits' if len(waiting) == 1 else 'wait'}, and no rank is late"
-        told = _grouped(waiting, lambda rank: _waiting_for(rank, ranks[rank], waits))
-        cause = waits
+        who = (
+            "ranks wait for each other"
+            if missing
+            else f"{_core.ranks_text(waiting)} {waits_or_wait}, and no rank is late"
+        )
+        told = _grouped(sorted(missing.union(waiting)), lambda rank: _waiting_for(ranks[rank]))
     lines = [f"stalled for {seconds:.{0 if seconds >= 10 else 1}f} s: {who}"]
-    lines += [f"  {line}" for line in _lines(waits.items(), place)]
+    lines += [f"  {line}" for line in _lines(waits)]
     lines += [f"  {place.located(who, with_process=True)}: {what}" for what, who in told]
     return Verdict("\n".join(lines), frozenset(cause), frozenset(waits))
+
+
+def _identity(group: Mapping[str, Any]) -> _Group:
+    return group["label"], group["identity"], tuple(group["ranks"])
 
 
 def _is_silent(known: Rank) -> bool:
@@ -129,23 +144,26 @@ def _stalled(ranks: Mapping[int, Rank], patience: float) -> dict[_Key, _Wait]:
     waits: dict[_Key, _Wait] = {}
     begun = set()  # for which no other rank is missing
     for rank, key, _, one in sorted(everywhere, key=lambda found: -found[3]["seconds"]):
-        if key not in late:
+        # A rank that has joined waits for as long as it takes.
+        if key not in late or (one["key"] == "join" and one["phase"] != "not ready"):
             continue
         wait = waits.setdefault(key, _Wait(one["what"], one["bucket"], one["run"], one["peer"], one["seconds"]))
-        wait.waiting.append(rank)
         wait.state = wait.state or one["state"]
         wait.undone = _undone(one)
+        if one["phase"] == "not ready":
+            wait.missing.append(rank)
+        else:
+            wait.waiting.append(rank)
         if one["peer"] is None and (one["phase"] == "not ready" or _is_agreed(one)):
             begun.add(key)
     for key, wait in waits.items():
         wait.waiting.sort()
-        needed = [rank for rank in (key[1] if wait.peer is None else [wait.peer]) if rank in ranks]
+        needed = [rank for rank in (key[0][2] if wait.peer is None else [wait.peer]) if rank in ranks]
         wait.silent = [rank for rank in needed if _is_silent(ranks[rank])]
-        wait.missing = [
-            rank
-            for rank in needed
-            if rank not in wait.waiting + wait.silent and key not in begun and _is_missing(ranks[rank], key, wait)
-        ]
+        if key in begun:
+            continue
+        here = {*wait.waiting, *wait.silent}
+        wait.missing = [rank for rank in needed if rank not in here and _is_missing(ranks[rank], key[0], wait)]
     return waits
 
 
@@ -154,13 +172,13 @@ def _is_agreed(one: Mapping[str, Any]) -> bool:
     return one["phase"] in ("agreed", "runs") and one["bucket"] is None and not one["run"]
 
 
-def _is_missing(known: Rank, key: _Key, wait: _Wait) -> bool:
+def _is_missing(known: Rank, group_of_wait: _Group, wait: _Wait) -> bool:
     """Whether a rank that does not wait for this is why others do."""
     if wait.peer is not None:
         return True
     assert known.waits is not None
     for group in known.waits["groups"]:
-        if (group["label"], tuple(group["ranks"])) != key[:2]:
+        if _identity(group) != group_of_wait:
             continue
         if group["joined"]:
             return False
@@ -172,25 +190,29 @@ def _is_missing(known: Rank, key: _Key, wait: _Wait) -> bool:
 
 
 def _undone(one: Mapping[str, Any]) -> str:
+    if one["phase"] == "not ready":
+        return "come to it on its device"
     if one["bucket"] is not None:
         return f"started run {one['run']}"
     if one["peer"] is not None:
         return ""
-    return "reached it" if one["run"] else "joined" if one["key"] == "join" else "submitted it"
+    return "reached it" if one["run"] else "submitted it"
 
 
-def _lines(waits: Iterable[tuple[_Key, _Wait]], place: _Place) -> list[str]:
+def _lines(waits: Mapping[_Key, _Wait]) -> list[str]:
     lines = []
-    for (label, _, _), wait in waits:
-        text = f"{label}{wait.what}: {_core.ranks_text(wait.waiting)} {'waits' if len(wait.waiting) == 1 else 'wait'}"
+    for ((label, *_), _), wait in waits.items():
+        parts = []
+        if wait.waiting:
+            parts.append(f"{_core.ranks_text(wait.waiting)} {'waits' if len(wait.waiting) == 1 else 'wait'}")
         if wait.missing and wait.undone:
             have = "has" if len(wait.missing) == 1 else "have"
-            text += f"; {_core.ranks_text(wait.missing)} {have} not {wait.undone}"
+            parts.append(f"{_core.ranks_text(wait.missing)} {have} not {wait.undone}")
         if wait.silent:
-            text += f"; {_core.ranks_text(wait.silent)} {'does' if len(wait.silent) == 1 else 'do'} not answer"
+            parts.append(f"{_core.ranks_text(wait.silent)} {'does' if len(wait.silent) == 1 else 'do'} not answer")
         if not wait.missing and not wait.silent and wait.state:
-            text += f"; {wait.state}"
-        lines.append(text)
+            parts.append(wait.state)
+        lines.append(f"{label}{wait.what}: {'; '.join(parts)}")
     if len(lines) > _MOST_LINES:
         lines[_MOST_LINES:] = [f"and {len(lines) - _MOST_LINES} more"]
     return lines
@@ -204,30 +226,39 @@ def _grouped(ranks: Iterable[int], text: Callable[[int], str]) -> list[tuple[str
     return list(told.items())
 
 
-def _waiting_for(rank: int, known: Rank, waits: Mapping[_Key, _Wait]) -> str:
-    what = next((f"{key[0]}{wait.what}" for key, wait in waits.items() if rank in wait.waiting), "")
-    return f"waiting for {what}" + (f", at {known.at}" if known.at else "")
+def _waiting_for(known: Rank) -> str:
+    key, _, oldest = max(known.in_flight(), key=lambda found: found[2]["seconds"])
+    return f"waiting for {key[0][0]}{oldest['what']}" + (f", at {known.at}" if known.at else "")
 
 
 def _doing(known: Rank, process: Process) -> str:
     """What a rank does that others wait for."""
-    if known.silence is Silence.NO_PROCESS or (known.silence is not None and known.process == ""):
-        return "process gone: it was killed, or it crashed"
-    if known.silence is Silence.NO_HOST:
-        return f"host does not answer: no connection to {process.address}"
     if known.silence is not None:
-        if known.process is not None and known.process in "Tt":
-            return f"stopped by a signal or a debugger; kill -CONT {process.pid} on its host lets it go on"
-        if known.process is not None:
-            return (
-                "alive, but Python's threads do not run: a function in C keeps the interpreter's lock; "
-                f"py-spy dump --native --pid {process.pid} on its host shows which"
-            )
-        return "process does not answer: it is stopped, or a function in C keeps the interpreter's lock"
+        return _silent(known.silence, known.process, process)
     if known.has_left:
         return "shut down: its script ended, or it called shutdown()"
     at = f"script at {known.at}" if known.at else "nothing is known about the script"
+    if known.held_up is not None:
+        return f"{known.held_up['what']} {known.held_up['state']}; {at}"
     return at if known.waits is not None else f"engine inside MPI, from where it does not come back; {at}"
+
+
+def _silent(silence: Silence, state: str | None, process: Process) -> str:
+    """state: of the process, as Rank has it."""
+    if state in ("", "Z"):
+        return "process gone: it was killed, or it crashed"
+    if silence is Silence.NO_PROCESS:
+        return "process gone, or it has shut down" if state is None else "shut down, but its process is still there"
+    if silence is Silence.NO_HOST:
+        return f"host does not answer: no connection to {process.address}"
+    if state is None:
+        return "process does not answer: it is stopped, or a function in C keeps the interpreter's lock"
+    if state in "Tt":
+        return f"stopped by a signal or a debugger; kill -CONT {process.pid} on its host lets it go on"
+    return (
+        "alive, but Python's threads do not run: a function in C keeps the interpreter's lock; "
+        f"py-spy dump --native --pid {process.pid} on its host shows which"
+    )
 
 
 class _Place:

@@ -110,9 +110,9 @@ py::object waits(Engine& engine, double patience) {
                                 "seconds"_a = std::chrono::duration<double>(now - one.since).count(),
                                 "bucket"_a = one.bucket, "run"_a = one.run, "peer"_a = one.peer));
     }
-    groups.append(py::dict("label"_a = group.label, "ranks"_a = group.ranks, "started"_a = group.started,
-                           "turns"_a = group.turns, "joined"_a = group.has_joined, "leaving"_a = group.is_leaving,
-                           "in_flight"_a = in_flight));
+    groups.append(py::dict("label"_a = group.label, "identity"_a = group.identity, "ranks"_a = group.ranks,
+                           "started"_a = group.started, "turns"_a = group.turns, "joined"_a = group.has_joined,
+                           "leaving"_a = group.is_leaving, "in_flight"_a = in_flight));
   }
   return py::dict("waited_for"_a = looked->is_waited_for, "shut_down"_a = looked->is_shut_down, "groups"_a = groups);
 }
@@ -324,10 +324,12 @@ PYBIND11_MODULE(_core, m) {
           py::arg("comm"), py::call_guard<py::gil_scoped_release>())
       .def(
           "add_ordered_group",
-          [](Engine& engine, uintptr_t comm, const std::string& label, double timeout) {
-            return engine.add_group(comm_from<MPI_Comm>(comm), {true, label, std::chrono::duration<double>(timeout)});
+          [](Engine& engine, uintptr_t comm, const std::string& label, const std::string& identity, double timeout) {
+            const std::chrono::duration<double> seconds(timeout);
+            return engine.add_group(comm_from<MPI_Comm>(comm), {true, label, identity, seconds});
           },
-          py::arg("comm"), py::arg("label"), py::arg("timeout"), py::call_guard<py::gil_scoped_release>())
+          py::arg("comm"), py::arg("label"), py::arg("identity"), py::arg("timeout"),
+          py::call_guard<py::gil_scoped_release>())
       .def("remove_group", &Engine::remove_group, py::arg("group"), py::call_guard<py::gil_scoped_release>())
       .def("dismiss_group", &Engine::dismiss_group, py::arg("group"), py::call_guard<py::gil_scoped_release>())
       .def("wait", &Engine::wait, py::arg("ticket"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>())
@@ -339,10 +341,10 @@ PYBIND11_MODULE(_core, m) {
           py::arg("text"))
       .def("report_stalls", [](Engine& engine) { engine.report_stalls(); })
       .def(
-          "take_stall", [](Engine& engine) { return engine.report_stalls().take(); },
+          "take_stall", [](Engine& engine) { return engine.stall_reports().take(); },
           py::call_guard<py::gil_scoped_release>())
       .def(
-          "put_stall", [](Engine& engine, std::string text) { engine.report_stalls().put(std::move(text)); },
+          "put_stall", [](Engine& engine, std::string text) { engine.stall_reports().put(std::move(text)); },
           py::arg("text"))
       .def("waits", &waits, py::arg("patience"))
       .def("waited",

@@ -93,6 +93,7 @@ def hang(kind: str) -> None:
             validate()
         if rank == 0:
             hvd.allreduce(np.ones(4), name="metric", process_set=some)
+        time.sleep(0.5)  # so that rank 0's wait, the first, tells both
         hvd.barrier()
     elif kind == "no message":
         x = np.ones(4)

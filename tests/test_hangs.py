@@ -112,7 +112,7 @@ def in_flight(what: str = "allreduce 'a'", **more: Any) -> dict[str, Any]:
 
 
 def rank(*flying: Mapping[str, Any], at: str = "t.py:1", waits: bool = True, **more: Any) -> Rank:
-    group = {"label": "", "ranks": [0, 1, 2, 3], "started": [], "turns": 0, "joined": False, "leaving": False}
+    group = {"label": "", "identity": "", "ranks": [0, 1, 2, 3], "started": [], "turns": 0, "joined": False}
     groups = [{**group, "in_flight": list(flying), **more}]
     return Rank(waits={"waited_for": waits, "shut_down": False, "groups": groups}, at=at)
 
@@ -142,8 +142,67 @@ def test_processes_that_are_gone_or_silent() -> None:
     ranks = [Rank(silence=Silence.NO_PROCESS), Rank(silence=Silence.NO_ANSWER), Rank(silence=Silence.NO_ANSWER)]
     told = verdict(rank(in_flight()), *ranks).text.splitlines()
     assert told[0] == "stalled for 9.0 s: rank 0 waits for ranks 1-3"
-    assert told[2] == "  rank 1 (process 101): process gone: it was killed, or it crashed"
+    assert told[2] == "  rank 1 (process 101): process gone, or it has shut down"
     assert told[3].startswith("  ranks 2, 3: process does not answer: it is stopped, or")
+
+
+def test_a_process_that_its_host_knows_or_does_not_know() -> None:
+    told = verdict(
+        rank(in_flight()),
+        Rank(silence=Silence.NO_PROCESS, process=""),
+        Rank(silence=Silence.NO_PROCESS, process="S"),
+        Rank(silence=Silence.NO_ANSWER, process="Z"),
+    ).text
+    assert "ranks 1, 3: process gone: it was killed, or it crashed" in told
+    assert "rank 2 (process 102): shut down, but its process is still there" in told
+
+
+def test_groups_of_the_same_ranks_are_told_apart() -> None:
+    """Rank 0 in the 7th operation of one, rank 1 in the 7th of the other: a circle."""
+    turn = in_flight("all_reduce", key="turn 7", run=7)
+    other = {"label": "g: ", "identity": "B", "ranks": [0, 1], "started": [], "turns": 6, "joined": False}
+    ranks = []
+    for own, theirs in (("A", "B"), ("B", "A")):
+        groups = [
+            {**other, "identity": own, "turns": 7, "in_flight": [turn]},
+            {**other, "identity": theirs, "in_flight": []},
+        ]
+        ranks.append(Rank(waits={"waited_for": True, "shut_down": False, "groups": groups}, at="t.py:1"))
+    told = verdict(*ranks).text.splitlines()
+    assert told[0] == "stalled for 9.0 s: ranks wait for each other"
+    assert told[1:3] == [
+        "  g: all_reduce: rank 0 waits; rank 1 has not reached it",
+        "  g: all_reduce: rank 1 waits; rank 0 has not reached it",
+    ]
+
+
+def test_a_rank_that_has_come_late_to_something_else_is_told() -> None:
+    other = in_flight("allreduce 'metric'", seconds=1.0)
+    told = verdict(rank(in_flight()), rank(in_flight()), rank(in_flight()), rank(other, at="t.py:9")).text.splitlines()
+    assert told[0] == "stalled for 9.0 s: ranks wait for each other"
+    assert told[-1] == "  rank 3 (process 103): waiting for allreduce 'metric', at t.py:9"
+
+
+def test_a_device_that_is_late() -> None:
+    """What a rank has submitted, but its device has not come to, others wait for."""
+    held = in_flight(key="", phase="not ready", state="waits for what its user has queued on device 0")
+    told = verdict(rank(held), rank(in_flight()), rank(in_flight()), rank(waits=False)).text.splitlines()
+    assert told[0] == "stalled for 9.0 s: ranks 1, 2 wait for ranks 0, 3"
+    assert (
+        "  rank 0 (process 100): allreduce 'a' waits for what its user has queued on device 0; script at t.py:1" in told
+    )
+    alone = verdict(*[rank(held)] * 4).text.splitlines()
+    assert alone[:2] == [
+        "stalled for 9.0 s: devices",
+        "  allreduce 'a': ranks 0-3 have not come to it on its device",
+    ]
+
+
+def test_a_rank_that_has_joined_waits_for_as_long_as_it_takes() -> None:
+    joined = rank(in_flight("join", seconds=600.0), joined=True)
+    assert judge({0: joined, 1: rank(waits=False)}, HERE, 8.0) is None
+    told = verdict(joined, rank(in_flight()), rank(in_flight()), rank(waits=False)).text.splitlines()
+    assert told[0] == "stalled for 9.0 s: ranks 1, 2 wait for rank 3"
 
 
 def test_a_rank_that_has_shut_down() -> None:

@@ -1,5 +1,7 @@
 #include "base/log.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <cstdio>
@@ -12,10 +14,12 @@ namespace {
 int log_rank = -1;
 std::atomic<LogLevel> least_level{LogLevel::kWarning};
 
+// A line that nobody has taken for so long is written by whoever has the next one.
+constexpr auto kTaken = std::chrono::seconds(1);
+
 struct Shared {
-  std::mutex mutex;  // guards the rest
-  std::function<void(const std::string&)> told_of_stalls;
-  bool queues = false;
+  std::atomic<pid_t> queues{0};  // the process whose lines do
+  std::mutex mutex;              // guards the rest
   std::deque<LogLine> lines;
   std::condition_variable queued;
 };
@@ -32,28 +36,33 @@ void log(LogLevel level, const std::string& text) {
   if (level < least_level) return;
   std::string line = (log_rank < 0 ? "" : "rank " + std::to_string(log_rank) + ": ") + text;  // unknown before init()
   if (!line.empty() && line.back() == '\n') line.pop_back();
-  {
-    const std::lock_guard lock(shared.mutex);
-    if (shared.queues) {
-      shared.lines.push_back({level, std::move(line)});
-      shared.queued.notify_one();
-      return;
-    }
+  const auto write = [](const std::string& one) {
+    // A single write, since several ranks share one terminal.
+    const std::string all = "[collective] " + one + "\n";
+    std::fwrite(all.data(), 1, all.size(), stderr);
+  };
+  if (shared.queues.load() != getpid()) {
+    write(line);
+    return;
   }
-  // A single write, since several ranks share one terminal.
-  line = "[collective] " + line + "\n";
-  std::fwrite(line.data(), 1, line.size(), stderr);
+  const std::lock_guard lock(shared.mutex);
+  const auto now = std::chrono::steady_clock::now();
+  shared.lines.push_back({level, std::move(line), now});
+  shared.queued.notify_one();
+  if (now - shared.lines.front().since < kTaken) return;
+  for (const LogLine& waiting : shared.lines) write(waiting.text);
+  shared.lines.clear();
 }
 
 void queue_log_lines(bool on) {
   const std::lock_guard lock(shared.mutex);
-  shared.queues = on;
+  shared.queues = on ? getpid() : 0;
   shared.queued.notify_all();
 }
 
 bool wait_for_log_line() {
   std::unique_lock lock(shared.mutex);
-  shared.queued.wait(lock, [] { return !shared.lines.empty() || !shared.queues; });
+  shared.queued.wait(lock, [] { return !shared.lines.empty() || shared.queues == 0; });
   return !shared.lines.empty();
 }
 
@@ -63,27 +72,6 @@ std::optional<LogLine> take_log_line() {
   LogLine line = std::move(shared.lines.front());
   shared.lines.pop_front();
   return line;
-}
-
-void log_stalled(const std::string& text) {
-  {
-    const std::lock_guard lock(shared.mutex);
-    if (shared.told_of_stalls) {
-      shared.told_of_stalls(text);
-      return;
-    }
-  }
-  log_warning(text);
-}
-
-bool is_told_of_stalls() {
-  const std::lock_guard lock(shared.mutex);
-  return static_cast<bool>(shared.told_of_stalls);
-}
-
-void set_told_of_stalls(std::function<void(const std::string&)> told) {
-  const std::lock_guard lock(shared.mutex);
-  shared.told_of_stalls = std::move(told);
 }
 
 std::string seconds_text(std::chrono::duration<double> duration) {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <chrono>
-#include <functional>
 #include <optional>
 #include <string>
 
@@ -20,8 +19,10 @@ void log(LogLevel level, const std::string& text);
 struct LogLine {
   LogLevel level;
   std::string text;
+  std::chrono::steady_clock::time_point since{};
 };
-// Whether lines go to the queue, from which take_log_line() takes them; what is in it stays there.
+// Whether lines of this process go to the queue, from which take_log_line() takes them; what is in it stays there.
+// While nobody takes them, because a function in C keeps the interpreter's lock, they go to stderr all the same.
 void queue_log_lines(bool on);
 // The oldest; nothing if there is none.
 std::optional<LogLine> take_log_line();
@@ -30,12 +31,6 @@ bool wait_for_log_line();
 
 inline void log_warning(const std::string& text) { log(LogLevel::kWarning, text); }
 inline void log_error(const std::string& text) { log(LogLevel::kError, text); }
-
-// Somebody waits for too long. Whoever has asked to be told of it is told, and finds out the rest; else it is a warning.
-void log_stalled(const std::string& text);
-bool is_told_of_stalls();
-// told: called by the thread that drives, so it does not block. Null for nobody.
-void set_told_of_stalls(std::function<void(const std::string&)> told);
 
 // "2.5 s", "300 s"
 std::string seconds_text(std::chrono::duration<double> duration);

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "base/log.h"
+#include "base/stalled.h"
 
 namespace collective {
 namespace {

@@ -10,6 +10,7 @@
 
 #include "base/float_mode.h"
 #include "base/log.h"
+#include "base/stalled.h"
 #include "engine/backoff.h"
 #include "messages/mpi_library.h"
 
@@ -514,20 +515,22 @@ void Engine::fail_everything(ErrorCode code, const std::string& text) {
 }
 
 std::optional<RankWaits> Engine::waits(std::chrono::milliseconds patience) {
-  RankWaits waits{false, closed_, {}};
-  const Claim claim(*this, patience);
+  const auto is_waited_for = [this] {
+    const std::lock_guard lock(mutex_);
+    return waiting_ > 0 || drivers_waiting_ > 0;
+  };
+  RankWaits waits{is_waited_for(), closed_, {}};
+  const Claim claim(*this, patience);  // sends a caller that drives out of wait() for a moment
   if (!claim.granted()) return closed_ ? std::optional(waits) : std::nullopt;  // shutdown() makes no way
   for (const auto& group : groups_)
     if (group) waits.groups.push_back(group->waits());
-  const std::lock_guard lock(mutex_);
-  waits.is_waited_for = waiting_ > 0 || drivers_waiting_ > 0;
+  waits.is_waited_for |= is_waited_for();
   return waits;
 }
 
-StallReports& Engine::report_stalls() {
+void Engine::report_stalls() {
   if (!reports_stalls_.exchange(true))
     set_told_of_stalls([this](const std::string& text) { stall_reports_.put(text); });
-  return stall_reports_;
 }
 
 void Engine::end_stall_reports() {

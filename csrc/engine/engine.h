@@ -83,7 +83,8 @@ class Engine {
   // groups once shutdown() was called.
   std::optional<RankWaits> waits(std::chrono::milliseconds patience);
   // The waits that are too long are told here, and nowhere else, from the first call on. For one engine at a time.
-  StallReports& report_stalls();
+  void report_stalls();
+  StallReports& stall_reports() { return stall_reports_; }
   // Callable from any thread, at any time.
   Statistics statistics();
 

@@ -79,6 +79,7 @@ Group::Group(MPI_Comm comm, const Limits& limits, Timeline& timeline, WaitTotals
     : control_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
       data_(Comm::duplicate(comm, all == nullptr ? nullptr : &all->control_)),
       ordered_(options.ordered),
+      identity_(options.identity),
       limits_(with_timeout(limits, options)),
       agreement_(control_.rank(), control_.names(), limits_, kMostBuckets),
       inquiry_(control_),

@@ -35,6 +35,7 @@ struct GroupOptions {
   // Its operations are matched by their order (order.h), rather than by name; then it has no buckets, and no join().
   bool ordered = false;
   std::string label{};                                     // what precedes messages about it; else what its ranks make
+  std::string identity{};                                  // tells apart groups of the same ranks, alike on all of them
   std::optional<std::chrono::duration<double>> timeout{};  // of its operations; else that of the limits
 };
 
@@ -160,6 +161,7 @@ class Group {
   std::optional<Nodes> nodes_;          // of a set on several nodes, not all of which have one rank
   std::optional<SharedMemory> memory_;  // of a set whose ranks are all on one node; outlives what is in it
   bool ordered_;
+  std::string identity_;
   Limits limits_;
   Agreement agreement_;
   Inquiry inquiry_;

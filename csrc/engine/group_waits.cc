@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "base/stalled.h"
 #include "engine/group.h"
 
 namespace collective {
@@ -167,7 +168,8 @@ std::pair<Clock::time_point, std::string> Group::oldest() const {
 GroupWaits Group::waits() const {
   using Phase = InFlight::Phase;
   GroupWaits waits{
-      label(), control_.names().job_ranks(), plans_.started(), order_.submitted(), join_.is_waiting(), leaving_, {}};
+      label(),  identity_, control_.names().job_ranks(), plans_.started(), order_.submitted(), join_.is_waiting(),
+      leaving_, {}};
   const auto add = [&](InFlight in_flight) { waits.in_flight.push_back(std::move(in_flight)); };
   const auto turn = [](uint64_t number) { return "turn " + std::to_string(number); };
   for (const Pending& waiting : not_ready_)
@@ -175,6 +177,8 @@ GroupWaits Group::waits() const {
   if (join_.is_waiting())
     add({"join", "join", join_.is_held_back() ? Join::kWaits : "waits for all ranks to join",
          join_.is_held_back() ? Phase::kNotReady : Phase::kSubmitted, join_.wait().since()});
+  for (const Asking& asking : asking_)
+    add({"", "stragglers", "waits for rank 0's engine", Phase::kAgreed, asking.wait.since()});
   for (const auto& [name, pending] : pending_) {
     InFlight in_flight{pending.what(), pending.what(), "", pending.agreed ? Phase::kAgreed : Phase::kSubmitted,
                        pending.wait.since()};

@@ -3,11 +3,11 @@
 #pragma once
 
 #include <condition_variable>
-#include <deque>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace collective {
 
@@ -28,20 +28,20 @@ class StallReports {
     }
     put_.notify_one();
   }
-  // The other side: blocks until there is one; nothing at the end.
+  // The other side: blocks until there is one, and takes the last of several; nothing at the end.
   std::optional<std::string> take() {
     std::unique_lock lock(mutex_);
     put_.wait(lock, [this] { return !texts_.empty() || is_over_; });
     if (is_over_) return std::nullopt;
-    std::string text = std::move(texts_.front());
-    texts_.pop_front();
+    std::string text = std::move(texts_.back());
+    texts_.clear();
     return text;
   }
 
  private:
   std::mutex mutex_;
   std::condition_variable put_;
-  std::deque<std::string> texts_;
+  std::vector<std::string> texts_;
   bool is_over_ = false;
 };
 

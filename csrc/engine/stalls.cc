@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "base/stalled.h"
 
 namespace collective {
 namespace {

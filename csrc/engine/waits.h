@@ -15,7 +15,7 @@ struct InFlight {
   // How far it has come: its user's device has not reached it; the other ranks have been told, or it waits for its turn;
   // all ranks have submitted it, and it waits for what runs; it runs.
   enum class Phase { kNotReady, kSubmitted, kAgreed, kRunning };
-  std::string key;    // the same on all ranks that wait for the same; "" for what has no others
+  std::string key;    // the same on all ranks that wait for the same; "" for what only this rank waits for
   std::string what;   // for people
   std::string state;  // what it waits for, in words; "" for nothing of interest
   Phase phase;
@@ -29,6 +29,7 @@ struct InFlight {
 // All of that in a group, and how far its rank is.
 struct GroupWaits {
   std::string label;              // what precedes messages about it
+  std::string identity;           // with its label and its ranks it tells groups apart
   std::vector<int> ranks;         // in the job
   std::vector<uint32_t> started;  // runs by bucket
   uint64_t turns;                 // submitted of what is matched by its order

@@ -7,6 +7,7 @@ agreed on before a call runs. Groups are independent of each other, and made by 
 from __future__ import annotations
 
 import itertools
+import uuid
 import zlib
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -65,7 +66,8 @@ class GroupBase(_ProcessGroup):  # type: ignore[misc]
         tag = zlib.crc32(repr(ranks).encode()) % 32768
         comm = state.comm.Create_group(state.comm.Get_group().Incl(ranks), tag)
         self._label = label
-        self._group = state.engine.add_ordered_group(MPI._handleof(comm), f"{self._label}: ", seconds)
+        identity = comm.bcast(uuid.uuid4().hex)  # groups of the same ranks have one label
+        self._group = state.engine.add_ordered_group(MPI._handleof(comm), f"{self._label}: ", identity, seconds)
         comm.Free()  # the engine has duplicates
         self._calls = itertools.count(1)  # alike on all ranks
         self._pairs = itertools.count(1)
