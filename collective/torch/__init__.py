@@ -37,6 +37,7 @@ from ..steps import mark_step
 from ..submission import Adasum, Average, Max, Min, Product, Sum
 from ..timeline import start_timeline, stop_timeline
 from ..trace import start_trace, stop_trace
+from ..version import __version__ as __version__
 from . import _requirements as _requirements  # first, since it says what is wrong with the torch found
 from . import compression, distributed, functions, mpi_ops, optimizer, sync_batch_norm
 from .compression import Compression, Compressor
