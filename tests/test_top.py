@@ -293,7 +293,7 @@ def test_what_goes_wrong_once_does_not_close_the_door(
 ) -> None:
     """Neither too many open files, nor an answer that fails."""
     monkeypatch.setattr(watching, "_PAUSE_S", 0.01)
-    answers = iter([ValueError("first"), ValueError("second"), {"ranks": 3}])
+    answers: Iterator[Any] = iter([ValueError("first"), ValueError("second"), {"ranks": 3}])
 
     def report() -> dict[str, Any]:
         answer = next(answers)
