@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import collective
-from collective import clocks
+from collective import clocks, recording
 from collective.steps import mark_step
 from collective.timeline import start_timeline, stop_timeline
 from collective.trace import merge, start_trace, stop_trace
@@ -77,10 +77,11 @@ def mark_step_in_child() -> None:
     child = os.fork()
     if child == 0:
         try:
+            before = recording._recording
             mark_step()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
+            os._exit(recording._recording is not before)
+        finally:
+            os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
 
 
