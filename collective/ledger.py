@@ -8,16 +8,17 @@ that makes the gradients of the first bucket at which it is late.
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from . import _core, runtime
 from .config import LogLevel
 from .handles import Handle
 
-__all__ = ["Straggler", "Stragglers", "Waited", "local", "name_bucket", "stragglers", "tell"]
+__all__ = ["Straggler", "Stragglers", "Waited", "costs", "local", "stragglers", "tell"]
 
 # What is worth a warning at the end of a job: a rank that has cost the others this much, as a share of the time and in
 # seconds, more than the middle rank did, and that was last this often.
@@ -25,12 +26,7 @@ _SHARE = 0.05
 _SECONDS = 1.0
 _TIMES = 10
 
-_parameters: dict[str, list[str]] = {}  # by bucket
-
-
-def name_bucket(bucket: str, parameters: Sequence[str]) -> None:
-    """Note the names of the parameters whose gradients a bucket holds. For this package's modules."""
-    _parameters[bucket] = list(parameters)
+_PATIENCE_S = 0.3  # with an engine that is inside MPI
 
 
 @dataclass(frozen=True)
@@ -45,9 +41,10 @@ class Straggler:
     host: str
     what: str  # "steps", "operations"; and of which optimizer, process set or group, where it is not the only one
     count: int  # of these
+    seen: int  # how often it was seen to be last; of many operations only some are looked at, see csrc/engine/ledger.h
     share: float  # of these: in how many it was last, from 0 to 1
     lateness_ms: float  # after the middle rank, the mean of those in which it was last
-    cost_s: float  # in all
+    cost_s: float  # in all, at most elapsed_s
     excess_s: float  # the same, less the cost of the middle rank: what is not mere chance
     elapsed_s: float  # between the first operation and the last
     where: str  # what it was first late at, in words; "" if that is not known
@@ -55,8 +52,7 @@ class Straggler:
     @property
     def is_notable(self) -> bool:
         """Whether it has cost the others so much that rank 0 says so at shutdown."""
-        often = self.share * self.count >= _TIMES
-        return often and self.excess_s >= max(_SECONDS, _SHARE * self.elapsed_s)
+        return self.seen >= _TIMES and self.excess_s >= max(_SECONDS, _SHARE * self.elapsed_s)
 
     def __str__(self) -> str:
         cost = f"{_text(self.cost_s)} s of {_text(self.elapsed_s)} s ({self.cost_s / self.elapsed_s:.1%})"
@@ -112,9 +108,25 @@ def local() -> Waited:
     return Waited(*runtime.current().engine.waited())
 
 
+def costs(engine: _core.Engine) -> Mapping[int, float] | None:
+    """By rank, for how many seconds the others have waited for it, in the groups that this rank's engine coordinates.
+
+    None where the engine does not answer soon, because it is inside MPI. Ranks that were never late are left out.
+    """
+    pages = engine.ledgers(_PATIENCE_S)
+    if pages is None:
+        return None
+    sums: dict[int, float] = defaultdict(float)
+    for entry in _read(pages):
+        sums[entry.rank] += entry.cost_s
+    return sums
+
+
 def tell(engine: _core.Engine) -> None:
     """For shutdown(): warn of ranks that have held up the others, on the rank that knows of them."""
-    found = _read(engine.ledgers())
+    pages = engine.ledgers(_PATIENCE_S)
+    assert pages is not None, "an engine that has shut down answers at once"
+    found = _read(pages)
     if any(entry.is_notable for entry in found):
         _core.log(LogLevel.WARNING, f"{found}. (COLLECTIVE_STRAGGLERS=0: not told)")
 
@@ -124,7 +136,8 @@ class _Compared:
     """Steps of one optimizer, or operations: what all ranks have cost."""
 
     count: float
-    times: dict[int, float]  # by rank
+    seen: dict[int, int]  # by rank
+    times: dict[int, float]
     costs: dict[int, float]
     hosts: dict[int, str]
     where: dict[int, str]
@@ -136,11 +149,11 @@ def _read(pages: Iterable[_core.LedgerPage]) -> Stragglers:
         compared = _compared(parts)
         several = sum(what.startswith("steps") for what in compared) > 1
         for what, of in compared.items():
-            costs = sorted([*of.costs.values(), *[0.0] * (size - len(of.costs))])
-            middle = costs[(size - 1) // 2]
+            costs = {rank: min(cost, elapsed) for rank, cost in of.costs.items()}  # some are estimated
+            middle = sorted([*costs.values(), *[0.0] * (size - len(costs))])[(size - 1) // 2]
             name = what if several else what.partition(" ")[0]
             name += f" of {label.removesuffix(': ')}" if label else ""
-            for rank, cost in of.costs.items():
+            for rank, cost in costs.items():
                 times = of.times[rank]
                 found.append(
                     Straggler(
@@ -148,8 +161,9 @@ def _read(pages: Iterable[_core.LedgerPage]) -> Stragglers:
                         host=of.hosts[rank] or socket.gethostname(),
                         what=name,
                         count=round(of.count),
+                        seen=of.seen[rank],
                         share=times / of.count,
-                        lateness_ms=1e3 * cost / times,
+                        lateness_ms=1e3 * of.costs[rank] / times,
                         cost_s=cost,
                         excess_s=cost - middle,
                         elapsed_s=elapsed,
@@ -162,7 +176,7 @@ def _read(pages: Iterable[_core.LedgerPage]) -> Stragglers:
 
 def _compared(parts: Iterable[_core.LedgerPart]) -> dict[str, _Compared]:
     """By what it is: "operations", or "steps of" an optimizer, of all its plans."""
-    compared: dict[str, _Compared] = defaultdict(lambda: _Compared(0, {}, {}, {}, {}))
+    compared: dict[str, _Compared] = defaultdict(lambda: _Compared(0, {}, {}, {}, {}, {}))
     plans: dict[int, list[_core.LedgerPart]] = defaultdict(list)  # their buckets in order
     for part in parts:
         series, name, _, _ = part
@@ -170,13 +184,15 @@ def _compared(parts: Iterable[_core.LedgerPart]) -> dict[str, _Compared]:
         plan.append(part)
         if series != 0 and series % 2 == 0:
             continue  # not the last bucket
-        of = compared[f"steps of {name.rpartition('.plan')[0]}" if series else "operations"]
+        # "optimizer.0.plan0.1.bucket2 (fc.weight)"
+        of = compared[f"steps of {name.partition(' (')[0].rpartition('.plan')[0]}" if series else "operations"]
         _, _, count, entries = part
         of.count += count
-        for rank, host, times, cost, longest in entries:
+        for rank, host, seen, times, cost, longest in entries:
             # Of several plans, the one that has cost most tells.
             if cost > of.costs.get(rank, 0):
                 of.where[rank] = _first_late(plan, rank) if series else (f"longest at {longest}" if longest else "")
+            of.seen[rank] = of.seen.get(rank, 0) + seen
             of.times[rank] = of.times.get(rank, 0) + times
             of.costs[rank] = of.costs.get(rank, 0) + cost
             of.hosts[rank] = host
@@ -187,14 +203,14 @@ def _first_late(plan: Sequence[_core.LedgerPart], rank: int) -> str:
     """The first bucket of a step at which the rank is late by half as much as at its end, in words."""
 
     def lateness(part: _core.LedgerPart) -> float:
-        return sum(cost for number, _, _, cost, _ in part[3] if number == rank) / max(part[2], 1)
+        return sum(cost for number, _, _, _, cost, _ in part[3] if number == rank) / max(part[2], 1)
 
     number, (_, name, *_) = next(
         (number, part) for number, part in enumerate(plan) if lateness(part) >= lateness(plan[-1]) / 2
     )
     if len(plan) == 1:
         return ""
-    what = _abbreviated(_parameters.get(name, [name]))
+    what = _parameters(name)
     if number == 0:
         return f"already at the first bucket ({what}): slow in forward, or before it, as in loading data"
     if number == len(plan) - 1:
@@ -206,9 +222,11 @@ def _text(value: float) -> str:
     return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
-def _abbreviated(names: Sequence[str]) -> str:
-    """ "layer3.*" for several names of that module, "first to last" for those of several modules."""
+def _parameters(bucket: str) -> str:
+    """What it holds, by its name: "layer3.*" from the first parameter to the last, "first to last" of two modules."""
+    contents = bucket.partition(" (")[2].removesuffix(")")
+    names = re.split(", | to ", contents)[:2]
     if len(names) == 1:
-        return names[0]
+        return contents or bucket
     common = os.path.commonpath([name.replace(".", "/") for name in names]).replace("/", ".")
-    return f"{common}.*" if common else f"{names[0]} to {names[-1]}"
+    return f"{common}.*" if common else f"{names[0]} to {names[1]}"

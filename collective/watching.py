@@ -7,6 +7,7 @@ them when it is asked itself, and only then: who is not watched pays for nothing
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -18,24 +19,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import _core, counters, jobs
+from . import _core, counters, jobs, ledger
 from .config import LogLevel, slurm_job
 from .errors import InvalidArgumentError
 from .runtime import Runtime
 
-__all__ = ["lateness", "start"]
+__all__ = ["start"]
 
 _END_S = 1.0
 _PATIENCE_S = 2.0  # with whoever has connected, and with each rank
+_PAUSE_S = 1.0  # after an error of this process's, such as too many open files
 _LONGEST = 100  # characters of a question
 
 Report = dict[str, Any]
 """As docs/watching.md has it."""
-
-
-def lateness() -> Mapping[int, float]:
-    """By rank, for how many seconds in all the others have waited for it; of those of whom rank 0 knows that."""
-    return {}
 
 
 def start(state: Runtime) -> None:
@@ -99,6 +96,7 @@ class _Reporter:
         self._state = state
         self._host = socket.gethostname()
         self._started = time.time()
+        self._late: Mapping[int, float] | None = None
 
     def job(self) -> Report:
         """What can be told without asking anybody."""
@@ -124,15 +122,23 @@ class _Reporter:
         from .outofband import Silence
 
         answers = channel.ask(range(size), "statistics", seconds=_PATIENCE_S)
-        late = lateness()
+        late = self._lateness()
         ranks = []
         for rank, process in enumerate(channel.processes):
             answer = answers[rank]
             if isinstance(answer, Silence):
                 ranks.append(_rank(rank, process.host, process.pid, None, silence=answer.value))
             else:
-                ranks.append(_rank(rank, process.host, process.pid, answer, late=late.get(rank)))
+                seconds = None if late is None else late.get(rank, 0.0)
+                ranks.append(_rank(rank, process.host, process.pid, answer, late=seconds))
         return ranks
+
+    def _lateness(self) -> Mapping[int, float] | None:
+        """By rank, for how many seconds in all the others have waited for it; what was last known of it."""
+        late = ledger.costs(self._state.engine)
+        if late is not None:
+            self._late = late
+        return self._late
 
 
 def _rank(
@@ -160,6 +166,8 @@ class _Door:
     def __init__(self, name: str, answers: Mapping[str, Callable[[], Report]]) -> None:
         self._answers = answers
         self._listener, self._path = jobs.listen(name)
+        self._is_closed = threading.Event()
+        self._has_complained = False
         self._thread = threading.Thread(target=self._run, name="collective watching", daemon=True)
         self._thread.start()
 
@@ -167,23 +175,41 @@ class _Door:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:  # closed
-                return
+            except OSError as error:
+                if self._is_closed.is_set():
+                    return
+                self._complain(error)
+                self._is_closed.wait(_PAUSE_S)
+                continue
             with connection:
                 connection.settimeout(_PATIENCE_S)
-                try:
-                    self._answer(connection)
-                except OSError:  # whoever asked is gone
-                    continue
+                self._serve(connection)
 
-    def _answer(self, connection: socket.socket) -> None:
-        with connection.makefile("rb") as asked:
-            question = asked.readline(_LONGEST).decode(errors="replace").strip()
-        if question in self._answers:
-            connection.sendall(json.dumps(self._answers[question]()).encode())
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            with connection.makefile("rb") as asked:
+                question = asked.readline(_LONGEST).decode(errors="replace").strip()
+        except OSError:  # whoever asked is gone
+            return
+        if question not in self._answers:
+            return
+        try:
+            answer = json.dumps(self._answers[question]()).encode()
+        except Exception as error:  # there are others to answer
+            self._complain(error)
+            return
+        with contextlib.suppress(OSError):
+            connection.sendall(answer)
+
+    def _complain(self, error: Exception) -> None:
+        """Once: `collective top` may ask every second."""
+        if not self._has_complained:
+            self._has_complained = True
+            _core.log(LogLevel.WARNING, f"`collective top` was not answered: {type(error).__name__}: {error}")
 
     def close(self) -> None:
         """Answer nobody any more."""
+        self._is_closed.set()
         self._path.unlink(missing_ok=True)
         self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
         self._thread.join(_END_S)

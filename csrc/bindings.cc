@@ -159,16 +159,30 @@ py::tuple device_place_of(const Bucket& bucket, size_t i) {
                         owner_of(bucket, i));
 }
 
-// (label, ranks of the group, seconds, [(series, name, operations, [(rank, host, times last, seconds, operation)])])
+// (label, ranks of the group, seconds, [(series, name, operations, [(rank, host, times last of those recorded, of
+// all, seconds, operation)])])
 py::tuple as_tuple(const LedgerPage& page) {
   py::list parts;
   for (const LedgerPage::Part& part : page.parts) {
     py::list entries;
     for (const LedgerPage::Entry& entry : part.entries)
-      entries.append(py::make_tuple(entry.rank, host_of(entry.rank), entry.last, entry.cost, entry.longest));
+      entries.append(
+          py::make_tuple(entry.rank, host_of(entry.rank), entry.seen, entry.last, entry.cost, entry.longest));
     parts.append(py::make_tuple(part.series, part.name, part.count, entries));
   }
   return py::make_tuple(page.label, page.size, page.elapsed, parts);
+}
+
+// What Engine::ledgers() gives.
+py::object ledgers(Engine& engine, double patience) {
+  const auto pages = [&] {
+    const py::gil_scoped_release release;
+    return engine.ledgers(std::chrono::milliseconds(static_cast<int>(patience * 1000)));
+  }();
+  if (!pages) return py::none();
+  py::list result;
+  for (const LedgerPage& page : *pages) result.append(as_tuple(page));
+  return result;
 }
 
 }  // namespace
@@ -353,17 +367,7 @@ PYBIND11_MODULE(_core, m) {
              return std::pair(waits.count.load(),
                               std::chrono::duration<double>(std::chrono::nanoseconds(waits.ns)).count());
            })
-      .def("ledgers",
-           [](Engine& engine) {
-             std::vector<LedgerPage> pages;
-             {
-               const py::gil_scoped_release nogil;
-               pages = engine.ledgers();
-             }
-             py::list result;
-             for (const LedgerPage& page : pages) result.append(as_tuple(page));
-             return result;
-           })
+      .def("ledgers", &ledgers, py::arg("patience"))
       .def("ask_ledgers", &Engine::ask_ledgers, py::call_guard<py::gil_scoped_release>())
       .def("start_timeline", [](Engine& engine) { engine.timeline().start(); })
       .def("stop_timeline", [](Engine& engine) { engine.timeline().stop(); })

@@ -62,6 +62,12 @@ def test_kernels_for_devices_give_the_bits_of_the_host() -> None:
     assert "checks passed" in result.stdout
 
 
+def test_a_ledger_of_made_up_times() -> None:
+    result = subprocess.run([build("test_ledger")], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "checks passed" in result.stdout
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("name", ["test_mail", "test_node"])
 def test_ranks_of_a_node_in_shared_memory(name: str, size: int) -> None:

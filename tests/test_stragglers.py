@@ -144,7 +144,7 @@ def test_a_process_set_has_its_own(world: World) -> None:
             assert found[0].lateness_ms > 10
         world.comm.Barrier()
         collective.remove_process_set(pair)
-        assert world.rank != 1 or ledger._read(collective.runtime.current().engine.ledgers())[0].rank == 2
+        assert world.rank != 1 or ledger._read(collective.runtime.current().engine.ledgers(10.0))[0].rank == 2
 
 
 @pytest.mark.ranks(2)
@@ -190,6 +190,40 @@ def test_an_answer_needs_no_script(world: World) -> None:
         else:
             assert report(STEPS, "operations")[0].rank == 1
             world.comm.send("told", dest=0)
+
+
+# ---- in words ----
+
+
+def steps(plan: int, bucket: str, cost: float, seen: int = 20) -> tuple[object, ...]:
+    """The only bucket but one of a plan, at whose end rank 1 was last; it stands for 100 steps."""
+    late = [(1, "n1", seen, 100.0, cost, "")]
+    first = (plan << 32, f"{bucket}.bucket0 (head.bias, plan_head.weight)", 100.0, [])
+    return first, (plan << 32 | 3, f"{bucket}.bucket1 (net.plan.b to net.planner.a, 9 parameters)", 100.0, late)
+
+
+def test_buckets_tell_their_optimizer_and_their_parameters() -> None:
+    parts = [*steps(1, "optimizer.0.plan0.1", 3.0), *steps(2, "optimizer.1.plan7.2", 2.0)]
+    found = ledger._read([("", 2, 10.0, parts)])  # type: ignore[list-item]
+    assert [entry.what for entry in found] == ["steps of optimizer.0", "steps of optimizer.1"]
+    assert found[0].where.startswith("first seen on the last bucket (net.*): ")
+    assert ledger._parameters("b (fc.weight)") == "fc.weight"
+    assert ledger._parameters("b (fc.weight, fc.bias)") == "fc.*"
+    assert ledger._parameters("b (z.weight to a.bias, 3 parameters)") == "z.weight to a.bias"
+    assert ledger._parameters("b") == "b"
+
+
+def test_no_cost_exceeds_the_time_that_has_passed() -> None:
+    (entry,) = ledger._read([("", 2, 10.0, list(steps(1, "optimizer.0.plan0.1", 300.0)))])  # type: ignore[list-item]
+    assert (entry.cost_s, entry.excess_s, entry.lateness_ms) == (10.0, 10.0, 3000.0)
+    assert entry.is_notable
+
+
+def test_what_was_seen_a_few_times_is_not_notable() -> None:
+    parts = list(steps(1, "optimizer.0.plan0.1", 9.0, seen=9))
+    (entry,) = ledger._read([("", 2, 10.0, parts)])  # type: ignore[list-item]
+    assert entry.share * entry.count == 100
+    assert not entry.is_notable
 
 
 # ---- at the end ----

@@ -1,5 +1,6 @@
 """`collective top`, what the engine counts for it, and the same for Prometheus."""
 
+import errno
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from click.testing import CliRunner, Result
 import collective
 import collective.torch as hvd
 from cluster import Cluster, why_not
-from collective import Sum, jobs
+from collective import Sum, jobs, watching
 from collective.cli.main import group
 from data import fill
 from harness import mpirun
@@ -56,10 +58,10 @@ assert handle.wait().tolist() == [0, collective.size(), 2 * collective.size()]
 
 
 @contextmanager
-def job(size: int, tmp_path: Path, **env: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """A running job of SCRIPT, by the process id of its rank 0; it ends well."""
+def job(size: int, tmp_path: Path, script: str = SCRIPT, **env: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """A running job of `script`, by the process id of its rank 0; it ends well."""
     over = tmp_path / "over"
-    process = mpirun.start(size, ["-c", SCRIPT, str(over)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = mpirun.start(size, ["-c", script, str(over)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         yield pid_of(process), process
         over.touch()
@@ -125,6 +127,8 @@ def test_operations_and_bytes_are_counted_exactly(world: World) -> None:
     assert made("operations") == {"allreduce": 9, "allgather": 1, "broadcast": 1, "barrier": 1}
     rows = 2 + world.rank
     assert made("bytes") == {"allreduce": 8 * (5 * 100 + 10) + 4 * 22, "allgather": rows * 12, "broadcast": 9}
+    collective.stragglers()
+    assert "stragglers" not in collective.statistics().operations  # which is no operation of the script's
     assert now.failed == before.failed
     assert (now.in_flight, now.oldest, now.state) == (0, None, "running")
     assert 0 < now.wait_seconds <= now.seconds
@@ -237,6 +241,93 @@ def test_a_rank_that_is_stopped_is_said_to_be_silent(tmp_path: Path) -> None:
         assert str(other) in first and "its process does not answer" in first  # noqa: PT018
         assert "1 of them silent" in tables.stdout
         assert report_of(pid)["ranks"][1]["statistics"]["operations"]["allreduce"] == 7
+
+
+# Rank 1 comes 30 ms late to each operation, until a file exists; 30 of them at least.
+LATE = """
+import sys, time, numpy as np, collective
+from pathlib import Path
+collective.init()
+if collective.rank() == 0:
+    import os
+    print(os.getpid(), flush=True)
+steps, over = 0, False
+while not over or steps < 30:
+    if collective.rank() == 1:
+        time.sleep(0.03)
+    flag = np.array([collective.rank() == 0 and Path(sys.argv[1]).exists()], dtype=np.int32)
+    over = bool(collective.allreduce(flag, collective.Sum, name="flag")[0])
+    steps += 1
+"""
+
+
+def test_the_rank_that_the_others_wait_for(tmp_path: Path) -> None:
+    parser = pytest.importorskip("prometheus_client.parser")
+    port = free_port()
+    with job(3, tmp_path, LATE, COLLECTIVE_METRICS=str(port)) as (pid, _):
+        for _ in range(5 * SECONDS):
+            late = [rank["late_seconds"] for rank in report_of(pid)["ranks"]]
+            if late[1] is not None and late[1] > 30 * 0.01:
+                break
+            time.sleep(0.2)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SECONDS) as answer:
+            text = answer.read().decode()
+        table = top(pid, "--once").stdout.splitlines()
+    assert late[1] > 30 * 0.01, late
+    assert late[1] == max(late)
+    assert None not in late
+    told = {
+        sample.labels["rank"]: sample.value
+        for family in parser.text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "collective_late_seconds_total"
+    }
+    assert set(told) == {"0", "1", "2"}
+    assert told["1"] == max(told.values()) >= late[1]
+    assert table[1].split()[:5] == ["rank", "host", "pid", "waits", "late"]
+    assert table[2].split()[0] == "1"
+
+
+def test_what_goes_wrong_once_does_not_close_the_door(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither too many open files, nor an answer that fails."""
+    monkeypatch.setattr(watching, "_PAUSE_S", 0.01)
+    answers: Iterator[Any] = iter([ValueError("first"), ValueError("second"), {"ranks": 3}])
+
+    def report() -> dict[str, Any]:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    class Listener:
+        """Has no descriptor left, once."""
+
+        def __init__(self, listener: socket.socket) -> None:
+            self._errors = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))]
+            self._listener = listener
+
+        def accept(self) -> tuple[socket.socket, Any]:
+            if self._errors:
+                raise self._errors.pop()
+            return self._listener.accept()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._listener, name)
+
+    door = watching._Door("11", {"report": report})
+    try:
+        (entry,) = jobs.entries()
+        door._listener = Listener(door._listener)  # type: ignore[assignment]
+        for _ in range(2):
+            with pytest.raises(ConnectionResetError):
+                entry.ask("report")
+        assert entry.ask("report") == {"ranks": 3}
+    finally:
+        door.close()
+    assert capfd.readouterr().err.count("`collective top` was not answered: ValueError: first") == 1
+    assert not entry.path.exists()
 
 
 def test_a_job_that_was_killed(tmp_path: Path) -> None:

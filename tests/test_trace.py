@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import collective
-from collective import clocks
+from collective import clocks, recording
 from collective.steps import mark_step
 from collective.timeline import start_timeline, stop_timeline
 from collective.trace import merge, start_trace, stop_trace
@@ -73,6 +73,18 @@ def test_it_has_the_operations_of_all_ranks(world: World, tmp_path: Path) -> Non
         world.comm.Barrier()  # before it is replaced
 
 
+def mark_step_in_child() -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            before = recording._recording
+            mark_step()
+            os._exit(recording._recording is not before)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 @pytest.mark.ranks(2)
 def test_steps_and_a_window_of_them(world: World, tmp_path: Path) -> None:
     path = Path(world.comm.bcast(str(tmp_path / "trace.json.gz")))
@@ -81,6 +93,8 @@ def test_steps_and_a_window_of_them(world: World, tmp_path: Path) -> None:
     start_trace(path, steps=(2, 3))
     for step in range(6):
         collective.allreduce(np.ones(3), name=f"of {step}")
+        if step == 3:  # which is the last one also for a child, whose business the trace is not
+            mark_step_in_child()
         mark_step()
     stop_trace()
     trace = Trace(path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .. import _core, arrays, ledger, runtime
+from .. import _core, arrays, runtime
 from ..devices import prepare
 from ..errors import InvalidArgumentError
 from ..handles import Handle
@@ -104,7 +104,6 @@ def open_plan(label: str, version: str, slots: Sequence[Slot], arrived: Sequence
     Handle(engine, opening.ticket, None, lambda _: None).wait()
     buckets = []
     for members, core in zip(dealt, opening.buckets([_contents(members) for members in dealt]), strict=True):
-        ledger.name_bucket(core.name, [slot.name for slot in members])
         # On a device, compressed gradients are cast before they leave it.
         bucket = Bucket(members, core, getattr(torch, core.dtype.name))
         buckets.append(bucket)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import _core, recording, runtime, steps
+from .. import _core, process, recording, runtime, steps
 from ..clocks import compare
 from ..config import MOST_TRACE_MB, Config, LogLevel
 from ..errors import InvalidArgumentError
@@ -242,7 +242,7 @@ def stop_trace() -> None:
 
 
 def _reach(count: int) -> None:
-    if _trace is not None:
+    if _trace is not None and not process.is_forked():  # the part is the parent's
         _trace.reach(count)
 
 

@@ -144,8 +144,9 @@ void Engine::forget(std::unique_ptr<Group>& group) {
   group.reset();
 }
 
-std::vector<LedgerPage> Engine::ledgers() {
-  const Claim claim(*this);
+std::optional<std::vector<LedgerPage>> Engine::ledgers(std::chrono::milliseconds patience) {
+  const Claim claim(*this, patience);
+  if (!claim.granted()) return std::nullopt;
   std::vector<LedgerPage> pages = pages_;
   for (const auto& group : groups_)
     if (group && group->ledger() != nullptr) pages.push_back(group->ledger()->page());
@@ -184,8 +185,8 @@ std::shared_ptr<Ticket> Engine::submit(size_t group, std::string name, Submissio
   auto ticket = std::make_shared<Ticket>();
   ticket->name = std::move(name);
   std::tie(ticket->kind, ticket->nbytes) = std::visit([](const auto& one) { return counted(one); }, work);
-  ticket->since = Clock::now();
   ticket->group = group;
+  ticket->is_question = std::holds_alternative<LedgerSubmission>(work);
   {
     const std::lock_guard lock(mutex_);
     if (failure_) throw *failure_;
@@ -195,6 +196,7 @@ std::shared_ptr<Ticket> Engine::submit(size_t group, std::string name, Submissio
           ErrorCode::kDuplicateName,
           "rank " + std::to_string(topology_.rank) + ": " + ticket->kind + " '" + ticket->name +
               "': an operation of this name is still in flight; wait for it first, or give this one another name");
+    ticket->since = Clock::now();
     tally_.submitted(ticket->since);
     queue_.push_back({ticket, std::move(work)});
     queued_.store(queue_.size(), std::memory_order_release);
@@ -205,13 +207,14 @@ std::shared_ptr<Ticket> Engine::submit(size_t group, std::string name, Submissio
 
 bool Engine::wait(const Ticket& ticket, double seconds) {
   if (ticket.finished()) return true;
-  const auto begin = Clock::now();
-  const auto deadline = begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  Clock::time_point begin;
   {
     const std::lock_guard lock(mutex_);
+    begin = Clock::now();
     ++drivers_waiting_;
     tally_.wait_begins(begin);
   }
+  const auto deadline = begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   if (claims_.load() == 0 && driving_.try_lock()) {
     // Looked at under driving_: shutdown() has it to the end, and nothing may be driven after.
     if (!closed_)

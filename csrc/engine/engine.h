@@ -73,8 +73,9 @@ class Engine {
   Timeline& timeline() { return timeline_; }
   // How long this rank has waited for others.
   const WaitTotals& waited() const { return waits_; }
-  // Who was late, of the groups that this rank coordinates, those included that are no more.
-  std::vector<LedgerPage> ledgers();
+  // Who was late, of the groups that this rank coordinates, those included that are no more; null if the driver does
+  // not make way within `patience`.
+  std::optional<std::vector<LedgerPage>> ledgers(std::chrono::milliseconds patience);
   // Asks the coordinators of all groups of this rank for that.
   std::vector<std::shared_ptr<Ticket>> ask_ledgers();
   Whereabouts& whereabouts() { return whereabouts_; }

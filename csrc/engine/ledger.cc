@@ -87,12 +87,19 @@ void Ledger::judge(OfSeries& series, uint64_t number, const Open& all) {
   std::nth_element(sorted_.begin(), middle, sorted_.end());
   const auto last = std::min_element(all.waits.begin(), all.waits.end());
   const double lateness = static_cast<double>(*middle) - static_cast<double>(*last);
+  const auto index = static_cast<size_t>(last - all.waits.begin());
+  double borne_out = 0;
+  for (const OfSeries::Late& one : series.latest)
+    if (one.rank == index) borne_out = std::max(borne_out, one.lateness);
+  series.latest[series.recorded++ % series.latest.size()] = {index, lateness};
   if (lateness < kNoticed) return;
-  OfRank& rank = series.ranks[static_cast<size_t>(last - all.waits.begin())];
+  const double cost = lateness + (weight - 1) * std::min(lateness, borne_out);
+  OfRank& rank = series.ranks[index];
+  ++rank.seen;
   rank.last += weight;
-  rank.cost += weight * lateness;
+  rank.cost += cost;
   if (all.name.empty()) return;
-  if (rank.costs.size() < kMostNames || rank.costs.contains(all.name)) rank.costs[all.name] += weight * lateness;
+  if (rank.costs.size() < kMostNames || rank.costs.contains(all.name)) rank.costs[all.name] += cost;
 }
 
 LedgerPage Ledger::page() const {
@@ -104,7 +111,7 @@ LedgerPage Ledger::page() const {
       if (rank.last == 0) continue;
       const auto longest = std::max_element(rank.costs.begin(), rank.costs.end(),
                                             [](const auto& a, const auto& b) { return a.second < b.second; });
-      part.entries.push_back({ranks_.job_rank(static_cast<int>(i)), rank.last, rank.cost,
+      part.entries.push_back({ranks_.job_rank(static_cast<int>(i)), rank.seen, rank.last, rank.cost,
                               longest == rank.costs.end() ? "" : longest->first});
     }
     page.parts.push_back(std::move(part));
@@ -125,6 +132,7 @@ std::string LedgerPage::encode() const {
     w.put(static_cast<uint32_t>(part.entries.size()));
     for (const Entry& entry : part.entries) {
       w.put(entry.rank);
+      w.put(entry.seen);
       w.put(entry.last);
       w.put(entry.cost);
       w.put_text(entry.longest);
@@ -144,6 +152,7 @@ LedgerPage LedgerPage::decode(const std::string& bytes) {
     part.entries.resize(r.get<uint32_t>());
     for (Entry& entry : part.entries) {
       entry.rank = r.get<int>();
+      entry.seen = r.get<uint64_t>();
       entry.last = r.get<double>();
       entry.cost = r.get<double>();
       entry.longest = r.get_text();

@@ -8,26 +8,34 @@
 //      rank 2                                |-1 -|
 //               start                             end
 //
-// A rank notes how long it waited (WaitLog), and once a second tells the coordinator, rank 0, in one word of the agreement's
-// mail. The coordinator compares what it is told of the same operation and keeps sums for each rank (Ledger).
+// A rank notes how long it waited (WaitLog), and once a second tells the coordinator, rank 0, in one word of the
+// agreement's mail. The coordinator compares what it is told of the same operation and keeps sums for each rank
+// (Ledger).
 //
 // What is noted. Runs of a bucket: from its start here to its end. The last bucket of a plan ends the step, so its
 // lateness is what a step has cost; that of the buckets before tells where in backward a rank falls behind. Operations
-// by name, and those matched by order on a node: from the submission to the decision to run, which all ranks hear at the
-// same time; what the previous one has cost is left out, so that of many in flight nothing counts twice. Between nodes
-// operations matched by order end in a wait for each other only if all ranks need something of all others; the rest is left
-// out there.
+// by name, and those matched by order on a node: from the submission to the decision to run, which all ranks hear at
+// the same time; what the previous one has cost is left out, so that of many in flight nothing counts twice. Between
+// nodes operations matched by order end in a wait for each other only if all ranks need something of all others; the
+// rest is left out there.
+//
+// What a record stands for. If one of 1024 is recorded, and a rank writes a checkpoint for 30 s just then, the others
+// were not all as late: that would cost eight hours. So a record's lateness counts once, and for the others as far as
+// the eight records before bear it out: up to the greatest lateness of the same rank in them. What is rare and long is
+// told too low rather than too high; what goes on is told in full from its second record on.
 //
 // cost:     20 ns an operation, 35 where it is recorded; of a bucket, a clock is read as well. A record is 24 bytes. Of
 //           each series the first 1024 operations are recorded, then half of the next 1024, a quarter of the next 2048,
 //           ..., chosen by number, alike on all ranks
 // limits:   ends differ by the time that the last messages take; lateness below 1 ms counts as none. What arrays on a
 //           device wait for before their bucket runs is not seen. Where a rank had joined, nothing counts
-// instead:  coordinator's own view of when words arrive: sees no buckets, and of other nodes only their leaders. Starts by
-//           clocks that are compared: drift, and messages to measure it. Waits in the flags of the last bucket: a number
-//           for each rank in every step, in the wire's type, and nothing for operations without buckets
+// instead:  the coordinator's own view of when words arrive: sees no buckets, and of other nodes only their leaders.
+//           Starts by clocks that are compared: drift, and messages to measure it. Waits in the flags of the last
+//           bucket: a number for each rank in every step, in the wire's type, and nothing for operations without
+//           buckets
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -43,8 +51,8 @@
 
 namespace collective {
 
-// Operations that are compared with each other, alike on all ranks: one series for all that are not buckets, and one for
-// each bucket of a plan.
+// Operations that are compared with each other, alike on all ranks: one series for all that are not buckets, and one
+// for each bucket of a plan.
 struct Series {
   static constexpr uint64_t kOperations = 0;
   // index: of the bucket in the plan, whose number counts from 1. is_last: in the plan.
@@ -96,7 +104,8 @@ class WaitLog {
 struct LedgerPage {
   struct Entry {
     int rank;             // in the job
-    double last;          // how often it was last, by kNoticed at least
+    uint64_t seen;        // how often it was last, by kNoticed at least, of what was recorded
+    double last;          // the same, of all
     double cost;          // s: by how much, in all
     std::string longest;  // of operations by name: that which it has held up for longest
   };
@@ -134,11 +143,18 @@ class Ledger {
     std::string name;
   };
   struct OfRank {
+    uint64_t seen = 0;
     double last = 0, cost = 0;
     std::unordered_map<std::string, double> costs;  // by operation
   };
   struct OfSeries {
+    struct Late {  // of one that was recorded: its last rank, and by how much
+      size_t rank = 0;
+      double lateness = 0;
+    };
     std::string name;
+    std::array<Late, 8> latest{};
+    uint64_t recorded = 0;
     double count = 0;
     std::vector<OfRank> ranks;
     std::unordered_map<uint64_t, Open> open;  // by number

@@ -26,7 +26,7 @@ struct Statistics {
     double seconds = 0.0;
   };
   double seconds = 0.0;                      // since the engine started
-  std::map<std::string, Finished> finished;  // without error, by kind
+  std::map<std::string, Finished> finished;  // without error, by kind; without questions
   uint64_t failed = 0;                       // operations that ended in an error
   size_t in_flight = 0;
   double in_flight_seconds = 0.0;  // in which at least one operation was in flight
@@ -35,11 +35,14 @@ struct Statistics {
   std::string state;
 };
 
+// The times that it is handed are read under the mutex, too: of two threads, the later one is not to have the earlier
+// time.
 class Tally {
  public:
   void submitted(Clock::time_point now) { in_flight_.begin(now); }
   void finished(const Ticket& ticket, ErrorCode code) {
     in_flight_.end(Clock::now());
+    if (ticket.is_question) return;
     if (code != ErrorCode::kNone) {
       ++failed_;
       return;

@@ -23,6 +23,7 @@ struct Ticket : std::enable_shared_from_this<Ticket> {
   size_t nbytes = 0;                              // of payload, on this rank
   std::chrono::steady_clock::time_point since{};  // when it was submitted
   size_t group = 0;                               // the engine's number of the group that it was submitted to
+  bool is_question = false;                       // about the job, rather than an operation that the script wants
   bool reported = false;                          // Engine::take_finished() returns it
   bool given_up = false;                          // a transfer from or to the caller's memory may still be under way
   ErrorCode code = ErrorCode::kNone;
