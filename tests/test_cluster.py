@@ -198,7 +198,7 @@ def test_a_link_that_is_cut_for_two_seconds() -> None:
     assert job.returncode == 0, output
     for rank in range(2):
         assert f"rank {rank}: [[-100.0], [-300.0], [-500.0], [-700.0]]" in output
-    assert "stalled: " in output
+    assert "stalled for " in output
 
 
 def test_a_host_that_is_gone() -> None:
