@@ -96,7 +96,8 @@ def judge(ranks: Mapping[int, Rank], processes: Sequence[Process], patience: flo
     Args:
         ranks: those that were asked, by number.
         processes: of all ranks of the job.
-        patience: seconds; what has been in flight for less is no reason to tell anything.
+        patience: seconds; what has been in flight for less is no reason to tell anything, but it is told from half of
+            that on, if there is one.
 
     Returns:
         None if nobody waits that long.
@@ -139,13 +140,20 @@ def _is_silent(known: Rank) -> bool:
 
 def _stalled(ranks: Mapping[int, Rank], patience: float) -> dict[_Key, _Wait]:
     """What has been in flight for so long on any rank; the oldest first."""
-    everywhere = [(rank, *found) for rank, known in ranks.items() for found in known.in_flight()]
-    late = {key for _, key, _, one in everywhere if one["seconds"] >= patience}
+    everywhere = [
+        (rank, *found)
+        for rank, known in ranks.items()
+        for found in known.in_flight()
+        # A rank that has joined waits for as long as it takes.
+        if found[2]["key"] != "join" or found[2]["phase"] == "not ready"
+    ]
+    if all(one["seconds"] < patience for _, _, _, one in everywhere):
+        return {}
+    late = {key for _, key, _, one in everywhere if one["seconds"] >= patience / 2}  # so that one verdict is complete
     waits: dict[_Key, _Wait] = {}
     begun = set()  # for which no other rank is missing
     for rank, key, _, one in sorted(everywhere, key=lambda found: -found[3]["seconds"]):
-        # A rank that has joined waits for as long as it takes.
-        if key not in late or (one["key"] == "join" and one["phase"] != "not ready"):
+        if key not in late:
             continue
         wait = waits.setdefault(key, _Wait(one["what"], one["bucket"], one["run"], one["peer"], one["seconds"]))
         wait.state = wait.state or one["state"]
