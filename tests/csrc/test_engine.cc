@@ -74,7 +74,7 @@ void use_buckets(const World& world, const std::shared_ptr<Engine>& engine, DTyp
     const BucketOpening opening =
         open_buckets(engine, 0, name, layouts, {DType::kFloat32, wire, ReduceOp::kSum}, "", "cpu", nullptr);
     wait(world, *engine, *opening.ticket);
-    const auto buckets = opening.buckets();
+    const auto buckets = opening.buckets({});
     for (int run = 0; run < 5; ++run) {
       const std::vector<float> long_one(30'000, static_cast<float>(world.rank + run)), short_one(3, 1.0F);
       std::vector<std::shared_ptr<Ticket>> tickets;
@@ -128,7 +128,7 @@ void test_join(const World& world) {
     const BucketOpening opening = open_buckets(engine, 0, "plan", layouts,
                                                {DType::kFloat32, DType::kFloat16, ReduceOp::kSum}, "", "cpu", nullptr);
     wait(world, *engine, *opening.ticket);
-    const auto buckets = opening.buckets();
+    const auto buckets = opening.buckets({});
     for (int step = 0; step <= world.rank; ++step) {
       const std::vector<float> ones(30'000, 1.0F);
       std::vector<float> sum(30'000), named(30'000);
