@@ -337,7 +337,9 @@ def test_the_state_of_every_kind_of_optimizer_is_equal(world: World) -> None:
 def test_an_optimizer_that_does_not_check_has_no_hook(world: World) -> None:
     model = Layers()
     optimizer: Any = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
-    assert not optimizer._optimizer_step_post_hooks
+    checks: Any = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), check_replicas_every=1)
+    # One counts steps.
+    assert (len(optimizer._optimizer_step_post_hooks), len(checks._optimizer_step_post_hooks)) == (1, 2)
     for wrong in (-1, 2.0, "3"):
         with pytest.raises(collective.InvalidArgumentError, match="check_replicas_every"):
             hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), check_replicas_every=wrong)
