@@ -141,10 +141,13 @@ class Channel:
             writer.write(nonce)
             reading = self._read(reader, b"question" + nonce, _LONGEST_QUESTION)
             question = await asyncio.wait_for(reading, _PATIENCE_S)
-            answer = self.answers[question["what"]](question["about"])
+            answers = self.answers.get(question["what"])
+            if answers is None:  # not yet, or not on this rank
+                return
+            answer = answers(question["about"])
             self._write(writer, b"answer" + nonce + question["id"].encode(), answer)
             await asyncio.wait_for(writer.drain(), _PATIENCE_S)
-        except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, _ForgedError, KeyError):
+        except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, _ForgedError):
             pass  # not of this job, or gone: whoever it was gets no answer
         finally:
             self._connections -= 1

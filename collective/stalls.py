@@ -47,7 +47,7 @@ class _Watcher:
         self._patience = state.patience
         self._file = state.config.verdict_file
         self._last_asked = self._explained = float("-inf")
-        self._told: Verdict | None = None
+        self._told: list[Verdict] = []
         channel.answers["present"] = lambda _: True
         channel.answers["waits"] = self._answer
         channel.answers["explain"] = self._explain_for
@@ -116,7 +116,7 @@ class _Watcher:
         verdict = judge(ranks, self._channel.processes, self._patience)
         if verdict is None or self._is_told(verdict):
             return
-        self._told = verdict
+        self._told.append(verdict)
         _core.log(LogLevel.WARNING, verdict.text)
         if self._file:
             self._write(verdict, answers)
@@ -125,9 +125,9 @@ class _Watcher:
         return self._channel.ask(ranks, "waits", self._channel.rank, seconds)
 
     def _is_told(self, verdict: Verdict) -> bool:
-        """Whether this is the same stall as the last one that was told."""
-        told = self._told
-        return told is not None and told.cause == verdict.cause and bool(told.stalled & verdict.stalled)
+        """Whether the same cause has been told of these stalls, of which some may have ended since."""
+        self._told = [told for told in self._told if told.stalled & verdict.stalled]
+        return any(told.cause == verdict.cause for told in self._told)
 
     def _processes_of(self, answers: Mapping[int, Any]) -> dict[int, str]:
         """The states of processes that do not answer, as other ranks on their hosts see them."""

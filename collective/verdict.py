@@ -114,7 +114,8 @@ def judge(ranks: Mapping[int, Rank], processes: Sequence[Process], patience: flo
     waits_or_wait = "waits" if len(waiting) == 1 else "wait"
     cause: Iterable[object] = waits
     if culprits:
-        who = f"{_core.ranks_text(waiting)} {waits_or_wait} for {place.located(culprits)}" if waiting else "devices"
+        late = place.located(culprits)
+        who = f"{_core.ranks_text(waiting)} {waits_or_wait} for {late}" if waiting else f"{late} cannot go on"
         told = _grouped(culprits, lambda rank: _doing(ranks[rank], processes[rank]))
         cause = [(rank, ranks[rank].silence) for rank in culprits]
     else:
@@ -126,7 +127,7 @@ def judge(ranks: Mapping[int, Rank], processes: Sequence[Process], patience: flo
         told = _grouped(sorted(missing.union(waiting)), lambda rank: _waiting_for(ranks[rank]))
     lines = [f"stalled for {seconds:.{0 if seconds >= 10 else 1}f} s: {who}"]
     lines += [f"  {line}" for line in _lines(waits)]
-    lines += [f"  {place.located(who, with_process=True)}: {what}" for what, who in told]
+    lines += [f"  {place.located(some, with_process=True)}: {what}" for what, some in told]
     return Verdict("\n".join(lines), frozenset(cause), frozenset(waits))
 
 
@@ -199,7 +200,7 @@ def _is_missing(known: Rank, group_of_wait: _Group, wait: _Wait) -> bool:
 
 def _undone(one: Mapping[str, Any]) -> str:
     if one["phase"] == "not ready":
-        return "come to it on its device"
+        return "come to it on the device"
     if one["bucket"] is not None:
         return f"started run {one['run']}"
     if one["peer"] is not None:

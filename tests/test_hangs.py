@@ -197,8 +197,8 @@ def test_a_device_that_is_late() -> None:
     )
     alone = verdict(*[rank(held)] * 4).text.splitlines()
     assert alone[:2] == [
-        "stalled for 9.0 s: devices",
-        "  allreduce 'a': ranks 0-3 have not come to it on its device",
+        "stalled for 9.0 s: ranks 0-3 cannot go on",
+        "  allreduce 'a': ranks 0-3 have not come to it on the device",
     ]
 
 

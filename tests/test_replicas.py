@@ -334,7 +334,7 @@ def test_the_state_of_every_kind_of_optimizer_is_equal(world: World) -> None:
 
 
 @pytest.mark.ranks(2)
-def test_an_optimizer_that_does_not_check_has_no_hook(world: World) -> None:
+def test_only_an_optimizer_that_checks_has_a_hook_for_it(world: World) -> None:
     model = Layers()
     optimizer: Any = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
     checks: Any = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), check_replicas_every=1)

@@ -41,11 +41,15 @@ void log(LogLevel level, const std::string& text) {
     const std::string all = "[collective] " + one + "\n";
     std::fwrite(all.data(), 1, all.size(), stderr);
   };
-  if (shared.queues.load() != getpid()) {
+  if (shared.queues != getpid()) {  // looked at first, since a forked child may find the mutex locked for ever
     write(line);
     return;
   }
   const std::lock_guard lock(shared.mutex);
+  if (shared.queues == 0) {  // since just now: nobody would take it any more
+    write(line);
+    return;
+  }
   const auto now = std::chrono::steady_clock::now();
   shared.lines.push_back({level, std::move(line), now});
   shared.queued.notify_one();
